@@ -1,0 +1,139 @@
+"""
+Alignment: what ties image and text embeddings to each other beside the caption.
+
+B: images, T = B·k: texts, L: tokens, Dv: width of a region, D: hidden size, E: projection width
+"""
+
+import torch
+from torch import nn
+from torch.distributed import is_available, is_initialized
+from torch.distributed.nn.functional import all_gather
+
+from .configuration_fusion_captioner import FusionCaptionerConfig
+from .fusion import Fusion
+from .losses import (
+    hardest_negative_loss,
+    info_nce_loss,
+    matching_loss,
+    modality_critic_loss,
+    reconstruction_loss,
+    reverse_gradient,
+)
+
+
+def gather_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes, one below the other, with gradients; alone, the tensor itself."""
+    if not (is_available() and is_initialized()):
+        return tensor
+    return torch.cat(all_gather(tensor))
+
+
+def last_token(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """The state `(B, D)` of each row's last real token, from states `(B, L, D)` padded on either side."""
+    if attention_mask is None:
+        return states[:, -1]
+    steps = torch.arange(states.shape[1], device=states.device)
+    index = (attention_mask[:, -states.shape[1] :].long() * steps).argmax(dim=1)
+    return states[torch.arange(len(states), device=states.device), index]
+
+
+class AlignmentLosses(nn.Module):
+    """
+    The auxiliary loss terms and the small networks that they need; a term of weight 0 has neither.
+
+    - contrastive: matching image and text embeddings are close, others are not;
+    - adversarial: a critic behind a gradient reversal cannot tell the modalities apart;
+    - reconstruction: from a text embedding the image's pooled features are rebuilt (the cross-modal generator);
+    - matching: the fused state tells true pairs from hard negatives (ALBEF: Li et al., 2021, section 3.2).
+    """
+
+    def __init__(self, config: FusionCaptionerConfig, image_width: int) -> None:
+        super().__init__()
+        self.config = config
+        hidden, width = config.hidden_size, config.projection_dim
+        if config.contrastive_loss_weight:
+            self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        if config.adversarial_loss_weight:
+            self.critic = nn.Sequential(nn.Linear(width, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1))
+        if config.reconstruction_loss_weight:
+            self.generator = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, image_width))
+        if config.matching_loss_weight:
+            self.match_head = nn.Linear(hidden, 1)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any term is on, so that embeddings are needed."""
+        return any(
+            (
+                self.config.contrastive_loss_weight,
+                self.config.adversarial_loss_weight,
+                self.config.reconstruction_loss_weight,
+                self.config.matching_loss_weight,
+            )
+        )
+
+    def forward(
+        self,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        pooled: torch.Tensor,
+        text_states: torch.Tensor,
+        projected: tuple[torch.Tensor, ...],
+        attention_mask: torch.Tensor | None,
+        fusion: Fusion,
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            image_embeds (`(B, E)`), text_embeds (`(T, E)`): normalised.
+            pooled (`(B, Dv)`): mean of each image's regions as the backbone gives them.
+            text_states (`(T, L, D)`), projected, attention_mask, fusion: what makes fused states of other pairs.
+
+        Returns:
+            one unweighted scalar a term that is on.
+        """
+        terms: dict[str, torch.Tensor] = {}
+        text_images = torch.arange(len(text_embeds), device=text_embeds.device) // (
+            len(text_embeds) // len(image_embeds)
+        )
+        if self.config.contrastive_loss_weight:
+            terms["contrastive"] = self._contrastive(image_embeds, text_embeds)
+        if self.config.adversarial_loss_weight:
+            weight = self.config.gradient_reversal_weight
+            terms["adversarial"] = modality_critic_loss(
+                self.critic(reverse_gradient(image_embeds, weight)).squeeze(-1),
+                self.critic(reverse_gradient(text_embeds, weight)).squeeze(-1),
+            )
+        if self.config.reconstruction_loss_weight:
+            terms["reconstruction"] = reconstruction_loss(self.generator(text_embeds), pooled[text_images])
+        if self.config.matching_loss_weight:
+            terms["matching"] = self._matching(
+                image_embeds, text_embeds, text_images, text_states, projected, attention_mask, fusion
+            )
+        return terms
+
+    def _contrastive(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        texts = len(text_embeds) // len(image_embeds)
+        image_embeds, text_embeds = gather_over_processes(image_embeds), gather_over_processes(text_embeds)
+        text_images = torch.arange(len(text_embeds), device=text_embeds.device) // texts
+        if self.config.contrastive_loss_type == "hinge":
+            return hardest_negative_loss(image_embeds, text_embeds, self.config.contrastive_margin, text_images)
+        return info_nce_loss(image_embeds, text_embeds, self.logit_scale.exp().clamp(max=100.0), text_images)
+
+    def _matching(
+        self, image_embeds, text_embeds, text_images, text_states, projected, attention_mask, fusion
+    ) -> torch.Tensor:
+        """True pairs, and for each text one other image, drawn by similarity; a batch of one image has no negative."""
+        matches = [torch.ones(len(text_states), device=text_states.device)]
+        images = [text_images]
+        if len(image_embeds) > 1:
+            with torch.no_grad():
+                similarity = text_embeds.float() @ image_embeds.float().T * self.logit_scale.exp()
+                similarity.scatter_(1, text_images.unsqueeze(1), -torch.inf)
+                images.append(torch.multinomial(similarity.softmax(dim=1), 1).squeeze(1))
+            matches.append(torch.zeros_like(matches[0]))
+        scores = []
+        for chosen in images:
+            pair = tuple(tensor[chosen] for tensor in projected)
+            joint, _, _ = fusion(text_states, pair, attention_mask)
+            scores.append(self.match_head(last_token(joint, attention_mask)).squeeze(-1))
+        return matching_loss(torch.cat(scores), torch.cat(matches))

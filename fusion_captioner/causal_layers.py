@@ -1,0 +1,209 @@
+"""
+Causal sequence layers: recurrent (LSTM, GRU) and Transformer. Text encoder and decoder are both built of one of them.
+
+Output `t` depends on inputs up to `t` only, and padding touches no state, whichever side it is on.
+
+B: batch, L: tokens of this call, S: tokens so far, past ones included, D: hidden size, N: layers
+"""
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+# What a layer carries from one call to the next: each tensor has the batch in its first dimension,
+# so that a cache can reorder it without knowing what it is.
+State = tuple[torch.Tensor, ...]
+
+
+class CausalRecurrent(GradientCheckpointingLayer):
+    """
+    A stack of LSTM or GRU layers over a padded batch, in one call.
+
+    Rows that are padded on the left are rolled until they are padded on the right, where padding comes after every
+    real token and so cannot reach its state; outputs are rolled back. When the state is asked for, rows of unequal
+    length are packed as well, so that each state is that of the row's last real token.
+    """
+
+    recurrent_class: type[nn.LSTM] | type[nn.GRU]
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int, dropout: float, **_) -> None:
+        super().__init__()
+        self.recurrent = self.recurrent_class(
+            input_size, hidden_size, num_layers, batch_first=True, dropout=dropout if num_layers > 1 else 0.0
+        )
+
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        state: State | None = None,
+        return_state: bool = False,
+    ) -> tuple[torch.Tensor, State | None]:
+        """
+        Args:
+            inputs (`torch.FloatTensor` of shape `(B, L, input_size)`).
+            attention_mask (`torch.LongTensor` of shape `(B, S)`, *optional*): 1 at tokens, 0 at padding.
+            state (tuple of `torch.FloatTensor` of shape `(B, N, D)`, *optional*): what an earlier call returned.
+            return_state (`bool`): whether the state after the last token is wanted.
+
+        Returns:
+            outputs of shape `(B, L, D)`, and the state or `None`.
+        """
+        length = inputs.shape[1]
+        hidden = None if state is None else self._to_recurrent(state)
+        if attention_mask is None or length == 1:
+            outputs, hidden = self.recurrent(inputs, hidden)
+        else:
+            mask = attention_mask[:, -length:].long()
+            # argmax finds the first real token; a row of padding alone stays where it is
+            left_padding = mask.argmax(dim=1, keepdim=True)
+            position = torch.arange(length, device=inputs.device)
+            rolled = self._gather(inputs, (position + left_padding) % length)
+            if return_state:
+                lengths = mask.sum(dim=1).clamp(min=1).cpu()
+                packed = pack_padded_sequence(rolled, lengths, batch_first=True, enforce_sorted=False)
+                packed_outputs, hidden = self.recurrent(packed, hidden)
+                outputs, _ = pad_packed_sequence(packed_outputs, batch_first=True, total_length=length)
+            else:
+                outputs, _ = self.recurrent(rolled, hidden)
+            outputs = self._gather(outputs, (position - left_padding) % length)
+        return outputs, self._from_recurrent(hidden) if return_state else None
+
+    @staticmethod
+    def _gather(sequence: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return sequence.gather(1, index.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))
+
+    def _to_recurrent(self, state: State):
+        hidden = tuple(tensor.transpose(0, 1).contiguous() for tensor in state)  # (N, B, D) each
+        return hidden if len(hidden) > 1 else hidden[0]
+
+    def _from_recurrent(self, hidden) -> State:
+        tensors = hidden if isinstance(hidden, tuple) else (hidden,)
+        return tuple(tensor.transpose(0, 1) for tensor in tensors)  # (B, N, D) each
+
+
+class CausalLSTM(CausalRecurrent):
+    """Long short-term memory (Hochreiter & Schmidhuber, 1997)."""
+
+    recurrent_class = nn.LSTM
+
+
+class CausalGRU(CausalRecurrent):
+    """Gated recurrent units (Cho et al., 2014)."""
+
+    recurrent_class = nn.GRU
+
+
+class TransformerLayer(GradientCheckpointingLayer):
+    """Self-attention and feed-forward, each behind a normalisation and a residual (Vaswani et al., 2017; pre-norm)."""
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, intermediate_size: int, dropout: float, attention_dropout: float
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_dropout = attention_dropout
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+        self.feed_forward_norm = nn.LayerNorm(hidden_size)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(hidden_size, intermediate_size), nn.GELU(), nn.Linear(intermediate_size, hidden_size)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, hidden_states: torch.Tensor, allowed: torch.Tensor, past: State | None = None
+    ) -> tuple[torch.Tensor, State]:
+        """`allowed (B or 1, 1, L, S)` is true where a query may look; returns the states and all keys and values."""
+        batch, length, _ = hidden_states.shape
+        projected = self.query_key_value(self.attention_norm(hidden_states))
+        query, key, value = projected.view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if past is not None:
+            key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)  # (B, heads, S, D/heads)
+        context = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=allowed, dropout_p=self.attention_dropout if self.training else 0.0
+        )
+        context = self.output(context.transpose(1, 2).reshape(batch, length, -1))
+        hidden_states = hidden_states + self.dropout(context)
+        fed_forward = self.feed_forward(self.feed_forward_norm(hidden_states))
+        return hidden_states + self.dropout(fed_forward), (key, value)
+
+
+class CausalTransformer(nn.Module):
+    """A stack of causal Transformer layers with learned positions; a token's position counts real tokens only."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        dropout: float,
+        *,
+        num_heads: int,
+        intermediate_size: int,
+        attention_dropout: float,
+        max_positions: int,
+    ) -> None:
+        super().__init__()
+        self.input_projection = nn.Linear(input_size, hidden_size) if input_size != hidden_size else nn.Identity()
+        self.position_embedding = nn.Embedding(max_positions, hidden_size)
+        self.layers = nn.ModuleList(
+            TransformerLayer(hidden_size, num_heads, intermediate_size, dropout, attention_dropout)
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        state: State | None = None,
+        return_state: bool = False,
+    ) -> tuple[torch.Tensor, State | None]:
+        """Same arguments as `CausalRecurrent.forward`; the state is every layer's keys and values, in turn."""
+        batch, length, _ = inputs.shape
+        total = length + (state[0].shape[2] if state is not None else 0)
+        max_positions = self.position_embedding.num_embeddings
+        if total > max_positions:
+            raise ValueError(
+                f"a text of {total} tokens is longer than `max_position_embeddings` ({max_positions}); "
+                "shorten it, or train with a larger `max_position_embeddings`."
+            )
+        steps = torch.arange(total, device=inputs.device)
+        allowed = steps <= steps[total - length :, None]  # (L, S)
+        if attention_mask is None:
+            positions = steps[total - length :].unsqueeze(0)
+            allowed = allowed[None, None]
+        else:
+            mask = attention_mask.bool()
+            positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
+            # padding may look at itself: a row of the softmax must not be empty
+            itself = steps == steps[total - length :, None]
+            allowed = (allowed & mask[:, None, :] | itself)[:, None]
+        hidden_states = self.input_projection(inputs) + self.position_embedding(positions)
+        new_state: list[torch.Tensor] = []
+        for index, layer in enumerate(self.layers):
+            past = None if state is None else state[2 * index : 2 * index + 2]
+            hidden_states, keys_and_values = layer(hidden_states, allowed, past)
+            if return_state:
+                new_state.extend(keys_and_values)
+        return self.norm(hidden_states), tuple(new_state) if return_state else None
+
+
+CAUSAL_LAYERS = {"lstm": CausalLSTM, "gru": CausalGRU, "transformer": CausalTransformer}
+
+
+def build_causal_layers(layer_type: str, input_size: int, num_layers: int, config) -> nn.Module:
+    """The causal layers that `layer_type`, a key of `CAUSAL_LAYERS`, names, with the sizes of `config`."""
+    return CAUSAL_LAYERS[layer_type](
+        input_size,
+        config.hidden_size,
+        num_layers,
+        config.dropout,
+        num_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        attention_dropout=config.attention_dropout,
+        max_positions=config.max_position_embeddings,
+    )

@@ -1,0 +1,199 @@
+"""Configuration of Fusion Captioner: every knob of the model, validated, so that the model can trust it."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+# Keys that transformers itself passes to, or stores beside, a config's own fields.
+TRANSFORMERS_KEYS = {
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "quantization_config",
+    "torch_dtype",
+}
+
+POSITIVE_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_text_encoder_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "projection_dim",
+    "bilinear_rank",
+)
+PROBABILITY_FIELDS = ("dropout", "attention_dropout", "word_dropout", "label_smoothing")
+WEIGHT_FIELDS = (
+    "caption_loss_weight",
+    "contrastive_loss_weight",
+    "adversarial_loss_weight",
+    "reconstruction_loss_weight",
+    "matching_loss_weight",
+    "gradient_reversal_weight",
+)
+
+
+@strict
+class FusionCaptionerConfig(PreTrainedConfig):
+    r"""
+    Configuration of every Fusion Captioner model. A wrong type, a value out of range or an unknown key is an error,
+    in the constructor and in `config.json`.
+
+    Args:
+        vision_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any transformers vision backbone (ResNet-50 by default; ViT, ConvNeXt, EfficientNet, MobileNet, CLIP and
+            SigLIP vision towers, ...). A `dict` names its `model_type`.
+        vocab_size (`int`, defaults to 10000): entries of the tokenizer.
+        hidden_size (`int`, defaults to 512): width of token states, projected regions and joint representations.
+        text_encoder_type (`"lstm"`, `"gru"` or `"transformer"`): the causal text encoder.
+        num_text_encoder_layers (`int`, defaults to 1).
+        fusion_type (`"sum"`, `"concat"`, `"gated"`, `"bilinear"`, `"attention"` or `"co_attention"`):
+            how token states and image regions become one representation, see `fusion.py`.
+        bilinear_rank (`int`, defaults to 1024): rank of the factorised bilinear pooling.
+        decoder_type (`"lstm"`, `"gru"` or `"transformer"`): the causal decoder over the joint representations.
+        num_hidden_layers (`int`, defaults to 1): layers of the decoder.
+        decoder_input (`"joint"` or `"joint_and_embedding"`): whether the decoder also reads the word embedding.
+        num_attention_heads (`int`, defaults to 8): heads of the fusion and of Transformer layers.
+        intermediate_size (`int`, defaults to 2048): width of the feed-forward part of Transformer layers.
+        max_position_embeddings (`int`, defaults to 512): positions that Transformer layers know.
+        max_frames (`int`, defaults to 0): frames of a video that the model can tell apart; 0: still images only.
+        projection_dim (`int`, defaults to 256): width of `image_embeds` and `text_embeds`.
+        logit_scale_init_value (`float`, defaults to 2.6592): logarithm of the initial contrastive temperature's inverse.
+        dropout, attention_dropout (`float`): on hidden states, and on attention weights.
+        word_dropout (`float`, defaults to 0): share of input words hidden from the text encoder in training.
+        label_smoothing (`float`, defaults to 0.1): of the caption loss.
+        caption_loss_weight, contrastive_loss_weight, adversarial_loss_weight, reconstruction_loss_weight,
+        matching_loss_weight (`float`): weight of each loss term; at 0 nothing of the term is built or computed.
+        contrastive_loss_type (`"info_nce"` or `"hinge"`): symmetric InfoNCE, or the hinge on the hardest negatives.
+        contrastive_margin (`float`, defaults to 0.2): margin of the hinge, in cosine similarity.
+        gradient_reversal_weight (`float`, defaults to 1): factor on the reversed gradient of the modality critic.
+        initializer_range (`float`, defaults to 0.02): standard deviation of freshly drawn weights.
+
+    Raises:
+        ValueError: names the field, its value and what would be right.
+
+    Example:
+
+        >>> from fusion_captioner import FusionCaptionerConfig
+        >>> FusionCaptionerConfig(fusion_type="gated").vision_config.model_type
+        'resnet'
+    """
+
+    model_type = "fusion_captioner"
+    sub_configs_defaults = {"vision_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet")}
+
+    vision_config: dict | PreTrainedConfig | None = None
+    vocab_size: int = 10_000
+    hidden_size: int = 512
+    text_encoder_type: Literal["lstm", "gru", "transformer"] = "lstm"
+    num_text_encoder_layers: int = 1
+    fusion_type: Literal["sum", "concat", "gated", "bilinear", "attention", "co_attention"] = "attention"
+    bilinear_rank: int = 1024
+    decoder_type: Literal["lstm", "gru", "transformer"] = "lstm"
+    num_hidden_layers: int = 1
+    decoder_input: Literal["joint", "joint_and_embedding"] = "joint"
+    num_attention_heads: int = 8
+    intermediate_size: int = 2048
+    max_position_embeddings: int = 512
+    max_frames: int = 0
+    projection_dim: int = 256
+    logit_scale_init_value: float | int = 2.6592
+    dropout: float | int = 0.1
+    attention_dropout: float | int = 0.0
+    word_dropout: float | int = 0.0
+    label_smoothing: float | int = 0.1
+    caption_loss_weight: float | int = 1.0
+    contrastive_loss_weight: float | int = 0.0
+    contrastive_loss_type: Literal["info_nce", "hinge"] = "info_nce"
+    contrastive_margin: float | int = 0.2
+    adversarial_loss_weight: float | int = 0.0
+    gradient_reversal_weight: float | int = 1.0
+    reconstruction_loss_weight: float | int = 0.0
+    matching_loss_weight: float | int = 0.0
+    initializer_range: float | int = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        known = TRANSFORMERS_KEYS | set(GenerationConfig().to_dict())
+        unknown = sorted(key for key in kwargs if key not in known and not key.startswith("_"))
+        if unknown:
+            raise ValueError(
+                f"`{unknown[0]}` ({kwargs[unknown[0]]!r}) is not a field of {type(self).__name__}; "
+                f"remove it or correct its spelling. Fields: {', '.join(sorted(self.own_fields()))}."
+            )
+        kwargs.pop("model_type", None)
+        if isinstance(self.vision_config, dict):
+            vision_type = self.vision_config.get("model_type", "resnet")
+            if vision_type not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"`vision_config` has `model_type` {vision_type!r}, which transformers does not know; "
+                    'give that of a vision backbone, such as "resnet", "efficientnet", "vit" or "clip_vision_model".'
+                )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def own_fields(cls) -> set[str]:
+        """Names of the fields that this class adds to transformers' config."""
+        return set(cls.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+
+    @classmethod
+    def plain(cls, **kwargs: Any) -> "FusionCaptionerConfig":
+        """
+        The plain cross-modal captioner: ResNet-50 pooled features through a linear layer to 512, an LSTM text
+        encoder, fusion `ReLU(Wv·v + Wt·t)`, and an LSTM that reads the joint features and the word embedding at
+        every step; the output layer has its own weights. Fields in `kwargs` override the preset.
+        """
+        preset: dict[str, Any] = {
+            "hidden_size": 512,
+            "text_encoder_type": "lstm",
+            "fusion_type": "sum",
+            "decoder_type": "lstm",
+            "decoder_input": "joint_and_embedding",
+            "dropout": 0.0,
+            "label_smoothing": 0.0,
+            "tie_word_embeddings": False,
+        }
+        return cls(**(preset | kwargs))
+
+    def validate_architecture(self) -> None:
+        """Part of the `@strict` validation: ranges, and what must divide what."""
+        super().validate_architecture()
+        for name in POSITIVE_FIELDS:
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` ({getattr(self, name)}) must be at least 1.")
+        for name in PROBABILITY_FIELDS:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` ({getattr(self, name)}) must be at least 0 and below 1.")
+        for name in WEIGHT_FIELDS:
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` ({getattr(self, name)}) must be 0 (off) or positive.")
+        if self.initializer_range <= 0:
+            raise ValueError(f"`initializer_range` ({self.initializer_range}) must be positive.")
+        if self.max_frames < 0:
+            raise ValueError(f"`max_frames` ({self.max_frames}) must be 0 (still images) or the number of frames.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` ({self.hidden_size}) must be divisible by `num_attention_heads` "
+                f"({self.num_attention_heads})."
+            )
+        if self.matching_loss_weight and not self.contrastive_loss_weight:
+            raise ValueError(
+                f"`matching_loss_weight` ({self.matching_loss_weight}) draws hard negatives by image and text "
+                "embeddings: set `contrastive_loss_weight` above 0 so that these are trained."
+            )
+
+
+__all__ = ["FusionCaptionerConfig"]

@@ -1,0 +1,39 @@
+"""
+Decoder: causal layers over the joint representations, whose outputs `lm_head` turns into words.
+
+B: batch, L: tokens, D: hidden size
+"""
+
+import torch
+from torch import nn
+
+from .causal_layers import State, build_causal_layers
+from .configuration_fusion_captioner import FusionCaptionerConfig
+
+
+class CaptionDecoder(nn.Module):
+    """An LSTM, GRU or Transformer that reads, token by token, the joint representation and, where
+    `decoder_input="joint_and_embedding"`, the word embedding concatenated to it."""
+
+    def __init__(self, config: FusionCaptionerConfig) -> None:
+        super().__init__()
+        self.reads_embedding = config.decoder_input == "joint_and_embedding"
+        input_size = 2 * config.hidden_size if self.reads_embedding else config.hidden_size
+        self.layers = build_causal_layers(config.decoder_type, input_size, config.num_hidden_layers, config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        fused_hidden_states: torch.Tensor,
+        embeddings: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        state: State | None = None,
+        return_state: bool = False,
+    ) -> tuple[torch.Tensor, State | None]:
+        """From joint representations and word embeddings, both `(B, L, D)`, to hidden states `(B, L, D)` and the
+        state or `None`; the other arguments as in `causal_layers.CausalRecurrent.forward`."""
+        inputs = fused_hidden_states
+        if self.reads_embedding:
+            inputs = torch.cat((fused_hidden_states, embeddings), dim=-1)
+        hidden_states, state = self.layers(inputs, attention_mask, state, return_state)
+        return self.dropout(hidden_states), state

@@ -1,0 +1,236 @@
+"""
+Cross-modal fusion: token states and image regions become one joint representation. One class a strategy.
+
+B: images, k: texts an image (captions, beams or samples; the k rows of an image stand together), L: tokens,
+P: regions, D: hidden size, R: bilinear rank
+
+Each class does its work in two steps, so that an image is projected once however many texts or tokens meet it:
+`project_regions` makes the image's side, and `forward` joins it with token states.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .causal_layers import State
+from .configuration_fusion_captioner import FusionCaptionerConfig
+
+FusionOutput = tuple[torch.Tensor, torch.Tensor | None, State | None]
+
+
+class Fusion(GradientCheckpointingLayer):
+    """What the strategies share: the two steps and their shapes."""
+
+    def project_regions(self, regions: torch.Tensor) -> State:
+        """From regions `(B, P, D)` to the tensors that `forward` needs of an image, each with B rows."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        text_states: torch.Tensor,
+        projected: State,
+        attention_mask: torch.Tensor | None = None,
+        state: State | None = None,
+        output_attentions: bool = False,
+    ) -> FusionOutput:
+        """
+        Args:
+            text_states (`torch.FloatTensor` of shape `(B*k, L, D)`).
+            projected: what `project_regions` returned for the B images.
+            attention_mask (`torch.LongTensor` of shape `(B*k, L)`, *optional*): 1 at tokens, 0 at padding.
+            state: what an earlier call returned as its third value; only co-attention carries one.
+            output_attentions (`bool`): whether the weights over the regions are wanted.
+
+        Returns:
+            joint representations `(B*k, L, D)`, attention weights `(B*k, heads, L, P)` or `None`, state or `None`.
+        """
+        raise NotImplementedError
+
+
+class PooledFusion(Fusion):
+    """A strategy that sees the image as one vector, the mean of its regions: the same for every token."""
+
+    def project_pooled(self, pooled: torch.Tensor) -> State:
+        """The image's side, from pooled regions `(B, D)`."""
+        raise NotImplementedError
+
+    def join(self, text_states: torch.Tensor, *image: torch.Tensor) -> torch.Tensor:
+        """Joint representations from token states `(B*k, L, D)` and the image's side, each `(B*k, 1, ·)`."""
+        raise NotImplementedError
+
+    def project_regions(self, regions: torch.Tensor) -> State:
+        return self.project_pooled(regions.mean(dim=1))
+
+    def forward(self, text_states, projected, attention_mask=None, state=None, output_attentions=False):
+        texts = len(text_states) // len(projected[0])
+        image = (tensor.repeat_interleave(texts, dim=0).unsqueeze(1) for tensor in projected)
+        return self.join(text_states, *image), None, None
+
+
+class SumFusion(PooledFusion):
+    """`ReLU(Wv·v̄ + Wt·t)`: the plain cross-modal fusion."""
+
+    def __init__(self, config: FusionCaptionerConfig) -> None:
+        super().__init__()
+        self.image_projection = nn.Linear(config.hidden_size, config.hidden_size)
+        self.text_projection = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def project_pooled(self, pooled):
+        return (self.image_projection(pooled),)
+
+    def join(self, text_states, image):
+        return nn.functional.relu(image + self.text_projection(text_states))
+
+
+class ConcatFusion(PooledFusion):
+    """`ReLU(W·[v̄ ; t])`, its matrix applied to the two halves apart, so that the image's half is computed once."""
+
+    def __init__(self, config: FusionCaptionerConfig) -> None:
+        super().__init__()
+        self.projection = nn.Linear(2 * config.hidden_size, config.hidden_size)
+
+    def project_pooled(self, pooled):
+        width = pooled.shape[-1]
+        return (nn.functional.linear(pooled, self.projection.weight[:, :width], self.projection.bias),)
+
+    def join(self, text_states, image):
+        width = text_states.shape[-1]
+        return nn.functional.relu(image + nn.functional.linear(text_states, self.projection.weight[:, width:]))
+
+
+class GatedFusion(PooledFusion):
+    """`g⊙Wv·v̄ + (1−g)⊙Wt·t` with `g = σ(W·[v̄ ; t])`: a learned weighted sum (Arevalo et al., 2017)."""
+
+    def __init__(self, config: FusionCaptionerConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        # value and gate of one modality come from one product
+        self.image_projection = nn.Linear(width, 2 * width)
+        self.text_projection = nn.Linear(width, 2 * width)
+
+    def project_pooled(self, pooled):
+        return (self.image_projection(pooled),)
+
+    def join(self, text_states, image):
+        image_value, image_gate = image.chunk(2, dim=-1)
+        text_value, text_gate = self.text_projection(text_states).chunk(2, dim=-1)
+        gate = torch.sigmoid(image_gate + text_gate)
+        return gate * image_value + (1 - gate) * text_value
+
+
+class BilinearFusion(PooledFusion):
+    """Low-rank bilinear pooling `P·(tanh(U·v̄) ⊙ tanh(V·t))` (Kim et al., 2017, eq. 4), joined with the state."""
+
+    def __init__(self, config: FusionCaptionerConfig) -> None:
+        super().__init__()
+        self.image_projection = nn.Linear(config.hidden_size, config.bilinear_rank)
+        self.text_projection = nn.Linear(config.hidden_size, config.bilinear_rank)
+        self.output = nn.Linear(config.bilinear_rank, config.hidden_size)
+
+    def project_pooled(self, pooled):
+        return (torch.tanh(self.image_projection(pooled)),)
+
+    def join(self, text_states, image):
+        return text_states + self.output(image * torch.tanh(self.text_projection(text_states)))
+
+
+class AttentionFusion(Fusion):
+    """
+    Multi-head attention with the token state as query over the regions (Vaswani et al., 2017), joined with the state
+    through a residual. All k texts of an image attend to the same keys and values, which exist once.
+    """
+
+    def __init__(self, config: FusionCaptionerConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.attention_dropout = config.attention_dropout
+        self.region_norm = nn.LayerNorm(config.hidden_size)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.joint_norm = nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def project_regions(self, regions):
+        batch, count, _ = regions.shape
+        projected = self.key_value(self.region_norm(regions)).view(batch, count, 2, self.num_heads, -1)
+        key, value = projected.permute(2, 0, 3, 1, 4)  # (B, heads, P, D/heads) each
+        return key.contiguous(), value.contiguous()
+
+    def forward(self, text_states, projected, attention_mask=None, state=None, output_attentions=False):
+        key, value = projected
+        rows, length, width = text_states.shape
+        query = self._split(self.query(text_states), len(key))  # (B, heads, k*L, D/heads)
+        dropout = self.attention_dropout if self.training else 0.0
+        weights = None
+        if output_attentions:
+            scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+            weights = scores.float().softmax(dim=-1).to(query.dtype)
+            context = nn.functional.dropout(weights, dropout, self.training) @ value
+            weights = self._by_text(weights, rows)
+        else:
+            context = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        context = self.output(context.transpose(1, 2).reshape(rows, length, width))
+        return self.joint_norm(text_states + self.dropout(context)), weights, None
+
+    def _split(self, states: torch.Tensor, images: int) -> torch.Tensor:
+        """`(B*k, L, D)` → `(B, heads, k*L, D/heads)`"""
+        return states.reshape(images, -1, self.num_heads, states.shape[-1] // self.num_heads).transpose(1, 2)
+
+    def _by_text(self, weights: torch.Tensor, rows: int) -> torch.Tensor:
+        """`(B, heads, k*L, P)` → `(B*k, heads, L, P)`"""
+        images, heads, _, regions = weights.shape
+        by_text = weights.view(images, heads, rows // images, -1, regions).transpose(1, 2)
+        return by_text.reshape(rows, heads, -1, regions)
+
+
+class CoAttentionFusion(AttentionFusion):
+    """
+    Parallel co-attention (Lu et al., 2016, section 3.3) made causal. Text attends to regions as in
+    `AttentionFusion`; beside it, regions are re-weighted by all the text seen so far:
+    `softmax_P(log Σ_{s≤t} exp A_s)` of the affinities A (their mean over the heads), a running log-sum-exp whose
+    state is `(B*k, P)`.
+    """
+
+    # Far below any affinity, and finite: an infinite one would make the log-sum-exp of a padded beginning undefined.
+    MASKED = -1e4
+
+    def __init__(self, config: FusionCaptionerConfig) -> None:
+        super().__init__(config)
+        self.output = nn.Linear(2 * config.hidden_size, config.hidden_size)
+
+    def forward(self, text_states, projected, attention_mask=None, state=None, output_attentions=False):
+        key, value = projected
+        rows, length, width = text_states.shape
+        texts = rows // len(key)
+        query = self._split(self.query(text_states), len(key))
+        affinities = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).float()  # (B, heads, k*L, P)
+        weights = affinities.softmax(dim=-1).to(query.dtype)
+        context = nn.functional.dropout(weights, self.attention_dropout, self.training) @ value
+
+        seen = self._by_text(affinities, rows).mean(dim=1)  # (B*k, L, P)
+        if attention_mask is not None:
+            seen = seen.masked_fill(attention_mask[:, -length:, None] == 0, self.MASKED)
+        seen = seen.logcumsumexp(dim=1)
+        if state is not None:
+            seen = torch.logaddexp(seen, state[0].unsqueeze(1))
+        region_weights = seen.softmax(dim=-1).to(query.dtype).view(len(key), texts * length, -1)
+        regions = value.transpose(1, 2).flatten(2)  # (B, P, D)
+        reweighted = (region_weights @ regions).view(rows, length, width)
+
+        context = context.transpose(1, 2).reshape(rows, length, width)
+        joined = self.output(torch.cat((context, reweighted), dim=-1))
+        joint = self.joint_norm(text_states + self.dropout(joined))
+        return joint, self._by_text(weights, rows) if output_attentions else None, (seen[:, -1],)
+
+
+FUSIONS: dict[str, type[Fusion]] = {
+    "sum": SumFusion,
+    "concat": ConcatFusion,
+    "gated": GatedFusion,
+    "bilinear": BilinearFusion,
+    "attention": AttentionFusion,
+    "co_attention": CoAttentionFusion,
+}

@@ -1,0 +1,80 @@
+"""What transformers' `GenerationMixin` needs to know of the captioner: each image is encoded once a call, and the
+cache is a `CaptionCache`."""
+
+from transformers import GenerationMixin
+
+from .caption_cache import CaptionCache
+
+
+
+class FusionCaptionerGenerationMixin(GenerationMixin):
+    """
+    Generation from an image, and a prompt where one is given.
+
+    Pixels become regions before anything else happens. Regions are left out of the expansion to beams and samples:
+    rows of text, `k` times as many as images, find their image by their order.
+    """
+
+    def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
+        pixel_values = model_kwargs.pop("pixel_values", None)
+        regions = model_kwargs.pop("image_hidden_states", None)
+        if (pixel_values is None) == (regions is None) and model_kwargs.get("past_key_values") is None:
+            raise ValueError(
+                "`generate` takes either `pixel_values` or `image_hidden_states`, and got "
+                f"{'neither' if regions is None else 'both'}."
+            )
+        if regions is None and pixel_values is not None:
+            regions = self.get_image_hidden_states(pixel_values.to(self.device))
+        if regions is not None:
+            if len(regions) == 0:
+                raise ValueError("`generate` got an empty batch of images; give at least one.")
+            # first of the keyword arguments: the number of BOS tokens is read off it
+            model_kwargs = {"image_hidden_states": regions.to(self.device), **model_kwargs}
+        return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+
+    def _expand_inputs_for_generation(self, *args, image_hidden_states=None, **model_kwargs):
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(*args, **model_kwargs)
+        return input_ids, model_kwargs | {"image_hidden_states": image_hidden_states}
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        regions = model_kwargs.get("image_hidden_states")
+        if generation_config.cache_implementation is not None:
+            raise ValueError(
+                f"`cache_implementation` ({generation_config.cache_implementation!r}) is not supported: recurrent "
+                "states have a fixed size and one kind of cache; leave it out."
+            )
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
+            model_kwargs["past_key_values"] = CaptionCache(self.model.project_regions(regions))
+        if model_kwargs.get("past_key_values") is not None:
+            model_kwargs.pop("image_hidden_states")
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, **kwargs):
+        """As in transformers; the images travel in the cache, or, without one, as regions at every step."""
+        regions = kwargs.pop("image_hidden_states", None)
+        model_inputs = super().prepare_inputs_for_generation(input_ids, next_sequence_length, **kwargs)
+        if regions is not None:
+            model_inputs["image_hidden_states"] = regions
+        return model_inputs
+
+
+def count_texts(texts: int, images: int) -> int:
+    """Texts an image.
+
+    Raises:
+        ValueError: if the texts do not divide evenly among the images.
+    """
+    if images == 0 or texts == 0:
+        raise ValueError(f"the batch is empty ({images} images, {texts} texts); give at least one of each.")
+    if texts % images:
+        raise ValueError(
+            f"{texts} rows of `input_ids` do not divide among {images} images; give the same number of texts for "
+            "each image, those of one image next to each other."
+        )
+    return texts // images
+
+
+

@@ -1,0 +1,99 @@
+"""
+Image encoder: any transformers vision backbone, its output brought to grid regions.
+
+B: batch, F: frames, H, W: pixels, C: channels, h, w: grid, P = h·w: regions, Dv: width of a region
+"""
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig
+
+
+class ImageEncoder(nn.Module):
+    """
+    A vision backbone built from its own config. Feature maps `(B, C, h, w)` of CNNs and patch tokens `(B, N, C)` of
+    Transformers (without their class and register tokens) both end as regions `(B, P, Dv)`, row by row.
+    """
+
+    def __init__(self, vision_config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.backbone = AutoModel.from_config(vision_config)
+        self.frozen = False
+        self.image_size = self._image_size(vision_config)
+        self.hidden_size = self._measure_hidden_size()
+
+    @staticmethod
+    def _image_size(vision_config: PreTrainedConfig) -> tuple[int, int]:
+        size = getattr(vision_config, "image_size", None) or 224
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def _measure_hidden_size(self) -> int:
+        """Width of a region. Config classes name it differently, or not at all, so a forward pass over shapes alone
+        (the meta device: no memory, no arithmetic) tells."""
+        tensors = {**dict(self.backbone.named_parameters()), **dict(self.backbone.named_buffers())}
+        shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+        pixel_values = torch.empty(1, 3, *self.image_size, device="meta", dtype=self.dtype)
+        training = self.backbone.training
+        self.backbone.eval()
+        try:
+            with torch.no_grad():
+                outputs = torch.func.functional_call(self.backbone, shapes, (pixel_values,))
+            regions = self._to_regions(outputs, pixel_values)
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"`vision_config` of type {self.backbone.config.model_type!r} does not build an image encoder "
+                f"({type(error).__name__}: {str(error).splitlines()[0]}); give the config of a vision backbone, such "
+                "as ResNetConfig, EfficientNetConfig, ViTConfig or CLIPVisionConfig."
+            ) from error
+        finally:
+            self.backbone.train(training)
+        return regions.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the weights, and so of the pixels."""
+        return next(self.backbone.parameters()).dtype
+
+    def train(self, mode: bool = True) -> "ImageEncoder":
+        """A frozen encoder stays in evaluation mode: its BatchNorm must not follow the statistics of the batches."""
+        return super().train(mode and not self.frozen)
+
+    def set_frozen(self, frozen: bool) -> None:
+        """Stop, or resume, the training of every weight and the updates of BatchNorm's statistics."""
+        self.frozen = frozen
+        self.backbone.requires_grad_(not frozen)
+        self.train(not frozen)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`, or `(B, F, 3, H, W)` for video).
+
+        Returns:
+            regions of shape `(B, P, Dv)`, or `(B, F, P, Dv)`.
+
+        Raises:
+            ValueError: if `pixel_values` has another number of dimensions or of channels.
+        """
+        if pixel_values.dim() not in (4, 5) or pixel_values.shape[-3] != 3:
+            raise ValueError(
+                "`pixel_values` must have the shape (batch, 3, height, width), or (batch, frames, 3, height, width) "
+                f"for video, and has {tuple(pixel_values.shape)}."
+            )
+        frames = pixel_values.flatten(0, -4).to(self.dtype)
+        # CNNs on CPUs and tensor cores run faster on channels-last data; their layers keep the format they are given
+        frames = frames.contiguous(memory_format=torch.channels_last)
+        regions = self._to_regions(self.backbone(frames), frames)
+        return regions.unflatten(0, pixel_values.shape[:-3])
+
+    def _to_regions(self, outputs, frames: torch.Tensor) -> torch.Tensor:
+        hidden = outputs.last_hidden_state
+        if hidden.dim() == 4:
+            return hidden.flatten(2).transpose(1, 2)
+        config = self.backbone.config
+        if (patch_size := getattr(config, "patch_size", None)) is None:
+            return hidden
+        patch_height, patch_width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+        patches = (frames.shape[-2] // patch_height) * (frames.shape[-1] // patch_width)
+        # class, distillation and register tokens stand before the patches; pyramids (Swin) merge patches instead
+        return hidden[:, hidden.shape[1] - patches :] if hidden.shape[1] > patches else hidden

@@ -1,0 +1,440 @@
+"""
+Fusion Captioner: the base model and the captioning head. START HERE.
+
+    pixel_values ─ image encoder ─► regions ─┐
+                                             ├─ fusion ─► joint ─ decoder ─► lm_head ─► logits
+    input_ids ──── text encoder ──► states ──┘
+
+B: images, T = B·k: texts (the k texts of an image stand together; k = 1 unless said), L: tokens, P: regions,
+Dv: width of a region as the backbone gives it, D: hidden size, E: projection width, V: vocabulary
+
+Under teacher forcing every part runs over the whole text in one call; there is no loop over time steps.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+
+from .alignment import AlignmentLosses, last_token
+from .caption_cache import CaptionCache
+from .configuration_fusion_captioner import FusionCaptionerConfig
+from .decoder import CaptionDecoder
+from .fusion import FUSIONS
+from .generation_fusion_captioner import FusionCaptionerGenerationMixin, count_texts
+from .image_encoder import ImageEncoder
+from .losses import caption_loss
+from .text_encoder import TextEncoder
+
+
+@dataclass
+class FusionCaptionerModelOutput(ModelOutput):
+    """
+    Args:
+        fused_hidden_states (`torch.FloatTensor` of shape `(T, L, D)`): joint representations, one a token.
+        text_hidden_states (`torch.FloatTensor` of shape `(T, L, D)`): states of the text encoder.
+        embeddings (`torch.FloatTensor` of shape `(T, L, D)`): word embeddings.
+        image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)`): grid regions of the backbone.
+        projected_regions (tuple of `torch.FloatTensor`): what the fusion made of the regions.
+        image_embeds (`torch.FloatTensor` of shape `(B, E)`): projected and normalised.
+        text_embeds (`torch.FloatTensor` of shape `(T, E)`): projected and normalised.
+        attentions (tuple of one `torch.FloatTensor` of shape `(T, heads, L, P)`): where each token looked.
+        past_key_values (`CaptionCache`).
+    """
+
+    fused_hidden_states: torch.FloatTensor | None = None
+    text_hidden_states: torch.FloatTensor | None = None
+    embeddings: torch.FloatTensor | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+    projected_regions: tuple[torch.FloatTensor, ...] | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    past_key_values: CaptionCache | None = None
+
+
+@dataclass
+class FusionCaptionerOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): the weighted sum of `loss_terms`, when `labels` are given.
+        logits (`torch.FloatTensor` of shape `(T, L, V)`): scores of the word after each token.
+        loss_terms (`dict` of scalars): each term that is on, unweighted.
+        hidden_states (tuple of `torch.FloatTensor` of shape `(T, L, D)`): text states, joint representations and
+            decoder states, with `output_hidden_states=True`.
+        attentions, image_embeds, text_embeds, past_key_values: see `FusionCaptionerModelOutput`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    loss_terms: dict[str, torch.Tensor] | None = None
+    past_key_values: CaptionCache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+
+
+class FusionCaptionerPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, loading and saving, for every head."""
+
+    config_class = FusionCaptionerConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["ImageEncoder", "CausalLSTM", "CausalGRU", "TransformerLayer"]
+    _is_stateful = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.LSTM | nn.GRU):
+            for name, parameter in module.named_parameters():
+                if "weight_hh" in name:
+                    for gate in parameter.chunk(3 if isinstance(module, nn.GRU) else 4):
+                        init.orthogonal_(gate)
+                elif "weight" in name:
+                    init.xavier_uniform_(parameter)
+                else:
+                    init.zeros_(parameter)
+            return
+        if isinstance(module, AlignmentLosses) and hasattr(module, "logit_scale"):
+            init.constant_(module.logit_scale, float(self.config.logit_scale_init_value))
+        if isinstance(module, FusionCaptionerModel) and module.frame_embedding is not None:
+            init.zeros_(module.frame_embedding)
+        super()._init_weights(module)
+
+    def freeze_image_encoder(self) -> None:
+        """Stop training the image encoder; its BatchNorm stays in evaluation mode, after `train()` too."""
+        self.base_model.image_encoder.set_frozen(True)
+
+    def unfreeze_image_encoder(self) -> None:
+        """Train the image encoder again."""
+        self.base_model.image_encoder.set_frozen(False)
+
+    def get_image_hidden_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Grid regions `(B, P, Dv)` of `pixel_values (B, 3, H, W)`, or `(B, F, P, Dv)` of `(B, F, 3, H, W)`: what the
+        models take as `image_hidden_states` in place of pixels."""
+        return self.base_model.image_encoder(pixel_values)
+
+
+class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
+    """Image encoder, text encoder, fusion and projections: what all heads share."""
+
+    def __init__(self, config: FusionCaptionerConfig) -> None:
+        super().__init__(config)
+        self.image_encoder = ImageEncoder(config.vision_config)
+        image_width = self.image_encoder.hidden_size
+        self.frame_embedding = (
+            nn.Parameter(torch.zeros(config.max_frames, 1, image_width)) if config.max_frames else None
+        )
+        self.region_projection = nn.Linear(image_width, config.hidden_size)
+        self.region_dropout = nn.Dropout(config.dropout)
+        self.text_encoder = TextEncoder(config)
+        self.fusion = FUSIONS[config.fusion_type](config)
+        self.image_projection = nn.Linear(image_width, config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.text_encoder.embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.text_encoder.embedding = value
+
+    def flatten_frames(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
+        """Regions `(B, P, Dv)` as they are; those of video, `(B, F, P, Dv)`, told apart and joined to `(B, F·P, Dv)`."""
+        if image_hidden_states.dim() == 3:
+            return image_hidden_states
+        if self.frame_embedding is None or image_hidden_states.shape[1] > len(self.frame_embedding):
+            raise ValueError(
+                f"{image_hidden_states.shape[1]} frames are more than `max_frames` ({self.config.max_frames}); "
+                "sample fewer frames, or train with a larger `max_frames`."
+            )
+        return (image_hidden_states + self.frame_embedding[: image_hidden_states.shape[1]]).flatten(1, 2)
+
+    def project_regions(self, image_hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """From `image_hidden_states` to what the fusion needs of an image, one row an image."""
+        regions = self.flatten_frames(image_hidden_states.to(self.region_projection.weight.dtype))
+        return self.fusion.project_regions(self.region_dropout(self.region_projection(regions)))
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """
+        Image embeddings in the space shared with texts.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`), or
+            image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)`).
+
+        Returns:
+            `last_hidden_state`: the regions; `pooler_output (B, E)`: the embedding, of length 1.
+        """
+        regions = self.flatten_frames(self._image_regions(pixel_values, image_hidden_states))
+        return BaseModelOutputWithPooling(last_hidden_state=regions, pooler_output=self._embed_image(regions))
+
+    def get_text_features(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """
+        Text embeddings in the space shared with images.
+
+        Args:
+            input_ids, attention_mask (`torch.LongTensor` of shape `(T, L)`): texts that end in EOS.
+
+        Returns:
+            `last_hidden_state (T, L, D)`: the states; `pooler_output (T, E)`: the embedding, of length 1.
+        """
+        states, _, _ = self.text_encoder(input_ids, attention_mask)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states, pooler_output=self._embed_text(states, attention_mask)
+        )
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_hidden_states: torch.FloatTensor | None = None,
+        past_key_values: CaptionCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        return_embeds: bool = True,
+        **kwargs,
+    ) -> FusionCaptionerModelOutput:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(T, L)`).
+            attention_mask (`torch.LongTensor` of shape `(T, past + L)`, *optional*): 1 at tokens, 0 at padding.
+            pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)` or `(B, F, 3, H, W)`), or
+            image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)` or `(B, F, P, Dv)`).
+            past_key_values (`CaptionCache`, *optional*): of the tokens so far; the images are then in it.
+            use_cache, output_attentions (`bool`).
+            return_embeds (`bool`): whether `image_embeds` and `text_embeds` are wanted.
+
+        Raises:
+            ValueError: if text or image is missing, both forms of the image are given, or rows do not match.
+        """
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if input_ids is None:
+            raise ValueError("`input_ids` is missing; give at least the BOS token of each text.")
+        self._check_token_ids(input_ids)
+        regions = None
+        if past_key_values is None or image_hidden_states is not None or pixel_values is not None:
+            regions = self._image_regions(pixel_values, image_hidden_states)
+        if past_key_values is not None:
+            projected = past_key_values.projected_regions
+        else:
+            projected = self.project_regions(regions)
+        count_texts(len(input_ids), len(projected[0]))
+        cache = past_key_values
+        if cache is None and use_cache:
+            cache = CaptionCache(projected)
+        keep = cache is not None
+
+        text_states, embeddings, text_state = self.text_encoder(
+            input_ids, attention_mask, cache.text_state if keep else None, keep
+        )
+        fused, weights, fusion_state = self.fusion(
+            text_states, projected, attention_mask, cache.fusion_state if keep else None, output_attentions
+        )
+        if keep:
+            cache.text_state, cache.fusion_state = text_state, fusion_state
+            cache.seen_tokens += input_ids.shape[1]
+        embed = return_embeds and regions is not None
+        return FusionCaptionerModelOutput(
+            fused_hidden_states=fused,
+            text_hidden_states=text_states,
+            embeddings=embeddings,
+            image_hidden_states=regions,
+            projected_regions=projected,
+            image_embeds=self._embed_image(self.flatten_frames(regions)) if embed else None,
+            text_embeds=self._embed_text(text_states, attention_mask) if embed else None,
+            attentions=(weights,) if weights is not None else None,
+            past_key_values=cache,
+        )
+
+    def _image_regions(
+        self, pixel_values: torch.Tensor | None, image_hidden_states: torch.Tensor | None
+    ) -> torch.Tensor:
+        if (pixel_values is None) == (image_hidden_states is None):
+            raise ValueError(
+                "the model takes either `pixel_values` or `image_hidden_states`, and got "
+                f"{'neither' if pixel_values is None else 'both'}."
+            )
+        if pixel_values is not None:
+            return self.image_encoder(pixel_values)
+        if image_hidden_states.shape[-1] != self.image_encoder.hidden_size:
+            raise ValueError(
+                f"`image_hidden_states` are {image_hidden_states.shape[-1]} wide and this model's image encoder gives "
+                f"{self.image_encoder.hidden_size}; compute them with `get_image_hidden_states` of this model."
+            )
+        return image_hidden_states.to(self.image_projection.weight.dtype)
+
+    def _embed_image(self, regions: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.image_projection(regions.mean(dim=1)), dim=-1)
+
+    def _embed_text(self, states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        return nn.functional.normalize(self.text_projection(last_token(states, attention_mask)), dim=-1)
+
+    def _check_token_ids(self, token_ids: torch.Tensor) -> None:
+        """On a CPU an id out of range is read from beside the embedding's memory or fails without naming the id; on
+        a GPU the check itself would stall the device, which reports the id by an assertion of its own."""
+        if token_ids.device.type == "cpu" and not torch.compiler.is_compiling() and token_ids.numel():
+            low, high = torch.aminmax(token_ids)
+            vocab_size = self.text_encoder.embedding.num_embeddings
+            if low < 0 or high >= vocab_size:
+                wrong = int(low) if low < 0 else int(high)
+                raise ValueError(
+                    f"token id {wrong} is outside the vocabulary of {vocab_size} (`vocab_size`); use the tokenizer "
+                    "that belongs to this model, or `model.resize_token_embeddings(len(tokenizer))`."
+                )
+
+
+class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, FusionCaptionerGenerationMixin):
+    """
+    The captioner: decoder and language-model head on the base model. With a prompt it answers questions, continues
+    reports and chats.
+
+    Example:
+
+        >>> inputs = processor(images="photo.jpg", return_tensors="pt")
+        >>> processor.batch_decode(model.generate(**inputs, num_beams=3), skip_special_tokens=True)
+        ['a brown dog runs through the snow']
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.text_encoder.embedding.weight"}
+
+    def __init__(self, config: FusionCaptionerConfig) -> None:
+        super().__init__(config)
+        self.model = FusionCaptionerModel(config)
+        self.alignment = AlignmentLosses(config, self.model.image_encoder.hidden_size)
+        self.decoder = CaptionDecoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head = value
+
+    def get_image_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
+        """See `FusionCaptionerModel.get_image_features`."""
+        return self.model.get_image_features(*args, **kwargs)
+
+    def get_text_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
+        """See `FusionCaptionerModel.get_text_features`."""
+        return self.model.get_text_features(*args, **kwargs)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_hidden_states: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        past_key_values: CaptionCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> FusionCaptionerOutput | tuple:
+        """
+        Args:
+            input_ids, attention_mask, pixel_values, image_hidden_states, past_key_values, use_cache: see
+                `FusionCaptionerModel.forward`.
+            labels (`torch.LongTensor` of shape `(T, L)`, *optional*): aligned with `input_ids`, -100 on prompt and
+                padding; the model shifts them.
+            logits_to_keep (`int`): logits of only that many last tokens; 0: of all.
+            num_items_in_batch: labelled words over all gradient-accumulation steps, which `Trainer` passes so that
+                every word weighs the same.
+
+        Raises:
+            ValueError: as the base model, and for labels that do not fit `input_ids` or the vocabulary.
+        """
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and labels is None
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            image_hidden_states=image_hidden_states,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            return_embeds=labels is not None and self.alignment.is_active,
+        )
+        cache = outputs.past_key_values
+        hidden_states, decoder_state = self.decoder(
+            outputs.fused_hidden_states,
+            outputs.embeddings,
+            attention_mask,
+            None if cache is None else cache.decoder_state,
+            cache is not None,
+        )
+        if cache is not None:
+            cache.decoder_state = decoder_state
+        logits = self.lm_head(hidden_states[:, -logits_to_keep:])
+
+        loss, loss_terms = None, None
+        if labels is not None:
+            loss_terms = self._loss_terms(outputs, logits, labels, attention_mask, num_items_in_batch)
+            loss = sum(getattr(self.config, f"{name}_loss_weight") * term for name, term in loss_terms.items())
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        result = FusionCaptionerOutput(
+            loss=loss,
+            logits=logits,
+            loss_terms=loss_terms,
+            past_key_values=cache,
+            hidden_states=(outputs.text_hidden_states, outputs.fused_hidden_states, hidden_states)
+            if output_hidden_states
+            else None,
+            attentions=outputs.attentions,
+            image_embeds=outputs.image_embeds,
+            text_embeds=outputs.text_embeds,
+        )
+        return result.to_tuple() if return_dict is False else result
+
+    def _loss_terms(self, outputs, logits, labels, attention_mask, num_items_in_batch) -> dict[str, torch.Tensor]:
+        if labels.shape != logits.shape[:2]:
+            raise ValueError(
+                f"`labels` {tuple(labels.shape)} must have the shape of `input_ids` {tuple(logits.shape[:2])}, "
+                "without `past_key_values` and with `logits_to_keep` at 0."
+            )
+        self.model._check_token_ids(labels.masked_fill(labels == -100, 0))
+        terms: dict[str, torch.Tensor] = {}
+        if self.config.caption_loss_weight:
+            targets = labels[:, 1:]
+            term = caption_loss(logits[:, :-1].flatten(0, 1), targets.flatten(), self.config.label_smoothing)
+            if num_items_in_batch is not None:
+                term = term * (targets != -100).sum() / num_items_in_batch
+            terms["caption"] = term
+        if self.alignment.is_active:
+            terms |= self.alignment(
+                outputs.image_embeds,
+                outputs.text_embeds,
+                self.model.flatten_frames(outputs.image_hidden_states).mean(dim=1),
+                outputs.text_hidden_states,
+                outputs.projected_regions,
+                attention_mask,
+                self.model.fusion,
+            )
+        return terms
+
+
+__all__ = [
+    "FusionCaptionerForConditionalGeneration",
+    "FusionCaptionerModel",
+    "FusionCaptionerPreTrainedModel",
+]

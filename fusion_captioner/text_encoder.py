@@ -1,0 +1,52 @@
+"""
+Causal text encoder: whatever text there is (a prompt, a question, the caption so far) becomes one state a token.
+
+B: batch, L: tokens, D: hidden size
+"""
+
+import torch
+from torch import nn
+
+from .causal_layers import State, build_causal_layers
+from .configuration_fusion_captioner import FusionCaptionerConfig
+
+
+class TextEncoder(nn.Module):
+    """
+    Token embedding and causal layers. State `t` depends on tokens up to `t` only: what the decoder reads while it
+    is trained on a caption then holds nothing of the words that it has yet to predict.
+    """
+
+    def __init__(self, config: FusionCaptionerConfig) -> None:
+        super().__init__()
+        self.word_dropout = config.word_dropout
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.layers = build_causal_layers(
+            config.text_encoder_type, config.hidden_size, config.num_text_encoder_layers, config
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        state: State | None = None,
+        return_state: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor, State | None]:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, L)`).
+            attention_mask (`torch.LongTensor` of shape `(B, past + L)`, *optional*).
+            state, return_state: see `causal_layers.CausalRecurrent.forward`.
+
+        Returns:
+            text states `(B, L, D)`, word embeddings `(B, L, D)`, and the state or `None`.
+        """
+        embeddings = self.dropout(self.embedding(input_ids))
+        if self.training and self.word_dropout:
+            # the first token stays: an empty beginning would look like padding that the layers never see
+            hidden = torch.rand(input_ids.shape, device=input_ids.device) < self.word_dropout
+            hidden[:, 0] = False
+            embeddings = embeddings.masked_fill(hidden.unsqueeze(-1), 0.0)
+        states, state = self.layers(embeddings, attention_mask, state, return_state)
+        return self.dropout(states), embeddings, state
