@@ -1,0 +1,140 @@
+"""What every reader of annotations produces: images with their captions, and a list of the examples that are bad."""
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+FIX = "correct it, or leave such examples out with `skip_bad_images=True` (`--skip-bad-images`)"
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedImage:
+    """One image and its captions; `path` is absolute, and the file is not opened by whoever makes this."""
+
+    image_id: str
+    path: str
+    captions: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedExample:
+    """One example (or one of its captions) that was left out: where it stands, which file, and why.
+
+    `is_bad_file` tells a bad image `file` from a bad annotation.
+    """
+
+    split: str
+    image_id: str
+    file: str
+    reason: str
+    is_bad_file: bool = False
+
+
+class BadExamples:
+    """Decides what a bad example does: raise at once (`skip=False`), or be counted, listed and left out."""
+
+    def __init__(self, skip: bool) -> None:
+        self.skip = skip
+        self.skipped: list[SkippedExample] = []
+
+    def report(self, example: SkippedExample, error: type[Exception] = ValueError) -> None:
+        """Raise `error` with one line that names the file and the fix, or put `example` on the list."""
+        if not self.skip:
+            where = f"split {example.split!r}, image_id {example.image_id!r}"
+            raise error(f"{example.file} ({where}): {example.reason}; {FIX}.")
+        self.skipped.append(example)
+
+    def log_summary(self, source: str) -> None:
+        """Log how many were left out of `source`, and why."""
+        log_skipped(self.skipped, source)
+
+
+def log_skipped(skipped: list[SkippedExample], source: str, listed_in: str | None = None) -> None:
+    """Log the number of `skipped` examples of `source`, the first few of them, and the file that holds the list."""
+    if not skipped:
+        return
+    shown = "; ".join(f"{example.file}: {example.reason}" for example in skipped[:5])
+    more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+    listed = f" (all of them in {listed_in})" if listed_in else ""
+    logger.warning("%s: %d bad examples left out%s: %s%s", source, len(skipped), listed, shown, more)
+
+
+def clean_captions(captions: Iterable[Any], split: str, image_id: str, file: str, bad: BadExamples) -> list[str]:
+    """The captions with runs of white space (COCO has line breaks inside captions) made one space, empty ones left out.
+
+    Every empty or non-text caption is reported to `bad`, and so is an image that has no caption left.
+    """
+    cleaned = []
+    for number, caption in enumerate(captions, start=1):
+        if not isinstance(caption, str):
+            reason = f"caption {number} is {type(caption).__name__} {caption!r}, not text"
+            bad.report(SkippedExample(split, image_id, file, reason))
+        elif text := " ".join(caption.split()):
+            cleaned.append(text)
+        else:
+            bad.report(SkippedExample(split, image_id, file, f"caption {number} is empty"))
+    if not cleaned:
+        bad.report(SkippedExample(split, image_id, file, "image without caption"))
+    return cleaned
+
+
+def merge_repeated(images: Iterable[AnnotatedImage], split: str, bad: BadExamples) -> list[AnnotatedImage]:
+    """One entry an `image_id`, in order of first appearance, with the captions of its repetitions joined.
+
+    An id that names two different files cannot be merged: the later file is reported to `bad`.
+    """
+    merged: dict[str, AnnotatedImage] = {}
+    for image in images:
+        first = merged.setdefault(image.image_id, image)
+        if first is image:
+            continue
+        if first.path != image.path:
+            reason = f"image_id {image.image_id!r} already names {first.path}"
+            bad.report(SkippedExample(split, image.image_id, image.path, reason))
+        else:
+            merged[image.image_id] = AnnotatedImage(image.image_id, first.path, first.captions + image.captions)
+    return list(merged.values())
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON in UTF-8; the message names file, line and column.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such annotation file.") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: malformed JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
+            "download or write the file again."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8.") from None
+
+
+def required_list(document: Any, key: str, path: Path) -> list[Any]:
+    """`document[key]`, which has to be a list; a ValueError that names the file otherwise."""
+    if not isinstance(document, dict) or not isinstance(document.get(key), list):
+        raise ValueError(f"{path}: expected a JSON object with a list \"{key}\", as in COCO's or Karpathy's files.")
+    return document[key]
+
+
+def write_skipped(skipped: list[SkippedExample], path: Path) -> None:
+    """Write the list as JSON, aside and renamed, so that a reader never sees half of it."""
+    aside = path.with_name(path.name + ".incomplete")
+    aside.write_text(json.dumps([asdict(example) for example in skipped], indent=1, ensure_ascii=False))
+    aside.replace(path)
+
+
+def read_skipped(path: Path) -> list[SkippedExample]:
+    """The list that [`write_skipped`] wrote."""
+    return [SkippedExample(**example) for example in json.loads(path.read_text())]

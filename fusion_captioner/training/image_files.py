@@ -1,0 +1,75 @@
+"""Where images lie: file names that stay inside their folder, and the cheap check of an image's header."""
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+# Opening a header waits for the disk, more so on network drives, and Pillow and the kernel release the GIL meanwhile.
+HEADER_THREADS = 8
+
+MISSING_IMAGE = "image file is missing"
+
+
+class ImageFolder:
+    """A folder of images that `file_name` fields of annotations point into, and out of which they may not lead.
+
+    Args:
+        path: an existing folder; it may itself be a link.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._real_path = os.path.realpath(path)
+
+    def resolve(self, file_name: object) -> str:
+        """The absolute path of `file_name`, which need not exist.
+
+        Raises:
+            ValueError: `file_name` is no text, or leads out of the folder: `..`, an absolute path, or a link.
+        """
+        if not isinstance(file_name, str) or not file_name or "\0" in file_name:
+            raise ValueError(f"file_name {file_name!r} is not the name of a file")
+        path = os.path.join(self._real_path, file_name)
+        if os.path.commonpath([self._real_path, os.path.realpath(path)]) != self._real_path:
+            raise ValueError(f"file_name {file_name!r} leads out of the image folder {self.path}")
+        return path
+
+
+def image_problem(image: str | bytes) -> str | None:
+    """What is wrong with an image, judged by its header alone (a path, or the bytes of a file); None if nothing is.
+
+    A file that is cut off behind its header passes: that shows only when it is decoded, which the collator does.
+    """
+    if isinstance(image, str):
+        try:
+            size = os.stat(image).st_size
+        except OSError:
+            return MISSING_IMAGE
+    else:
+        size = len(image)
+    if size == 0:
+        return "image file is empty (0 bytes)"
+    try:
+        with Image.open(image if isinstance(image, str) else BytesIO(image)):
+            return None
+    except Image.DecompressionBombError:
+        return "image has too many pixels (a decompression bomb); make it smaller"
+    except Image.UnidentifiedImageError:
+        return "not an image that Pillow can read"
+    except Exception as error:
+        # Pillow's plugins raise what their parsers meet: OSError, SyntaxError, struct.error, ValueError, ...
+        return f"image cannot be read ({type(error).__name__}: {error})".replace("\n", " ")
+
+
+def image_problems(paths: list[str], label: str) -> list[str | None]:
+    """[`image_problem`] of many files, with a progress bar on a terminal."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(HEADER_THREADS) as pool:
+        # A large but allowed image is no news here. (Filters belong to the process: set here, not in the threads.)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        results = pool.map(image_problem, paths)
+        return list(tqdm(results, total=len(paths), desc=f"checking images of {label}", disable=None, leave=False))
