@@ -1,0 +1,8 @@
+"""Caption metrics without Java, PyTorch or downloads. Each takes predictions and references and says what it is."""
+
+from fusion_captioner.metrics.caption_scores import score_captions
+from fusion_captioner.metrics.cider import CiderD, DocumentFrequencies
+from fusion_captioner.metrics.diversity import caption_diversity
+from fusion_captioner.metrics.tokenization import tokenize_caption
+
+__all__ = ["CiderD", "DocumentFrequencies", "caption_diversity", "score_captions", "tokenize_caption"]

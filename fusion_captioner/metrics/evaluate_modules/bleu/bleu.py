@@ -1,0 +1,42 @@
+"""Corpus BLEU-1 to BLEU-4 of captions, for `evaluate.load("…/evaluate_modules/bleu")`."""
+
+import datasets
+import evaluate
+
+from fusion_captioner.metrics.bleu import bleu
+
+_DESCRIPTION = """\
+Clipped n-gram precision with a brevity penalty, pooled over the corpus, as coco-caption computes it.
+"""
+
+_CITATION = """\
+@inproceedings{papineni2002bleu,
+  title={{BLEU}: a method for automatic evaluation of machine translation},
+  author={Papineni, Kishore and Roukos, Salim and Ward, Todd and Zhu, Wei-Jing},
+  booktitle={ACL},
+  year={2002}
+}
+"""
+
+_INPUTS = """\
+Args:
+    predictions: list of captions, one per image.
+    references: list with the list of reference captions of each image.
+Returns:
+    dict with the scores of the corpus under "BLEU-1" to "BLEU-4".
+"""
+
+
+class Bleu(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
+            ),
+        )
+
+    def _compute(self, predictions, references):
+        return {f"BLEU-{order}": float(score) for order, score in enumerate(bleu(predictions, references)[0], start=1)}

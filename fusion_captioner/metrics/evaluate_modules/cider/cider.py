@@ -1,0 +1,44 @@
+"""CIDEr-D of captions, for `evaluate.load("…/evaluate_modules/cider")`."""
+
+import datasets
+import evaluate
+
+from fusion_captioner.metrics.cider import cider_d
+
+_DESCRIPTION = """\
+Consensus of a caption with its image's references: tf-idf weighted n-grams, as coco-caption's "CIDEr".
+"""
+
+_CITATION = """\
+@inproceedings{vedantam2015cider,
+  title={{CIDEr}: Consensus-based image description evaluation},
+  author={Vedantam, Ramakrishna and Zitnick, C. Lawrence and Parikh, Devi},
+  booktitle={CVPR},
+  year={2015}
+}
+"""
+
+_INPUTS = """\
+Args:
+    predictions: list of captions, one per image.
+    references: list with the list of reference captions of each image.
+    document_frequencies: a `fusion_captioner.metrics.cider.DocumentFrequencies` of another corpus; by default the
+        references' own.
+Returns:
+    dict with the score of the corpus under "CIDEr".
+"""
+
+
+class Cider(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
+            ),
+        )
+
+    def _compute(self, predictions, references, document_frequencies=None):
+        return {"CIDEr": cider_d(predictions, references, document_frequencies)[0]}

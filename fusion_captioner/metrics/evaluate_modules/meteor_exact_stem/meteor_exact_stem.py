@@ -1,0 +1,42 @@
+"""METEOR 1.5 of captions by exact and stem matches, for `evaluate.load("…/evaluate_modules/meteor_exact_stem")`."""
+
+import datasets
+import evaluate
+
+from fusion_captioner.metrics.meteor import meteor_exact_stem
+
+_DESCRIPTION = """\
+METEOR 1.5 with its English parameters and its modules "exact" and "stem": lower than METEOR with all modules.
+"""
+
+_CITATION = """\
+@inproceedings{denkowski2014meteor,
+  title={Meteor Universal: Language specific translation evaluation for any target language},
+  author={Denkowski, Michael and Lavie, Alon},
+  booktitle={Workshop on Statistical Machine Translation},
+  year={2014}
+}
+"""
+
+_INPUTS = """\
+Args:
+    predictions: list of captions, one per image.
+    references: list with the list of reference captions of each image.
+Returns:
+    dict with the score of the corpus under "METEOR-exact-stem".
+"""
+
+
+class MeteorExactStem(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
+            ),
+        )
+
+    def _compute(self, predictions, references):
+        return {"METEOR-exact-stem": meteor_exact_stem(predictions, references)[0]}

@@ -1,0 +1,42 @@
+"""ROUGE-L of captions, for `evaluate.load("…/evaluate_modules/rouge_l")`."""
+
+import datasets
+import evaluate
+
+from fusion_captioner.metrics.rouge import rouge_l
+
+_DESCRIPTION = """\
+Longest common subsequence with the references, F-measure with beta = 1.2, as coco-caption computes it.
+"""
+
+_CITATION = """\
+@inproceedings{lin2004rouge,
+  title={{ROUGE}: A package for automatic evaluation of summaries},
+  author={Lin, Chin-Yew},
+  booktitle={Text Summarization Branches Out},
+  year={2004}
+}
+"""
+
+_INPUTS = """\
+Args:
+    predictions: list of captions, one per image.
+    references: list with the list of reference captions of each image.
+Returns:
+    dict with the score of the corpus under "ROUGE-L".
+"""
+
+
+class RougeL(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
+            ),
+        )
+
+    def _compute(self, predictions, references):
+        return {"ROUGE-L": rouge_l(predictions, references)[0]}

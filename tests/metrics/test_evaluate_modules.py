@@ -1,0 +1,64 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fusion_captioner
+from fusion_captioner.metrics import score_captions
+
+MODULES = Path(fusion_captioner.__file__).parent / "metrics" / "evaluate_modules"
+NAMES = sorted(path.name for path in MODULES.iterdir() if (path / f"{path.name}.py").is_file())
+PREDICTIONS = ["a dog runs on the grass", "two men ride bikes"]
+REFERENCES = [["a brown dog is running on grass", "a dog runs"], ["two people on bikes"]]
+
+# In a process of its own: evaluate reads its settings at import, and every connection is refused.
+SCRIPT = """
+import json, socket, sys
+
+def refuse(*arguments):
+    raise AssertionError(f"connection to {arguments[-1]}")
+
+socket.socket.connect = refuse
+import evaluate
+
+folder, names, predictions, references = json.loads(sys.argv[1])
+results = {}
+for name in names:
+    module = evaluate.load(f"{folder}/{name}")
+    results[name] = module.compute(predictions=predictions, references=references)
+    module.add_batch(predictions=predictions, references=references)
+    assert module.compute() == results[name]
+only_cider = evaluate.load(f"{folder}/caption_scores").compute(
+    predictions=predictions, references=references, metrics=["CIDEr"]
+)
+print(json.dumps([results, only_cider]))
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path_factory.mktemp("hf"))}
+    arguments = json.dumps([str(MODULES), NAMES, PREDICTIONS, REFERENCES])
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT, arguments], env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def test_they_load_from_a_path_without_network_and_give_the_same_scores(results):
+    scores = score_captions(PREDICTIONS, REFERENCES)
+    assert results[0] == {
+        "bleu": {name: scores[name] for name in ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")},
+        "caption_scores": scores,
+        "cider": {"CIDEr": scores["CIDEr"]},
+        "meteor_exact_stem": {"METEOR-exact-stem": scores["METEOR-exact-stem"]},
+        "rouge_l": {"ROUGE-L": scores["ROUGE-L"]},
+    }
+
+
+def test_options_reach_the_metric(results):
+    assert set(results[1]) == {"CIDEr", "signature"}
