@@ -54,6 +54,12 @@ class BadExamples:
         log_skipped(self.skipped, source)
 
 
+def bad_image_error(error: Exception) -> Exception:
+    """The error of an image that cannot be decoded, with the fix added to its line."""
+    kind = next(kind for kind in (FileNotFoundError, OSError, Exception) if isinstance(error, kind))
+    return (ValueError if kind is Exception else kind)(f"{error}; {FIX}.")
+
+
 def log_skipped(skipped: list[SkippedExample], source: str, listed_in: str | None = None) -> None:
     """Log the number of `skipped` examples of `source`, the first few of them, and the file that holds the list."""
     if not skipped:

@@ -1,13 +1,17 @@
-"""Where images lie: file names that stay inside their folder, and the cheap check of an image's header."""
+"""Files of images: names that stay inside their folder, the cheap check of a header, and decoding."""
 
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import datasets
 from PIL import Image
 from tqdm.auto import tqdm
+
+from fusion_captioner.image_loading import load_image
 
 # Opening a header waits for the disk, more so on network drives, and Pillow and the kernel release the GIL meanwhile.
 HEADER_THREADS = 8
@@ -73,3 +77,22 @@ def image_problems(paths: list[str], label: str) -> list[str | None]:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         results = pool.map(image_problem, paths)
         return list(tqdm(results, total=len(paths), desc=f"checking images of {label}", disable=None, leave=False))
+
+
+def open_image(image: dict[str, Any], image_id: str, image_processor: Any) -> Image.Image:
+    """Decode an image of a data set, as an upright RGB picture.
+
+    Args:
+        image: `path` and `bytes`, as `datasets.Image(decode=False)` gives; the path may be remote (`hf://`), of a stream.
+        image_id: what messages call an image without path.
+        image_processor: that the picture is for; a JPEG much larger than its `size` is decoded at half the size or less.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: the file is missing, unreadable, or no image; the message names it.
+    """
+    path, content = image["path"], image["bytes"]
+    if content is None and path is not None and "://" in path:
+        return load_image(datasets.Image().decode_example(image), name=path)
+    size = image_processor.size if image_processor.do_resize else {}
+    target_size = (size["height"], size["width"]) if "height" in size and "width" in size else None
+    return load_image(image, target_size, name=path or f"image_id {image_id!r}")

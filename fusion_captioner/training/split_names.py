@@ -38,13 +38,13 @@ def choose_splits(
     """
     names = ", ".join(available)
     if wanted is not None:
-        for name, sources in wanted.items():
-            if not re.fullmatch(r"\w+(\.\w+)*", name) or name.lower() == "all" or not isinstance(sources, str):
+        for name, joined in wanted.items():
+            if not re.fullmatch(r"\w+(\.\w+)*", name) or name.lower() == "all" or not isinstance(joined, str):
                 raise ValueError(
-                    f"`splits` has {name!r}: {sources!r}; a split has a name of letters, digits and _ other than "
+                    f"`splits` has {name!r}: {joined!r}; a split has a name of letters, digits and _ other than "
                     "'all', and its sources are one text, joined by +."
                 )
-        chosen = {name: sources.split("+") for name, sources in wanted.items()}
+        chosen = {name: joined.split("+") for name, joined in wanted.items()}
         for name, sources in chosen.items():
             for source in sources:
                 if source not in available:

@@ -1,0 +1,84 @@
+"""Hashes of images by content, remembered by path, size and modification time, so that a file is read once."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from pyarrow import feather
+from tqdm.auto import tqdm
+
+# Reading and hashing release the GIL.
+THREADS = 8
+ROWS_AT_ONCE = 1024
+
+
+def hash_bytes(content: bytes) -> str:
+    """128 bits of BLAKE2b, in hexadecimal."""
+    return blake2b(content, digest_size=16).hexdigest()
+
+
+class ImageHashes:
+    """Hashes of the images of data sets.
+
+    Args:
+        file: where the hashes of files are remembered.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._known: dict[str, tuple[int, int, str]] = {}  # path → (bytes, modification time in ns, hash)
+        if file.is_file():
+            table = feather.read_table(file, memory_map=False).to_pydict()
+            values = zip(table["size"], table["mtime_ns"], table["hash"], strict=True)
+            self._known = dict(zip(table["path"], values, strict=True))
+
+    def of_rows(self, rows: datasets.Dataset, label: str) -> list[str | None]:
+        """The hash of every row's `image`; None where its file cannot be read.
+
+        Args:
+            rows: with a column `image` of undecoded images.
+            label: what the progress bar calls them.
+        """
+        images = rows.select_columns(["image"])
+        hashes: list[str | None] = []
+        news: dict[str, tuple[int, int, str]] = {}
+        with (
+            ThreadPoolExecutor(THREADS) as pool,
+            tqdm(total=len(images), desc=f"hashing images of {label}", disable=None, leave=False) as progress,
+        ):
+            for start in range(0, len(images), ROWS_AT_ONCE):
+                part = images[start : start + ROWS_AT_ONCE]["image"]
+                for image, entry in zip(part, pool.map(self._entry, part), strict=True):
+                    hashes.append(entry and entry[2])
+                    if entry and image["bytes"] is None and self._known.get(image["path"]) != entry:
+                        news[image["path"]] = entry
+                progress.update(len(part))
+        if news:
+            self._known |= news
+            self._save()
+        return hashes
+
+    def _entry(self, image: dict[str, Any]) -> tuple[int, int, str] | None:
+        if image["bytes"] is not None:
+            return (len(image["bytes"]), 0, hash_bytes(image["bytes"]))
+        path = image["path"]
+        try:
+            state = os.stat(path)
+            known = self._known.get(path)
+            if known and known[:2] == (state.st_size, state.st_mtime_ns):
+                return known
+            return (state.st_size, state.st_mtime_ns, hash_bytes(Path(path).read_bytes()))
+        except OSError:
+            return None
+
+    def _save(self) -> None:
+        sizes, times, hashes = zip(*self._known.values(), strict=True)
+        table = pa.table({"path": list(self._known), "size": sizes, "mtime_ns": times, "hash": hashes})
+        # Aside and renamed, under a name of its own: several processes may save at once.
+        aside = self.file.with_name(f"{self.file.name}.{os.getpid()}.incomplete")
+        feather.write_feather(table, aside)
+        aside.replace(self.file)
