@@ -89,6 +89,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
     """
 
     model_type = "fusion_captioner"
+    _auto_class = "AutoConfig"
     sub_configs_defaults = {"vision_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet")}
 
     vision_config: dict | PreTrainedConfig | None = None

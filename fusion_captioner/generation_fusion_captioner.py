@@ -6,7 +6,6 @@ from transformers import GenerationMixin
 from .caption_cache import CaptionCache
 
 
-
 class FusionCaptionerGenerationMixin(GenerationMixin):
     """
     Generation from an image, and a prompt where one is given.
@@ -75,6 +74,3 @@ def count_texts(texts: int, images: int) -> int:
             "each image, those of one image next to each other."
         )
     return texts // images
-
-
-

@@ -18,6 +18,11 @@ class ImageEncoder(nn.Module):
     def __init__(self, vision_config: PreTrainedConfig) -> None:
         super().__init__()
         self.backbone = AutoModel.from_config(vision_config)
+        if vision_config.model_type == "efficientnet" and vision_config.squeeze_expansion_ratio == 0:
+            # EfficientNet-Lite has no squeeze-and-excite, which transformers cannot say: it builds gates of one unit,
+            # a tenth of the encoder's time, that must be held open by hand
+            for block in self.backbone.encoder.blocks:
+                block.squeeze_excite = nn.Identity()
         self.frozen = False
         self.image_size = self._image_size(vision_config)
         self.hidden_size = self._measure_hidden_size()
@@ -48,6 +53,20 @@ class ImageEncoder(nn.Module):
         finally:
             self.backbone.train(training)
         return regions.shape[-1]
+
+    def load_pretrained(self, name: str, revision: str | None = None) -> None:
+        """
+        Take the weights of a pretrained vision model, a folder or Hub name, of the same config.
+
+        Raises:
+            ValueError: if a weight is missing.
+        """
+        pretrained = AutoModel.from_pretrained(name, revision=revision).state_dict()
+        missing, _ = self.backbone.load_state_dict(pretrained, strict=False)
+        if missing:
+            raise ValueError(
+                f"{name}: has no weight {missing[0]!r}; give the vision model that `vision_config` is of."
+            )
 
     @property
     def dtype(self) -> torch.dtype:

@@ -19,7 +19,9 @@ def caption_loss(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: fl
         labels (`torch.LongTensor` of shape `(N,)`): -100 is ignored; without any label the loss is 0.
         label_smoothing (`float`): share of the target spread evenly over the vocabulary.
     """
-    total = F.cross_entropy(logits.float(), labels, ignore_index=-100, label_smoothing=label_smoothing, reduction="sum")
+    total = F.cross_entropy(
+        logits.float(), labels, ignore_index=-100, label_smoothing=label_smoothing, reduction="sum"
+    )
     return total / (labels != -100).sum().clamp(min=1)
 
 

@@ -90,6 +90,17 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["ImageEncoder", "CausalLSTM", "CausalGRU", "TransformerLayer"]
     _is_stateful = True
+    # what a saved folder says of itself, so that it loads where this package is not installed
+    _auto_map = {
+        "AutoConfig": "configuration_fusion_captioner.FusionCaptionerConfig",
+        "AutoModel": "modeling_fusion_captioner.FusionCaptionerModel",
+        "AutoModelForImageTextToText": "modeling_fusion_captioner.FusionCaptionerForConditionalGeneration",
+    }
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As in transformers; the code that the model is made of is saved beside it."""
+        self.config.auto_map = dict(self._auto_map)
+        super().save_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -126,6 +137,8 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
 class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
     """Image encoder, text encoder, fusion and projections: what all heads share."""
 
+    _auto_class = "AutoModel"
+
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__(config)
         self.image_encoder = ImageEncoder(config.vision_config)
@@ -134,7 +147,6 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             nn.Parameter(torch.zeros(config.max_frames, 1, image_width)) if config.max_frames else None
         )
         self.region_projection = nn.Linear(image_width, config.hidden_size)
-        self.region_dropout = nn.Dropout(config.dropout)
         self.text_encoder = TextEncoder(config)
         self.fusion = FUSIONS[config.fusion_type](config)
         self.image_projection = nn.Linear(image_width, config.projection_dim, bias=False)
@@ -161,7 +173,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
     def project_regions(self, image_hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """From `image_hidden_states` to what the fusion needs of an image, one row an image."""
         regions = self.flatten_frames(image_hidden_states.to(self.region_projection.weight.dtype))
-        return self.fusion.project_regions(self.region_dropout(self.region_projection(regions)))
+        return self.fusion.project_regions(self.region_projection(regions))
 
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None
@@ -309,6 +321,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         ['a brown dog runs through the snow']
     """
 
+    _auto_class = "AutoModelForImageTextToText"
     _tied_weights_keys = {"lm_head.weight": "model.text_encoder.embedding.weight"}
 
     def __init__(self, config: FusionCaptionerConfig) -> None:

