@@ -10,6 +10,7 @@ Composition is in `demo_composition`, painting in `demo_backgrounds` and `demo_d
 import json
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
@@ -126,8 +127,8 @@ def render_coco_folder(
 ) -> Path:
     """Render a small captioning data set in COCO's own layout.
 
-    Writes `train2017/*.jpg`, `val2017/*.jpg` and, each after its pictures, `annotations/captions_train2017.json` and
-    `captions_val2017.json` with five captions an image.
+    Writes `train2017/*.jpg`, `val2017/*.jpg`, `annotations/captions_train2017.json` and
+    `annotations/captions_val2017.json` with five captions an image. The folder appears when it is whole.
 
     Args:
         folder: where to; made if it is missing.
@@ -149,7 +150,14 @@ def render_coco_folder(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"`folder` ({folder}) is not an empty folder: name a new one, or delete it first.")
-    (folder / "annotations").mkdir(parents=True)
-    _render_split(folder, "train", train, seed, size)
-    _render_split(folder, "val", val, seed, size)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Rendered beside it and renamed: whoever finds the folder finds all of it.
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as unfinished:
+        whole = Path(unfinished) / folder.name
+        (whole / "annotations").mkdir(parents=True)
+        _render_split(whole, "train", train, seed, size)
+        _render_split(whole, "val", val, seed, size)
+        if folder.exists():
+            folder.rmdir()
+        whole.rename(folder)
     return folder

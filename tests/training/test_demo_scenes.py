@@ -274,3 +274,20 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="not an empty folder"):
         render_coco_folder(tmp_path, train=1, val=1)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_interrupted_rendering_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(scene: Scene, rng: Random) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fusion_captioner.training.demo_scenes.write_captions", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        render_coco_folder(tmp_path / "new", train=1, val=1, size=64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    assert render_coco_folder(tmp_path / "sub" / "new", train=1, val=1, size=64) == tmp_path / "sub" / "new"
+    (tmp_path / "empty").mkdir()
+    render_coco_folder(tmp_path / "empty", train=1, val=1, size=64)
+    assert len(list((tmp_path / "empty" / "train2017").iterdir())) == 1
