@@ -73,7 +73,7 @@ def cached_features(
     image_processor: Any,
     cache_dir: str | Path,
     *,
-    batch_size: int = 32,
+    batch_size: int = 16,
     num_threads: int = 2,
     autocast_dtype: torch.dtype | None = None,
     skip_bad_images: bool = False,
