@@ -1,11 +1,28 @@
 """A tokenizer of one's own, trained from captions."""
 
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
+from string import ascii_letters, ascii_lowercase, digits, punctuation
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-PAD, BOS, EOS, UNK = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
+PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
+
+# A word keeps its hyphens, apostrophes and decimal points (t-shirt, man's, 3.5); any other mark is a token of its own.
+_WORD = r"\w+(?:['\-]\w+|(?<=\d)[.,:]\d+)*|[^\w\s]"
+
+# Where the WordPiece decoder, which joins words with spaces, must take one away again: before closing marks and the
+# apostrophe of a plural, after opening marks, inside a pair of quotation marks (an opening one has an odd number of
+# them behind it).
+_NO_SPACE = (
+    r" (?=[.,!?;:%)\]}])|(?<=s) (?='(?: |\z))",
+    r"(?<=[(\[{#$]) ",
+    r'(?<=") (?=[^"]*"(?:[^"]*"[^"]*")*[^"]*\z)',
+    r' (?="[^"]*(?:"[^"]*"[^"]*)*\z)',
+)
 
 
 def train_tokenizer(
@@ -16,63 +33,142 @@ def train_tokenizer(
     min_frequency: int = 2,
     model_max_length: int = 512,
 ) -> PreTrainedTokenizerFast:
-    """
-    Train a tokenizer from captions. The full stop that ends a caption is dropped: it costs a token and says nothing.
+    """Trains a tokenizer from captions; the same captions give the same vocabulary, whatever their order.
+
+    Text is normalised first: Unicode NFKC, one kind of space and of apostrophe, no space before punctuation (captions
+    often come tokenised: "the dog 's ball ."), lower case, and no full stop at the end, which costs a token and which
+    no caption metric counts. Full stops between sentences stay.
 
     Args:
-        captions: at least one text.
-        kind: `"wordpiece"` (Schuster & Nakajima, 2012), or `"byte_bpe"` (Radford et al., 2019), which has no unknown
-            characters.
-        vocab_size: entries, special tokens included.
+        captions: at least one text; read once.
+        kind: `"wordpiece"` (Schuster & Nakajima, 2012; words and their pieces, as in BERT), or `"byte_bpe"` (byte-level
+            byte-pair encoding, Sennrich et al., 2016; Radford et al., 2019), which knows every character of every
+            language.
+        vocab_size: entries at most, special tokens included; a small corpus fills fewer.
         lower_case: whether case is dropped.
-        min_frequency: how often a pair must occur to become an entry.
-        model_max_length: longest text in tokens.
+        min_frequency: how often two pieces must meet to become one.
+        model_max_length: longest text in tokens, by which `FusionCaptionerProcessor` measures prompts and captions.
 
     Returns:
-        a fast tokenizer with `<pad>` (id 0), `<bos>`, `<eos>` and `<unk>`.
+        a fast tokenizer with `<pad>` (id 0), `<bos>`, `<eos>` and, for WordPiece, `<unk>`. Calling it puts BOS and EOS
+        around a text; padding and truncation are on the right.
 
     Raises:
-        ValueError: if there are no captions, or `kind` or `vocab_size` cannot be used.
+        ValueError: there are no captions, one is no text, or `kind`, `vocab_size` or another number cannot be used.
     """
-    captions = [caption for caption in captions if caption.strip()]
-    if not captions:
-        raise ValueError("a tokenizer cannot be trained: there are no `captions` with text.")
     if kind not in ("wordpiece", "byte_bpe"):
         raise ValueError(f"`kind` ({kind!r}) must be 'wordpiece' or 'byte_bpe'.")
-    smallest = len(SPECIAL_TOKENS) + (256 if kind == "byte_bpe" else 64)
-    if vocab_size < smallest:
-        raise ValueError(f"`vocab_size` ({vocab_size}) is too small for {kind!r}; give at least {smallest}.")
-
-    cleaning: list[normalizers.Normalizer] = [normalizers.NFKC(), normalizers.Replace(Regex(r"[\s.]+$"), "")]
-    if lower_case:
-        cleaning.append(normalizers.Lowercase())
-    settings = {"vocab_size": vocab_size, "min_frequency": min_frequency, "special_tokens": list(SPECIAL_TOKENS)}
-    trainer: trainers.Trainer
+    for name, number in (("min_frequency", min_frequency), ("model_max_length", model_max_length)):
+        if number < 1:
+            raise ValueError(f"`{name}` ({number}) must be at least 1.")
+    normalizer = _normalizer(lower_case)
+    texts = _normalized(captions, normalizer)
     if kind == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece(cleanup=True)
-        trainer = trainers.WordPieceTrainer(show_progress=False, **settings)
+        backend = _train_wordpiece(texts, vocab_size, min_frequency, lower_case)
     else:
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **settings
+        backend = _train_byte_bpe(texts, vocab_size, min_frequency)
+    if backend.get_vocab_size() > vocab_size:
+        raise ValueError(
+            f"`vocab_size` ({vocab_size}) is too small: special tokens and single characters alone take "
+            f"{backend.get_vocab_size()}; raise it, or `min_frequency` to leave rare characters out."
         )
-    tokenizer.normalizer = normalizers.Sequence([*cleaning, normalizers.Strip()])
-    # sorted: entries of equal frequency then do not depend on the order in which captions come
-    tokenizer.train_from_iterator(sorted(captions), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A {EOS}", special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BOS, EOS)]
+    backend.normalizer = normalizer  # only now: the texts were normalised already
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A {EOS}",
+        pair=f"{BOS} $A {EOS} $B {EOS}",
+        special_tokens=[(token, backend.token_to_id(token)) for token in (BOS, EOS)],
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=backend,
         pad_token=PAD,
         bos_token=BOS,
         eos_token=EOS,
-        unk_token=UNK,
+        unk_token=UNK if kind == "wordpiece" else None,
         model_max_length=model_max_length,
+        model_input_names=["input_ids", "attention_mask"],
         padding_side="right",
+        truncation_side="right",
         clean_up_tokenization_spaces=False,
     )
+
+
+def _normalizer(lower_case: bool) -> normalizers.Normalizer:
+    steps = [
+        normalizers.NFKC(),
+        normalizers.Replace("’", "'"),
+        normalizers.Replace(Regex(r"\s+"), " "),
+        normalizers.Replace(Regex(r" (?=[.,!?;:]|'(?:s|re|ve|ll|d|m)\b|n't\b)"), ""),
+        normalizers.Replace(Regex(r"[ .]+\z"), ""),
+        normalizers.Strip(),
+    ]
+    if lower_case:
+        steps.insert(1, normalizers.Lowercase())
+    return normalizers.Sequence(steps)
+
+
+def _normalized(captions: Iterable[str], normalizer: normalizers.Normalizer) -> list[str]:
+    if isinstance(captions, str):
+        raise ValueError(f"`captions` ({captions[:40]!r}) must be a list of texts, not one text.")
+    texts = []
+    for index, caption in enumerate(captions):
+        if not isinstance(caption, str):
+            raise ValueError(f"`captions[{index}]` ({caption!r}) must be a text, not a {type(caption).__name__}.")
+        texts.append(normalizer.normalize_str(caption))
+    if not any(texts):
+        raise ValueError(f"`captions` ({len(texts)} of them) must hold at least one text with a word in it.")
+    return texts
+
+
+def _train_wordpiece(texts: list[str], vocab_size: int, min_frequency: int, lower_case: bool) -> Tokenizer:
+    counts = Counter(chain.from_iterable(texts))
+    # A character rarer than any piece may be, such as an emoji in a million captions, would fill entries of its own
+    rare = {ord(character): " " for character, count in counts.items() if count < min_frequency}
+    letters = ascii_lowercase if lower_case else ascii_letters
+    characters = {*letters, *digits, *punctuation} | {character for character in counts if ord(character) not in rare}
+    # In a fixed order and given as special tokens: left alone, the trainer numbers pieces in the order of a hash table,
+    # and breaks ties by number, so that no two runs agree. Whatever is inside a word also needs its inner form.
+    first_entries = [PAD, BOS, EOS, UNK, *sorted(characters - {" "})]
+    first_entries += [
+        f"##{character}" for character in sorted(characters) if character in "'-.,:" or _is_letter(character)
+    ]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=first_entries, show_progress=False
+    )
+    pre_tokenizer = pre_tokenizers.Split(Regex(_WORD), "removed", invert=True)
+    scratch = Tokenizer(models.WordPiece(unk_token=UNK))
+    scratch.pre_tokenizer = pre_tokenizer
+    scratch.train_from_iterator((text.translate(rare) for text in texts), trainer)
+
+    # Built anew, without those special tokens
+    backend = Tokenizer(models.WordPiece(scratch.get_vocab(), unk_token=UNK, max_input_chars_per_word=100))
+    backend.add_special_tokens([PAD, BOS, EOS, UNK])
+    backend.pre_tokenizer = pre_tokenizer
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.WordPiece(prefix="##", cleanup=False),
+            decoders.Fuse(),
+            *(decoders.Replace(Regex(pattern), "") for pattern in _NO_SPACE),
+        ]
+    )
+    return backend
+
+
+def _is_letter(character: str) -> bool:
+    """Whether `\\w` matches it in the tokenizer: letters, marks, numbers and the underscore."""
+    return unicodedata.category(character)[0] in "LMN" or character == "_"
+
+
+def _train_byte_bpe(texts: list[str], vocab_size: int, min_frequency: int) -> Tokenizer:
+    backend = Tokenizer(models.BPE())
+    # The space before the first word makes its tokens the same as inside a sentence; the decoder takes it away again
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend
