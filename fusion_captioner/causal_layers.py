@@ -163,7 +163,7 @@ class CausalTransformer(nn.Module):
         return_state: bool = False,
     ) -> tuple[torch.Tensor, State | None]:
         """Same arguments as `CausalRecurrent.forward`; the state is every layer's keys and values, in turn."""
-        batch, length, _ = inputs.shape
+        length = inputs.shape[1]
         total = length + (state[0].shape[2] if state is not None else 0)
         max_positions = self.position_embedding.num_embeddings
         if total > max_positions:

@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_hub_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit of a Hub model (default: main)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

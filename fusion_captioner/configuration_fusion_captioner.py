@@ -1,8 +1,10 @@
 """Configuration of Fusion Captioner: every knob of the model, validated, so that the model can trust it."""
 
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, ClassVar, Literal, TypeVar
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
@@ -42,6 +44,28 @@ WEIGHT_FIELDS = (
 )
 
 
+C = TypeVar("C", bound=type)
+
+
+def raise_value_errors(strict_class: C) -> C:
+    """`@strict` reports what is wrong by an exception of two lines that is no `ValueError`; make it one, of one line."""
+
+    def with_value_error(method):
+        @wraps(method)
+        def checked(self, *args: Any, **kwargs: Any) -> None:
+            try:
+                method(self, *args, **kwargs)
+            except StrictDataclassError as error:
+                raise ValueError(str(error.__cause__ or error)) from error
+
+        return checked
+
+    for name in ("__init__", "__setattr__", "validate"):
+        setattr(strict_class, name, with_value_error(getattr(strict_class, name)))
+    return strict_class
+
+
+@raise_value_errors
 @strict
 class FusionCaptionerConfig(PreTrainedConfig):
     r"""
@@ -90,7 +114,9 @@ class FusionCaptionerConfig(PreTrainedConfig):
 
     model_type = "fusion_captioner"
     _auto_class = "AutoConfig"
-    sub_configs_defaults = {"vision_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet")}
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet")
+    }
 
     vision_config: dict | PreTrainedConfig | None = None
     vocab_size: int = 10_000
@@ -181,6 +207,9 @@ class FusionCaptionerConfig(PreTrainedConfig):
         for name in WEIGHT_FIELDS:
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` ({getattr(self, name)}) must be 0 (off) or positive.")
+        loss_weights = [name for name in WEIGHT_FIELDS if name.endswith("_loss_weight")]
+        if not any(getattr(self, name) for name in loss_weights):
+            raise ValueError(f"{', '.join(f'`{name}`' for name in loss_weights)} are all 0; set one of them above 0.")
         if self.initializer_range <= 0:
             raise ValueError(f"`initializer_range` ({self.initializer_range}) must be positive.")
         if self.max_frames < 0:

@@ -52,21 +52,21 @@ class Fusion(GradientCheckpointingLayer):
 class PooledFusion(Fusion):
     """A strategy that sees the image as one vector, the mean of its regions: the same for every token."""
 
-    def project_pooled(self, pooled: torch.Tensor) -> State:
-        """The image's side, from pooled regions `(B, D)`."""
+    def project_pooled(self, pooled: torch.Tensor) -> torch.Tensor:
+        """The image's side, `(B, ·)`, from pooled regions `(B, D)`."""
         raise NotImplementedError
 
-    def join(self, text_states: torch.Tensor, *image: torch.Tensor) -> torch.Tensor:
-        """Joint representations from token states `(B*k, L, D)` and the image's side, each `(B*k, 1, ·)`."""
+    def join(self, text_states: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """Joint representations from token states `(B*k, L, D)` and the image's side `(B*k, 1, ·)`."""
         raise NotImplementedError
 
     def project_regions(self, regions: torch.Tensor) -> State:
-        return self.project_pooled(regions.mean(dim=1))
+        return (self.project_pooled(regions.mean(dim=1)),)
 
     def forward(self, text_states, projected, attention_mask=None, state=None, output_attentions=False):
         texts = len(text_states) // len(projected[0])
-        image = (tensor.repeat_interleave(texts, dim=0).unsqueeze(1) for tensor in projected)
-        return self.join(text_states, *image), None, None
+        image = projected[0].repeat_interleave(texts, dim=0).unsqueeze(1)
+        return self.join(text_states, image), None, None
 
 
 class SumFusion(PooledFusion):
@@ -78,7 +78,7 @@ class SumFusion(PooledFusion):
         self.text_projection = nn.Linear(config.hidden_size, config.hidden_size)
 
     def project_pooled(self, pooled):
-        return (self.image_projection(pooled),)
+        return self.image_projection(pooled)
 
     def join(self, text_states, image):
         return nn.functional.relu(image + self.text_projection(text_states))
@@ -93,7 +93,7 @@ class ConcatFusion(PooledFusion):
 
     def project_pooled(self, pooled):
         width = pooled.shape[-1]
-        return (nn.functional.linear(pooled, self.projection.weight[:, :width], self.projection.bias),)
+        return nn.functional.linear(pooled, self.projection.weight[:, :width], self.projection.bias)
 
     def join(self, text_states, image):
         width = text_states.shape[-1]
@@ -111,7 +111,7 @@ class GatedFusion(PooledFusion):
         self.text_projection = nn.Linear(width, 2 * width)
 
     def project_pooled(self, pooled):
-        return (self.image_projection(pooled),)
+        return self.image_projection(pooled)
 
     def join(self, text_states, image):
         image_value, image_gate = image.chunk(2, dim=-1)
@@ -130,7 +130,7 @@ class BilinearFusion(PooledFusion):
         self.output = nn.Linear(config.bilinear_rank, config.hidden_size)
 
     def project_pooled(self, pooled):
-        return (torch.tanh(self.image_projection(pooled)),)
+        return torch.tanh(self.image_projection(pooled))
 
     def join(self, text_states, image):
         return text_states + self.output(image * torch.tanh(self.text_projection(text_states)))

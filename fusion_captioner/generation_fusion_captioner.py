@@ -1,6 +1,9 @@
 """What transformers' `GenerationMixin` needs to know of the captioner: each image is encoded once a call, and the
 cache is a `CaptionCache`."""
 
+# mypy: disable-error-code="attr-defined, misc, override"
+# GenerationMixin types `self` as the finished model, which a mixin is not yet.
+
 from transformers import GenerationMixin
 
 from .caption_cache import CaptionCache
@@ -24,6 +27,8 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
             )
         if regions is None and pixel_values is not None:
             regions = self.get_image_hidden_states(pixel_values.to(self.device))
+        elif regions is not None:
+            regions = self.model.check_regions(regions)
         if regions is not None:
             if len(regions) == 0:
                 raise ValueError("`generate` got an empty batch of images; give at least one.")

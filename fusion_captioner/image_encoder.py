@@ -59,7 +59,7 @@ class ImageEncoder(nn.Module):
         Take the weights of a pretrained vision model, a folder or Hub name, of the same config.
 
         Raises:
-            ValueError: if a weight is missing.
+            ValueError: if a weight is missing or has another shape.
         """
         pretrained = AutoModel.from_pretrained(name, revision=revision).state_dict()
         missing, _ = self.backbone.load_state_dict(pretrained, strict=False)

@@ -6,7 +6,6 @@ Legend: H, W: height and width in pixels; channels are always R, G, B.
 """
 
 import base64
-import binascii
 import os
 import stat
 import warnings
@@ -38,6 +37,9 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
 
+# How JPEG, PNG, GIF and WebP files begin in base64, which chats carry them in
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
+
 # Tensors are known by what they can do, so that torch need not be there: hence no type of theirs here.
 ImageSource = str | os.PathLike | bytes | dict[str, Any] | Image.Image | np.ndarray | Any
 
@@ -53,7 +55,7 @@ def load_image(
     and of an animation the first frame is taken.
 
     Args:
-        image: a path, an http(s) or data URL, the bytes of an image file, `{"path": ..., "bytes": ...}` as
+        image: a path, an http(s) or data URL, the bytes of an image file or these in base64, `{"path": ..., "bytes": ...}` as
             `datasets.Image(decode=False)` gives (bytes first), a PIL image, or an array or tensor of shape (H, W),
             (H, W, C) or (C, H, W) with 1 to 4 channels (grey, grey and alpha, RGB, RGBA): bool, uint8, uint16 (always of
             0..65535), other integers of 0..255 or 0..65535, or floats of 0..1 or 0..255. Where both ends could be the
@@ -83,6 +85,8 @@ def load_image(
         return _decode(_download(image), name or image, target_size)
     if isinstance(image, str) and image[:5].lower() == "data:":
         return _decode(_read_data_url(image, name or "data URL"), name or "data URL", target_size)
+    if isinstance(image, str) and len(image) > 255 and image.startswith(_BASE64_STARTS) and not os.path.exists(image):
+        return _decode(_read_base64(image, name or "base64 text"), name or "base64 text", target_size)
     if isinstance(image, str | os.PathLike):
         path = os.fsdecode(image)
         return _decode(path, name or path, target_size)
@@ -196,10 +200,14 @@ def _read_data_url(url: str, name: str) -> bytes:
     header, comma, data = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise ValueError(f"{name}: must be of the form data:image/...;base64,...")
+    return _read_base64(data, name)
+
+
+def _read_base64(text: str, name: str) -> bytes:
     try:
-        return base64.b64decode(data)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"{name}: the data behind the comma is not base64 ({error})") from error
+        return base64.b64decode(text)
+    except ValueError as error:  # binascii.Error, or a character outside ASCII
+        raise ValueError(f"{name}: not base64 ({error})") from error
 
 
 def _decode(source: str | bytes, name: str, target_size: tuple[int, int] | None) -> Image.Image:

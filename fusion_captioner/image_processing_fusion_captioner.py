@@ -6,6 +6,7 @@ Legend: B: batch, F: frames of a video, H, W: height and width in pixels.
 import math
 import numbers
 import os
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -158,7 +159,8 @@ def _as_videos(images: Any) -> tuple[list[list[Any]], bool]:
 
 
 def _is_nested(images: Any) -> bool:
-    return isinstance(images, list | tuple)
+    # Sequence: `dataset["image"]` is a `datasets.Column`
+    return isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview)
 
 
 def _dimensions(image: Any) -> int:
@@ -239,5 +241,7 @@ def _per_channel(value: Any, name: str) -> tuple[float, ...]:
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
+
+FusionCaptionerImageProcessor.register_for_auto_class()  # so that saving ships this file as remote code
 
 __all__ = ["FusionCaptionerImageProcessor"]

@@ -12,6 +12,7 @@ Under teacher forcing every part runs over the whole text in one call; there is 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -46,14 +47,14 @@ class FusionCaptionerModelOutput(ModelOutput):
         past_key_values (`CaptionCache`).
     """
 
-    fused_hidden_states: torch.FloatTensor | None = None
-    text_hidden_states: torch.FloatTensor | None = None
-    embeddings: torch.FloatTensor | None = None
-    image_hidden_states: torch.FloatTensor | None = None
-    projected_regions: tuple[torch.FloatTensor, ...] | None = None
-    image_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    fused_hidden_states: torch.Tensor | None = None
+    text_hidden_states: torch.Tensor | None = None
+    embeddings: torch.Tensor | None = None
+    image_hidden_states: torch.Tensor | None = None
+    projected_regions: tuple[torch.Tensor, ...] | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
     past_key_values: CaptionCache | None = None
 
 
@@ -69,14 +70,14 @@ class FusionCaptionerOutput(ModelOutput):
         attentions, image_embeds, text_embeds, past_key_values: see `FusionCaptionerModelOutput`.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     loss_terms: dict[str, torch.Tensor] | None = None
     past_key_values: CaptionCache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    image_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
 
 
 class FusionCaptionerPreTrainedModel(PreTrainedModel):
@@ -85,13 +86,13 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
     config_class = FusionCaptionerConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012 (transformers' own form)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["ImageEncoder", "CausalLSTM", "CausalGRU", "TransformerLayer"]
+    _no_split_modules = ["ImageEncoder", "CausalLSTM", "CausalGRU", "TransformerLayer"]  # noqa: RUF012
     _is_stateful = True
     # what a saved folder says of itself, so that it loads where this package is not installed
-    _auto_map = {
+    _auto_map: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_fusion_captioner.FusionCaptionerConfig",
         "AutoModel": "modeling_fusion_captioner.FusionCaptionerModel",
         "AutoModelForImageTextToText": "modeling_fusion_captioner.FusionCaptionerForConditionalGeneration",
@@ -120,18 +121,22 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
             init.zeros_(module.frame_embedding)
         super()._init_weights(module)
 
+    @property
+    def _image_encoder(self) -> ImageEncoder:
+        return self.base_model.image_encoder  # type: ignore[return-value]
+
     def freeze_image_encoder(self) -> None:
         """Stop training the image encoder; its BatchNorm stays in evaluation mode, after `train()` too."""
-        self.base_model.image_encoder.set_frozen(True)
+        self._image_encoder.set_frozen(True)
 
     def unfreeze_image_encoder(self) -> None:
         """Train the image encoder again."""
-        self.base_model.image_encoder.set_frozen(False)
+        self._image_encoder.set_frozen(False)
 
     def get_image_hidden_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Grid regions `(B, P, Dv)` of `pixel_values (B, 3, H, W)`, or `(B, F, P, Dv)` of `(B, F, 3, H, W)`: what the
         models take as `image_hidden_states` in place of pixels."""
-        return self.base_model.image_encoder(pixel_values)
+        return self._image_encoder(pixel_values)
 
 
 class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
@@ -141,7 +146,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
 
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__(config)
-        self.image_encoder = ImageEncoder(config.vision_config)
+        self.image_encoder = ImageEncoder(config.vision_config)  # type: ignore[arg-type]  # validated by now
         image_width = self.image_encoder.hidden_size
         self.frame_embedding = (
             nn.Parameter(torch.zeros(config.max_frames, 1, image_width)) if config.max_frames else None
@@ -156,8 +161,8 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_encoder.embedding
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.text_encoder.embedding = value
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_encoder.embedding = value  # type: ignore[assignment]  # transformers gives an embedding
 
     def flatten_frames(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
         """Regions `(B, P, Dv)` as they are; those of video, `(B, F, P, Dv)`, told apart and joined to `(B, F·P, Dv)`."""
@@ -212,8 +217,8 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        image_hidden_states: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_hidden_states: torch.Tensor | None = None,
         past_key_values: CaptionCache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
@@ -234,40 +239,48 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             ValueError: if text or image is missing, both forms of the image are given, or rows do not match.
         """
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        if input_ids is None:
-            raise ValueError("`input_ids` is missing; give at least the BOS token of each text.")
+        if input_ids is None or input_ids.shape[-1] == 0:
+            raise ValueError(
+                f"`input_ids` {'is missing' if input_ids is None else 'holds no token'}; give at least the BOS token "
+                "of each text."
+            )
         self._check_token_ids(input_ids)
-        regions = None
-        if past_key_values is None or image_hidden_states is not None or pixel_values is not None:
-            regions = self._image_regions(pixel_values, image_hidden_states)
-        if past_key_values is not None:
-            projected = past_key_values.projected_regions
-        else:
-            projected = self.project_regions(regions)
-        count_texts(len(input_ids), len(projected[0]))
         cache = past_key_values
-        if cache is None and use_cache:
-            cache = CaptionCache(projected)
-        keep = cache is not None
+        regions = None
+        if cache is None:
+            regions = self._image_regions(pixel_values, image_hidden_states)
+            count_texts(len(input_ids), len(regions))
+            projected = self.project_regions(regions)
+            cache = CaptionCache(projected) if use_cache else None
+        elif pixel_values is not None or image_hidden_states is not None:
+            raise ValueError(
+                "`past_key_values` holds the images already; leave out `pixel_values` and `image_hidden_states`."
+            )
+        else:
+            projected = cache.projected_regions
+            count_texts(len(input_ids), len(projected[0]))
 
         text_states, embeddings, text_state = self.text_encoder(
-            input_ids, attention_mask, cache.text_state if keep else None, keep
+            input_ids, attention_mask, None if cache is None else cache.text_state, cache is not None
         )
         fused, weights, fusion_state = self.fusion(
-            text_states, projected, attention_mask, cache.fusion_state if keep else None, output_attentions
+            text_states, projected, attention_mask, None if cache is None else cache.fusion_state, output_attentions
         )
-        if keep:
+        if cache is not None:
             cache.text_state, cache.fusion_state = text_state, fusion_state
             cache.seen_tokens += input_ids.shape[1]
-        embed = return_embeds and regions is not None
+        image_embeds, text_embeds = None, None
+        if return_embeds and regions is not None:
+            image_embeds = self._embed_image(self.flatten_frames(regions))
+            text_embeds = self._embed_text(text_states, attention_mask)
         return FusionCaptionerModelOutput(
             fused_hidden_states=fused,
             text_hidden_states=text_states,
             embeddings=embeddings,
             image_hidden_states=regions,
             projected_regions=projected,
-            image_embeds=self._embed_image(self.flatten_frames(regions)) if embed else None,
-            text_embeds=self._embed_text(text_states, attention_mask) if embed else None,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
             attentions=(weights,) if weights is not None else None,
             past_key_values=cache,
         )
@@ -275,13 +288,20 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
     def _image_regions(
         self, pixel_values: torch.Tensor | None, image_hidden_states: torch.Tensor | None
     ) -> torch.Tensor:
-        if (pixel_values is None) == (image_hidden_states is None):
-            raise ValueError(
-                "the model takes either `pixel_values` or `image_hidden_states`, and got "
-                f"{'neither' if pixel_values is None else 'both'}."
-            )
+        if pixel_values is not None and image_hidden_states is not None:
+            raise ValueError("the model takes either `pixel_values` or `image_hidden_states`, and got both.")
         if pixel_values is not None:
             return self.image_encoder(pixel_values)
+        if image_hidden_states is None:
+            raise ValueError("the model takes either `pixel_values` or `image_hidden_states`, and got neither.")
+        return self.check_regions(image_hidden_states)
+
+    def check_regions(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
+        """The regions in the weights' data type.
+
+        Raises:
+            ValueError: if they are not as wide as this model's image encoder gives them.
+        """
         if image_hidden_states.shape[-1] != self.image_encoder.hidden_size:
             raise ValueError(
                 f"`image_hidden_states` are {image_hidden_states.shape[-1]} wide and this model's image encoder gives "
@@ -322,7 +342,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
     """
 
     _auto_class = "AutoModelForImageTextToText"
-    _tied_weights_keys = {"lm_head.weight": "model.text_encoder.embedding.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.text_encoder.embedding.weight"}  # noqa: RUF012
 
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__(config)
@@ -350,8 +370,8 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        image_hidden_states: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_hidden_states: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         past_key_values: CaptionCache | None = None,
         use_cache: bool | None = None,

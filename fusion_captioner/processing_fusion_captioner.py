@@ -1,176 +1,317 @@
-"""Processor of Fusion Captioner: images and text to model inputs, and tokens back to text."""
+"""Images and text to model inputs, and tokens back to text.
 
+Legend: B: images, k: texts an image, L: tokens, F: frames of a video, H, W: height and width in pixels.
+"""
+
+from functools import cached_property
 from typing import Any
 
-import torch
-from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-# A conversation without text is a plain request for a caption: its prompt is empty.
-CHAT_TEMPLATE = """{%- set parts = namespace(all=[]) -%}
+# Plain words, since a captioner's tokenizer has no tokens for turns: "question: what is it? answer: a dog question: ...
+# answer:". What is said without a question before it, by system or assistant, stands alone, and a chat that holds
+# images and no text is the empty prompt, which asks for a caption.
+CHAT_TEMPLATE = """\
+{%- set chat = namespace(text='', asked=false) -%}
 {%- for message in messages -%}
-{%- set speaker = 'answer: ' if message['role'] == 'assistant' else 'question: ' -%}
-{%- if message['content'] is string -%}
-{%- set parts.all = parts.all + [speaker + message['content']] -%}
+{%- set content = message['content'] or '' -%}
+{%- if content is not string -%}
+{%- set content = content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') -%}
+{%- endif -%}
+{%- if content | trim -%}
+{%- if message['role'] == 'user' -%}
+{%- set prefix = 'question: ' -%}
+{%- elif message['role'] == 'assistant' and chat.asked -%}
+{%- set prefix = 'answer: ' -%}
+{%- elif message['role'] in ('system', 'assistant') -%}
+{%- set prefix = '' -%}
 {%- else -%}
-{%- for item in message['content'] if item['type'] == 'text' and item['text'] -%}
-{%- set parts.all = parts.all + [speaker + item['text']] -%}
-{%- endfor -%}
+{{- raise_exception("the role of a message is '" ~ message['role'] ~ "'; it must be system, user or assistant") -}}
+{%- endif -%}
+{%- set chat.text = chat.text ~ (' ' if chat.text else '') ~ prefix ~ content -%}
+{%- set chat.asked = message['role'] == 'user' -%}
 {%- endif -%}
 {%- endfor -%}
-{{- parts.all | join(' ') -}}
-{%- if parts.all and add_generation_prompt -%}{{ ' answer:' }}{%- endif -%}"""
+{{- chat.text -}}
+{%- if add_generation_prompt and chat.asked -%}{{- ' answer:' -}}{%- endif -%}
+"""
+
+IGNORED = -100  # what `labels` hold where nothing is learned
+# Tokenizers without a maximum say 10^30
+NO_LIMIT = 10**9
 
 
 class FusionCaptionerProcessor(ProcessorMixin):
-    r"""
-    An image processor and a fast tokenizer as one.
+    """An image processor and a tokenizer in one.
+
+    The processor places the special tokens itself, whatever the tokenizer would do: a prompt is `[BOS] prompt`, a row to
+    learn from is `[BOS] prompt caption [EOS]`. BOS is the tokenizer's `bos_token` or, like BERT's, `cls_token`, or, where
+    there is neither, `eos_token`; EOS is its `eos_token` or `sep_token`.
 
     Args:
-        image_processor (`FusionCaptionerImageProcessor`).
-        tokenizer: any fast tokenizer with a token for padding, one for the beginning (BOS or CLS) and one for the
-            end (EOS or SEP). The processor places them itself.
-        chat_template (`str`, *optional*).
+        image_processor: such as [`FusionCaptionerImageProcessor`].
+        tokenizer: any tokenizer with a padding token and one of `eos_token` and `sep_token`.
+        chat_template: Jinja template for chats; by default `CHAT_TEMPLATE`.
 
     Raises:
-        ValueError: if the tokenizer lacks one of the three.
+        ValueError: the tokenizer lacks a token.
     """
 
-    _auto_class = "AutoProcessor"
-
-    def __init__(self, image_processor, tokenizer, chat_template: str | None = None) -> None:
+    def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
-        self.bos_token_id = _first_id("BOS or CLS", tokenizer.bos_token_id, tokenizer.cls_token_id)
-        self.eos_token_id = _first_id("EOS or SEP", tokenizer.eos_token_id, tokenizer.sep_token_id)
-        self.pad_token_id = _first_id("padding", tokenizer.pad_token_id)
+        if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
+            raise ValueError(
+                "`tokenizer` has neither `eos_token` nor `sep_token` to end a caption with; add one by "
+                "`tokenizer.add_special_tokens({'eos_token': '<eos>'})`."
+            )
+        if tokenizer.pad_token_id is None:
+            raise ValueError(
+                "`tokenizer` has no `pad_token`; set one, for example by `tokenizer.pad_token = tokenizer.eos_token` "
+                "(padding is masked, so that the two are never confused)."
+            )
 
-    def to_dict(self) -> dict[str, Any]:
-        output = super().to_dict()
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            output.pop(name, None)
-        return output
+    @property
+    def bos_token_id(self) -> int:
+        """The token that every row begins with."""
+        candidates = (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id, self.eos_token_id)
+        return next(token_id for token_id in candidates if token_id is not None)
+
+    @property
+    def eos_token_id(self) -> int:
+        """The token that ends a caption."""
+        eos, sep = self.tokenizer.eos_token_id, self.tokenizer.sep_token_id
+        return sep if eos is None else eos
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        return ["token_type_ids"]
 
     def __call__(
         self,
         images: Any = None,
         text: str | list[str] | None = None,
-        text_target: str | list[str] | None = None,
+        text_target: str | list[str] | list[list[str]] | None = None,
+        *,
         add_eos: bool = False,
+        padding: bool | str = True,
+        truncation: bool | None = None,
         max_length: int | None = None,
-        padding: bool = True,
+        pad_to_multiple_of: int | None = None,
         return_tensors: str | None = None,
         add_special_tokens: bool = True,
+        sanitize_control_tokens: bool = False,
         videos: None = None,
         audio: None = None,
-        audio_from_video_indices: list | None = None,
-        load_audio_from_video: bool = False,
-        **images_kwargs: Any,
+        images_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> BatchFeature:
-        """
+        """Prepares prompts to continue (`text`), or captions to learn (`text_target`), with or without their images.
+
         Args:
-            images: see `FusionCaptionerImageProcessor`; a list of lists is a batch of videos.
-            text: prompts, one a row; with images and without `text_target`, an empty prompt is a lone BOS.
-            text_target: captions to learn. Rows are then BOS, prompt, caption, EOS, padded on the right, with
-                `labels` of -100 on all but caption and EOS. A caption too long loses its end, never its EOS.
-            add_eos: whether EOS ends `text`, as the text embeddings expect it; rows are then padded on the right.
-            max_length: longest row in tokens; by default the tokenizer's `model_max_length`.
-            padding: whether rows of unequal length are made equal, prompts on the left.
-            return_tensors: `"pt"`, `"np"` or none.
-            add_special_tokens: whether BOS begins each row.
-            images_kwargs: for the image processor.
+            images: one or many images or videos of any kind; see [`FusionCaptionerImageProcessor.preprocess`].
+            text: a prompt, or one for every row. With B images, B*k prompts put k rows to an image, those of one image
+                standing together; a single string serves every image. "" is a lone BOS.
+            text_target: captions: one, one for every row, or a list of k for every image. `text` then holds the prompt
+                before each: none, one string, one an image or one a row.
+            add_eos: ends `text` with EOS, as the text embeddings of retrieval want it, and pads it on the right.
+            padding: True or `"longest"`, `"max_length"`, or False for rows of different lengths (lists only).
+            truncation: by default, captions that are too long lose their end, never their EOS, and prompts that are too
+                long are refused. True also cuts the end of `text` that stands without `text_target`; False refuses
+                captions that are too long as well.
+            max_length: tokens of a row at most, special tokens included; by default the tokenizer's `model_max_length`.
+            pad_to_multiple_of: rounds the padded length up.
+            return_tensors: `"pt"`, `"np"`, or None for lists of tokens.
+            add_special_tokens: False leaves BOS out, for a `text` that brings its own.
+            sanitize_control_tokens: set by `apply_chat_template`, which explains it.
+            videos, audio: not supported: frames are given as `images`.
+            images_kwargs, kwargs: settings of the image processor for this call, such as `size`.
 
         Returns:
-            `pixel_values` where images are given; `input_ids` and `attention_mask` where there is text; `labels`
-            where there is `text_target`.
+            those that apply of
+            - `pixel_values`: float32 (B, 3, H, W), for videos (B, F, 3, H, W);
+            - `input_ids`, `attention_mask`: (B*k, L), prompts padded on the left, everything else on the right;
+            - `labels`, with `text_target`: `input_ids`, but -100 on BOS, prompt and padding.
 
         Raises:
-            ValueError: without any input, for a prompt longer than `max_length`, or unequal numbers of texts.
+            ValueError: nothing to prepare; numbers of images, prompts and captions that do not fit each other; a text too
+                long; an argument that is unknown or does not fit. And what reading images raises.
         """
+        if videos is not None or audio is not None:
+            given = "videos" if videos is not None else "audio"
+            raise ValueError(f"`{given}` cannot be processed; give the frames of a video as a list within `images`.")
         if images is None and text is None and text_target is None:
-            raise ValueError("the processor got neither `images` nor `text`; give at least one of them.")
+            raise ValueError("nothing to process; give `images`, `text` or `text_target`.")
+        if add_eos and (text is None or text_target is not None):
+            raise ValueError("`add_eos` (True) is for `text` alone; captions in `text_target` end in EOS anyway.")
+        image_settings = {**(images_kwargs or {}), **kwargs}
+        unknown = [name for name in image_settings if name not in self.image_processor.valid_kwargs.__annotations__]
+        if unknown:
+            raise ValueError(f"`{unknown[0]}` is no argument of this processor or of its image processor.")
+
         data: dict[str, Any] = {}
         if images is not None:
-            data.update(self.image_processor(_single_frames(images), return_tensors="np", **images_kwargs))
+            data.update(self.image_processor(images, return_tensors=return_tensors or "np", **image_settings))
+        num_images = len(data["pixel_values"]) if images is not None else None
         if text is not None or text_target is not None:
-            data.update(self._encode(text, text_target, add_eos, max_length, padding, add_special_tokens))
+            prompts, captions = _rows(num_images, text, text_target)
+            limit = self._limit(max_length)
+            encode = {"sanitize_control_tokens": True} if sanitize_control_tokens else {}
+            start = [self.bos_token_id] if add_special_tokens else []
+            rows = [start + ids for ids in self._token_ids(prompts, **encode)]
+            if captions is None:
+                end = [self.eos_token_id] if add_eos else []
+                rows = [_fit_prompt(row, end, prompts[i], limit, truncation) for i, row in enumerate(rows)]
+                labels = None
+            else:
+                rows, labels = self._learnable_rows(rows, prompts, captions, limit, truncation)
+            width = _padded_width(rows, padding, limit, pad_to_multiple_of)
+            on_the_left = captions is None and not add_eos
+            data["input_ids"] = _padded(rows, width, self.tokenizer.pad_token_id, on_the_left)
+            data["attention_mask"] = _padded([[1] * len(row) for row in rows], width, 0, on_the_left)
+            if labels is not None:
+                data["labels"] = _padded(labels, width, IGNORED, on_the_left)
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _encode(self, text, text_target, add_eos, max_length, padding, add_special_tokens) -> dict[str, Any]:
-        prompts = [text] if isinstance(text, str) else text
-        targets = [text_target] if isinstance(text_target, str) else text_target
-        if prompts is None:
-            prompts = [""] * len(targets)
-        if targets is not None and len(prompts) != len(targets):
-            raise ValueError(f"{len(prompts)} prompts in `text` and {len(targets)} captions in `text_target` differ.")
-        if not prompts:
-            raise ValueError("`text` is empty; give at least one text, which may be the empty string.")
-        longest = max_length or self.tokenizer.model_max_length
-        beginning = [self.bos_token_id] if add_special_tokens else []
-        ending = [self.eos_token_id] if add_eos or targets is not None else []
-        rows = [beginning + ids for ids in self._token_ids(prompts)]
-        for prompt, row in zip(prompts, rows):
-            if len(row) + len(ending) > longest:
-                raise ValueError(
-                    f"a text of {len(row) + len(ending)} tokens ({prompt[:40]!r}...) is longer than `max_length` "
-                    f"({longest}); shorten it."
-                )
-        labels: list[list[int]] = []
-        if targets is not None:
-            for index, target in enumerate(self._token_ids(targets)):
-                prompt_length = len(rows[index])
-                caption = target[: longest - prompt_length - 1] + ending
-                rows[index] = rows[index] + caption
-                labels.append([-100] * prompt_length + caption)
-        elif add_eos:
-            rows = [row + ending for row in rows]
-        masks = [[1] * len(row) for row in rows]
-        if padding:
-            left = targets is None and not add_eos
-            width = max(map(len, rows))
-            rows = [_pad(row, width, self.pad_token_id, left) for row in rows]
-            masks = [_pad(mask, width, 0, left) for mask in masks]
-            labels = [_pad(label, width, -100, left) for label in labels]
-        return {"input_ids": rows, "attention_mask": masks} | ({"labels": labels} if targets is not None else {})
+    def _limit(self, max_length: int | None) -> int | None:
+        if max_length is None:
+            return self.tokenizer.model_max_length if self.tokenizer.model_max_length < NO_LIMIT else None
+        if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1:
+            raise ValueError(f"`max_length` ({max_length!r}) must be a number of tokens, at least 1.")
+        return max_length
 
-    def _token_ids(self, texts: list[str]) -> list[list[int]]:
-        wrong = next((text for text in texts if not isinstance(text, str)), None)
-        if wrong is not None:
-            raise ValueError(f"a text is of type {type(wrong).__name__} ({wrong!r}); give strings.")
-        # too long rows are dealt with above; the tokenizer's own warning would only repeat it
-        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    def _learnable_rows(
+        self,
+        rows: list[list[int]],
+        prompts: list[str],
+        captions: list[str],
+        limit: int | None,
+        truncation: bool | None,
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """`[BOS] prompt` rows with caption and EOS behind, and the labels of each."""
+        if self._joins_without_space:
+            captions = [f" {caption}" if prompt else caption for prompt, caption in zip(prompts, captions)]
+        learnable, labels = [], []
+        for index, (row, ids) in enumerate(zip(rows, self._token_ids(captions))):
+            room = len(ids) if limit is None else limit - len(row) - 1
+            if room < min(len(ids), 1):
+                raise ValueError(_too_long(prompts[index], len(row), limit, "leaves no room for its caption within"))
+            if truncation is False and len(ids) > room:
+                raise ValueError(_too_long(captions[index], len(row) + len(ids) + 1, limit, "makes a row longer than"))
+            caption = [*ids[:room], self.eos_token_id]
+            learnable.append(row + caption)
+            labels.append([IGNORED] * len(row) + caption)
+        return learnable, labels
 
-    @property
-    def model_input_names(self) -> list[str]:
-        return ["pixel_values", "input_ids", "attention_mask"]
+    def _token_ids(self, texts: list[str], **kwargs: Any) -> list[list[int]]:
+        # `verbose=False`: it would warn of length, which is dealt with here
+        return self.tokenizer(
+            texts, add_special_tokens=False, padding=False, truncation=False, verbose=False, **kwargs
+        )["input_ids"]
 
-    def post_process_image_text_to_text(
-        self, generated_outputs: torch.Tensor, skip_special_tokens: bool = True, **kwargs: Any
-    ) -> list[str]:
-        """Generated tokens `(B, L)` as text."""
-        return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+    @cached_property
+    def _joins_without_space(self) -> bool:
+        """Whether two texts, each tokenised alone, decode as one word: so in GPT-2, whose tokens bring their spaces."""
+        letter = self._token_ids(["a"])[0]
+        return self.tokenizer.decode(letter + letter).strip().lower() == "aa"
 
 
-def _first_id(what: str, *token_ids: int | None) -> int:
-    for token_id in token_ids:
-        if token_id is not None:
-            return token_id
-    raise ValueError(f"the tokenizer has no {what} token; add one, as with `tokenizer.add_special_tokens`.")
+def _rows(
+    num_images: int | None, text: str | list[str] | None, text_target: str | list[str] | list[list[str]] | None
+) -> tuple[list[str], list[str] | None]:
+    """A prompt for every row, and where they are given a caption."""
+    if text_target is None:
+        prompts = [text] * (num_images or 1) if isinstance(text, str) else _texts(text, "text")
+        if num_images and len(prompts) % num_images:
+            raise ValueError(f"`text` holds {len(prompts)} prompts for {num_images} `images`; give as many for each.")
+        return prompts, None
+
+    captions = _captions(num_images, text_target)
+    per_image = len(captions) // (num_images or len(captions))
+    if text is None or isinstance(text, str):
+        return [text or ""] * len(captions), captions
+    prompts = _texts(text, "text")
+    if len(prompts) == num_images:
+        prompts = [prompt for prompt in prompts for _ in range(per_image)]
+    if len(prompts) != len(captions):
+        raise ValueError(f"`text` holds {len(prompts)} prompts for {len(captions)} captions; give one for each.")
+    return prompts, captions
 
 
-def _pad(row: list[int], width: int, value: int, left: bool) -> list[int]:
-    padding = [value] * (width - len(row))
-    return padding + row if left else row + padding
+def _captions(num_images: int | None, text_target: str | list[str] | list[list[str]]) -> list[str]:
+    if isinstance(text_target, str):
+        text_target = [text_target]
+    if isinstance(text_target, list | tuple) and text_target and isinstance(text_target[0], list | tuple):
+        counts = sorted({len(captions) for captions in text_target})
+        if len(counts) > 1:
+            raise ValueError(
+                f"`text_target` holds {counts[0]} to {counts[-1]} captions an image; give as many for each."
+            )
+        if num_images is not None and len(text_target) != num_images:
+            raise ValueError(f"`text_target` holds captions of {len(text_target)} images for {num_images} `images`.")
+        text_target = [caption for captions in text_target for caption in captions]
+    captions = _texts(text_target, "text_target")
+    if num_images and len(captions) % num_images:
+        raise ValueError(
+            f"`text_target` holds {len(captions)} captions for {num_images} `images`; give as many for each."
+        )
+    empty = next((index for index, caption in enumerate(captions) if not caption.strip()), None)
+    if empty is not None:
+        raise ValueError(f"`text_target[{empty}]` is empty; leave out captions without text.")
+    return captions
 
 
-def _single_frames(images: Any) -> Any:
-    """Chats carry a list of images a conversation: lists of one are pictures, not videos of one frame."""
-    if (
-        isinstance(images, list | tuple)
-        and images
-        and all(isinstance(i, list | tuple) and len(i) == 1 for i in images)
-    ):
-        return [image[0] for image in images]
-    return images
+def _texts(texts: Any, name: str) -> list[str]:
+    if not isinstance(texts, list | tuple) or not texts:
+        raise ValueError(f"`{name}` ({texts!r}) must be a text or a list of at least one.")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"`{name}[{index}]` ({text!r}) must be a text, not a {type(text).__name__}.")
+    return list(texts)
 
+
+def _fit_prompt(row: list[int], end: list[int], prompt: str, limit: int | None, truncation: bool | None) -> list[int]:
+    if limit is not None and len(row) + len(end) > limit:
+        if not truncation:
+            raise ValueError(_too_long(prompt, len(row) + len(end), limit, "is longer than"))
+        row = row[: max(limit - len(end), 0)]
+    return row + end
+
+
+def _too_long(text: str, length: int, limit: int | None, relation: str) -> str:
+    return (
+        f"the text {text[:40]!r}{'...' if len(text) > 40 else ''} of {length} tokens, special tokens included, {relation} "
+        f"the maximum of {limit}; shorten it or raise `max_length` (by default the tokenizer's `model_max_length`)."
+    )
+
+
+def _padded_width(
+    rows: list[list[int]], padding: bool | str, limit: int | None, pad_to_multiple_of: int | None
+) -> int | None:
+    """The length that all rows are padded to, None where they stay as they are."""
+    if padding is False or padding == "do_not_pad":
+        return None
+    if padding == "max_length":
+        if limit is None:
+            raise ValueError(
+                "`padding` ('max_length') needs `max_length`, since the tokenizer has no `model_max_length`."
+            )
+        width = limit
+    elif padding is True or padding == "longest":
+        width = max(map(len, rows))
+    else:
+        raise ValueError(f"`padding` ({padding!r}) must be True, False, 'longest' or 'max_length'.")
+    return width if pad_to_multiple_of is None else -(-width // pad_to_multiple_of) * pad_to_multiple_of
+
+
+def _padded(rows: list[list[int]], width: int | None, value: int, on_the_left: bool) -> list[list[int]]:
+    if width is None:
+        return rows
+    if on_the_left:
+        return [[value] * (width - len(row)) + row for row in rows]
+    return [row + [value] * (width - len(row)) for row in rows]
+
+
+FusionCaptionerProcessor.register_for_auto_class()  # so that saving ships this file as remote code
 
 __all__ = ["FusionCaptionerProcessor"]

@@ -98,6 +98,7 @@ def test_every_kind_of_source_gives_the_same_picture(tmp_path: Path, server: str
         "Path": path,
         "URL": f"{server}/quarters.png",
         "data URL": "data:image/png;base64," + base64.b64encode(content).decode(),
+        "base64": base64.b64encode(content * 2).decode(),
         "bytes": content,
         "dict with bytes": {"path": None, "bytes": content},
         "dict with path": {"path": str(path), "bytes": None},

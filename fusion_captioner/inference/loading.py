@@ -9,7 +9,7 @@ from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcesso
 
 
 def load_captioner(
-    name: str, revision: str | None = None
+    name: str, revision: str = "main"
 ) -> tuple[FusionCaptionerForConditionalGeneration, FusionCaptionerProcessor]:
     """
     Model, in evaluation mode, and processor from a folder or the Hub.

@@ -52,7 +52,7 @@ class DataArguments:
         max_train_images, max_eval_images: take the first so many.
     """
 
-    source: str | None = None
+    source: str = ""
     layout: str = "auto"
     images_folder: str | None = None
     image_column: str | None = None

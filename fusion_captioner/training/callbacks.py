@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
+from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
+
 
 class UnfreezeImageEncoder(TrainerCallback):
     """
@@ -20,7 +22,7 @@ class UnfreezeImageEncoder(TrainerCallback):
     def __init__(self, from_step: int | None) -> None:
         self.from_step = from_step
 
-    def _apply(self, model: nn.Module, step: int) -> None:
+    def _apply(self, model: FusionCaptionerPreTrainedModel, step: int) -> None:
         if self.from_step is not None and step >= self.from_step:
             model.unfreeze_image_encoder()
         else:

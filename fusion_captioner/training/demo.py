@@ -87,7 +87,7 @@ def run_demo(out: str, data: str | None) -> int:
     processor = AutoProcessor.from_pretrained(model_folder)
     rows = load_caption_dataset(source)["val"]
     rows = rows.select(range(min(SHOWN, len(rows))))
-    captions = generate_captions(model, processor, rows, num_beams=3, max_new_tokens=30)
+    captions = generate_captions(model, processor, rows, num_beams=3, max_new_tokens=30)  # type: ignore[arg-type]
     print("\ncaptions of unseen pictures, by the model saved and loaded back with AutoModelForImageTextToText:")
     for row in rows:
         print(f"\n  {row['image']['path']}")

@@ -55,7 +55,7 @@ def generate_captions(
             else:
                 inputs = processor(text=[prompt] * len(indices), return_tensors="pt")
                 inputs["image_hidden_states"] = torch.stack([features[image_ids[index]] for index in indices])
-            generated = model.generate(**inputs.to(model.device), **generation_settings)
+            generated = model.generate(**inputs.to(model.device), **generation_settings)  # type: ignore[misc]
             texts = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             captions.extend((index, image_ids[index], text.strip()) for index, text in zip(indices, texts))
     finally:

@@ -1,47 +1,54 @@
 """The model card of a trained captioner: what it is, what it was trained on, how well it does, how it was made."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import TrainerState
 
 from fusion_captioner import __version__
 from fusion_captioner.training.arguments import RunArguments
 
+if TYPE_CHECKING:
+    from fusion_captioner.training.trainer import FusionCaptionerTrainer
+
+# The scores that go into the card's metadata, by the Hub's names
 HUB_METRICS = {"CIDEr": "cider", "BLEU-4": "bleu", "ROUGE-L": "rouge", "METEOR-exact-stem": "meteor"}
+SCORES = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR-exact-stem")
 
 BODY = """\
-# {name}
+# {title}
 
-An image captioner by cross-modal fusion ({fusion} fusion, {text_encoder} text encoder, {decoder} decoder,
-{vision} image encoder), trained with [fusion-captioner](https://pypi.org/project/fusion-captioner/) {version}.
+An image captioner by cross-modal fusion, trained with fusion-captioner {version}: {config.fusion_type} fusion of
+{image_encoder} image regions with the states of a causal {config.text_encoder_type} text encoder, and a
+{config.decoder_type} decoder.
 
 ## Use
 
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained("{name}", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+name = "{name}"
+model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
 inputs = processor(images="photo.jpg", return_tensors="pt")
-print(processor.batch_decode(model.generate(**inputs, num_beams=3), skip_special_tokens=True)[0])
+generated = model.generate(**inputs, num_beams=3)
+print(processor.batch_decode(generated, skip_special_tokens=True)[0])
 ```
 
-`trust_remote_code=True` runs the Python files of this repository: pin them with `revision=` and a commit that you have
-read. With `pip install fusion-captioner` and `import fusion_captioner` it is not needed.
+`trust_remote_code=True` runs the Python files of this repository: read them, and pin what you have read with
+`revision=` and its commit. Where the package fusion-captioner is installed, `import fusion_captioner` makes
+`trust_remote_code` unnecessary.
 
 ## Scores
 
 {scores}
 
-{signature}
-
 ## Training
 
-- data: `{data}`, {images}; the terms of the data hold for this model too
-- {epochs:g} epochs, {steps} optimiser steps{best}
-- command: `{command}`
+{training}
 
 ## Limits
 
@@ -50,73 +57,156 @@ pictures and anything rare are often wrong. Do not use it to identify people or 
 """
 
 
-def write_model_card(
-    folder: str | Path, run: RunArguments, scores: dict[str, Any], signature: str, command: str, state: TrainerState
-) -> None:
+@dataclass(frozen=True)
+class TrainingRecord:
     """
-    Write `README.md` into `folder`.
+    What a card tells of a run beside what its trainer knows.
 
     Args:
-        scores: as `score_captions` names them; others are left out.
-        signature: of the scores; empty without scores.
-        command: the command that made the model.
-        state: of the finished training.
+        data: name of the data set, as on the Hub, or of its folder.
+        train_split, eval_split: its splits that the model was trained and scored on.
+        vision_model: name of the pretrained image encoder; None: it began with random weights.
+        command: that made the model.
     """
-    folder = Path(folder)
-    name = run.training.hub_model_id or folder.name
-    data_name = Path(run.data.source or "").name
-    results = [
+
+    data: str | None = None
+    train_split: str = "train"
+    eval_split: str | None = "val"
+    vision_model: str | None = None
+    command: str | None = None
+
+    @classmethod
+    def of_run(cls, run: RunArguments, command: str) -> TrainingRecord:
+        """The record of a run of `fusion-captioner train`."""
+        return cls(
+            data=_public_name(run.data.source),
+            train_split=run.data.train_split,
+            eval_split=run.data.eval_split,
+            vision_model=_public_name(run.model.vision_model),
+            command=command,
+        )
+
+
+def build_model_card(
+    trainer: FusionCaptionerTrainer,
+    *,
+    name: str | None = None,
+    data: str | list[str] | None = None,
+    hub_data: str | list[str] | None = None,
+    language: str | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+    base_model: str | None = None,
+) -> ModelCard:
+    """
+    The card of the model as `trainer` saves it.
+
+    Args:
+        trainer: its `training_record`, model, state and last scores are told.
+        name: of the model; by default that of its repository or folder.
+        data: name of the data; by default that of the record.
+        hub_data: Hub names of the data; by default `data`.
+        language, license, base_model: metadata of the card.
+        tags: metadata beside the card's own tags.
+
+    Returns:
+        the card. Without a name of the data it has no `model-index`: scores say nothing without their data.
+    """
+    record = trainer.training_record
+    folder = Path(str(trainer.args.output_dir)).resolve().name
+    repository = trainer.hub_model_id or trainer.args.hub_model_id or folder
+    title = name or repository.split("/")[-1]
+    data_names = _listed(data) or _listed(record.data)
+    scores = final_scores(trainer)
+    metadata = ModelCardData(
+        model_name=title,
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["image-captioning", "fusion-captioner", *_listed(tags)],
+        datasets=_listed(hub_data) or data_names or None,
+        metrics=[HUB_METRICS[metric] for metric in HUB_METRICS if metric in scores] or None,
+        eval_results=_eval_results(scores, data_names, record.eval_split) or None,
+        language=language,
+        license=license,
+        base_model=base_model,
+    )
+    config = trainer.model.config
+    body = BODY.format(
+        title=title,
+        name=repository,
+        version=__version__,
+        config=config,
+        image_encoder=config.vision_config.model_type,
+        scores=_score_table(trainer, scores, data_names),
+        training=_training(trainer, data_names),
+    )
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
+
+
+def final_scores(trainer: FusionCaptionerTrainer) -> dict[str, float]:
+    """Scores of the weights that `trainer` holds, by name: of an evaluation after training, else of the best checkpoint
+    where that was loaded, else of the last evaluation; empty without any."""
+    log = trainer.state.log_history
+    evaluations = [entry for entry in log if "eval_CIDEr" in entry]
+    if not evaluations:
+        return {}
+    chosen = evaluations[-1]
+    if log[-1] is not chosen and trainer.args.load_best_model_at_end:
+        chosen = next((entry for entry in evaluations if entry["step"] == trainer.state.best_global_step), chosen)
+    return {name: chosen[f"eval_{name}"] for name in SCORES if f"eval_{name}" in chosen}
+
+
+def _eval_results(scores: dict[str, float], data_names: list[str], split: str | None) -> list[EvalResult]:
+    return [
         EvalResult(
             task_type="image-to-text",
             task_name="Image captioning",
             dataset_type=data_name,
             dataset_name=data_name,
-            dataset_split=run.data.eval_split,
+            dataset_split=split,
             metric_type=HUB_METRICS[metric],
             metric_name=metric,
-            metric_value=round(float(scores[metric]), 4),
+            metric_value=round(scores[metric], 4),
         )
+        for data_name in data_names[:1]
         for metric in HUB_METRICS
         if metric in scores
     ]
-    data = ModelCardData(
-        model_name=name.rsplit("/", 1)[-1],
-        library_name="transformers",
-        pipeline_tag="image-text-to-text",
-        tags=["image-captioning", "fusion-captioner"],
-        datasets=[data_name],
-        metrics=[HUB_METRICS[metric] for metric in HUB_METRICS if metric in scores],
-        eval_results=results or None,
-    )
-    rows = [
-        f"| {metric} | {scores[metric]:.4f} |"
-        for metric in scores
-        if metric.startswith(("CIDEr", "BLEU", "ROUGE", "METEOR"))
-    ]
-    table = "\n".join(
-        [
-            f"On the split `{run.data.eval_split}`, beam {run.training.generation_num_beams}:",
-            "",
-            "| score | |",
-            "|---|---|",
-            *rows,
-        ]
-    )
-    fields = run.model.config
-    card = BODY.format(
-        name=name,
-        fusion=fields.get("fusion_type", "attention"),
-        text_encoder=fields.get("text_encoder_type", "lstm"),
-        decoder=fields.get("decoder_type", "lstm"),
-        vision=Path(run.model.vision_model or "new").name,
-        version=__version__,
-        scores=table if rows else "Not scored.",
-        signature=f"Signature: `{signature}`" if signature else "",
-        data=data_name,
-        images=f"split `{run.data.train_split}`",
-        epochs=state.epoch or 0,
-        steps=state.global_step,
-        best=f", the best checkpoint at step {state.best_global_step}" if state.best_global_step else "",
-        command=command,
-    )
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{card}").save(folder / "README.md")
+
+
+def _score_table(trainer: FusionCaptionerTrainer, scores: dict[str, float], data_names: list[str]) -> str:
+    if not scores:
+        return "Not scored."
+    of_data = f" of {data_names[0]}" if data_names else ""
+    beams = trainer.args.generation_num_beams
+    lines = [f"On the split `{trainer.training_record.eval_split}`{of_data}, {beams} beam{'s' * (beams > 1)}:", ""]
+    lines += ["| score | |", "|---|---|", *(f"| {metric} | {score:.4f} |" for metric, score in scores.items())]
+    if trainer.score_signature:
+        lines += ["", f"Signature: `{trainer.score_signature}`"]
+    return "\n".join(lines)
+
+
+def _training(trainer: FusionCaptionerTrainer, data_names: list[str]) -> str:
+    record, state = trainer.training_record, trainer.state
+    lines = []
+    if data_names:
+        data = ", ".join(data_names)
+        lines.append(f"- data: {data}, split `{record.train_split}`; the terms of the data hold for this model too")
+    if record.vision_model is not None:
+        lines.append(f"- image encoder: began as {record.vision_model}, whose terms hold for this model too")
+    best = f"; the best checkpoint is that of step {state.best_global_step}" if state.best_global_step else ""
+    lines.append(f"- {state.epoch or 0:g} epochs, {state.global_step} optimiser steps{best}")
+    if record.command is not None:
+        lines.append(f"- command: `{record.command}`")
+    return "\n".join(lines)
+
+
+def _public_name(source: str | None) -> str | None:
+    """A Hub repository's name as it is; of a folder only its own name, since a path is its owner's business."""
+    if source is None:
+        return None
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
+def _listed(names: str | list[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or [])

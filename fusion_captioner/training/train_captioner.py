@@ -18,8 +18,9 @@ from fusion_captioner.training.arguments import DataArguments, ModelArguments, R
 from fusion_captioner.training.caption_datasets import load_caption_dataset
 from fusion_captioner.training.caption_sampling import CaptionDataset
 from fusion_captioner.training.collating import CaptionCollator
-from fusion_captioner.training.feature_cache import CachedSplit, cached_features
-from fusion_captioner.training.model_card import write_model_card
+from fusion_captioner.training.feature_cache import cached_features
+from fusion_captioner.training.feature_shards import ImageFeatures
+from fusion_captioner.training.model_card import TrainingRecord
 from fusion_captioner.training.tokenizer_training import train_tokenizer
 from fusion_captioner.training.trainer import FusionCaptionerTrainer, newest_complete_checkpoint
 
@@ -50,13 +51,14 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
     splits = _load_splits(run.data)
     if run.training.eval_strategy != "no" and "eval" not in splits:
         raise ValueError("`data.eval_split` is unset and `training.eval_strategy` is not 'no'; set one of them.")
-    checkpoint = newest_complete_checkpoint(run.training.output_dir) if resume else None
+    output = Path(run.training.output_dir)
+    checkpoint = newest_complete_checkpoint(output) if resume else None
     if resume and checkpoint is None:
         logger.info("%s holds no complete checkpoint: training starts from the beginning", run.training.output_dir)
     processor = build_processor(run, splits["train"])
     model = build_model(run.model, processor)
 
-    cached = {name: CachedSplit(rows, None) for name, rows in splits.items()}
+    features: dict[str, ImageFeatures] = {}
     if run.data.feature_cache is not None:
         if run.training.trains_image_encoder:
             raise ValueError(
@@ -71,12 +73,11 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
             batch_size=run.data.feature_batch_size,
             skip_bad_images=run.data.skip_bad_images,
         )
-    train_data = CaptionDataset(
-        cached["train"].rows, run.data.captions_per_image, run.training.seed, cached["train"].features
-    )
-    eval_data = None
-    if "eval" in cached:
-        eval_data = CaptionDataset(cached["eval"].rows, 1, run.training.seed, cached["eval"].features)
+        splits = {name: split.rows for name, split in cached.items()}
+        features = {name: split.features for name, split in cached.items()}
+    seed = run.training.seed
+    train_data = CaptionDataset(splits["train"], run.data.captions_per_image, seed, features.get("train"))
+    eval_data = CaptionDataset(splits["eval"], 1, seed, features.get("eval")) if "eval" in splits else None
     trainer = FusionCaptionerTrainer(
         model=model,
         args=run.training,
@@ -85,6 +86,7 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
         eval_dataset=eval_data,
         processing_class=processor,
     )
+    trainer.training_record = TrainingRecord.of_run(run, command)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_metrics("train", result.metrics)
     metrics: dict[str, float] = {}
@@ -94,9 +96,8 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
     trainer.save_state()
     trainer.save_model()
     if trainer.is_world_process_zero():
-        scores = {name.removeprefix("eval_"): value for name, value in metrics.items()}
         output = Path(run.training.output_dir)
-        write_model_card(output, run, scores, trainer.score_signature, command, trainer.state)
+        trainer.create_model_card()
         if trainer.evaluated_captions:
             lines = (
                 json.dumps({"image_id": image, "caption": caption}, ensure_ascii=False)

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import torch
 from transformers import EarlyStoppingCallback, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 
+from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
+from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.callbacks import UnfreezeImageEncoder, WeightAverage
 from fusion_captioner.training.caption_sampling import CaptionDataset, SetCaptionEpoch
 from fusion_captioner.training.evaluation import generate_captions, score_generated
+from fusion_captioner.training.model_card import TrainingRecord, build_model_card
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
 
@@ -31,6 +35,8 @@ class FusionCaptionerTrainer(Trainer):
     """
 
     args: FusionCaptionerTrainingArguments
+    model: FusionCaptionerForConditionalGeneration
+    processing_class: FusionCaptionerProcessor
 
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
@@ -38,6 +44,7 @@ class FusionCaptionerTrainer(Trainer):
         self._loss_term_steps = 0
         self.evaluated_captions: dict[str, str] = {}
         self.score_signature = ""
+        self.training_record = TrainingRecord()
         self.add_callback(SetCaptionEpoch())
         self.add_callback(UnfreezeImageEncoder(self.args.train_image_encoder_from_step))
         self.weight_average = WeightAverage(self.args.ema_decay) if self.args.ema_decay else None
@@ -92,7 +99,9 @@ class FusionCaptionerTrainer(Trainer):
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
             if self.args.predict_with_generate:
                 scores = self._score(dataloader.dataset)
-                output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
+                metrics = output.metrics or {}
+                metrics |= {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+                output = output._replace(metrics=metrics)
         return output
 
     def _score(self, dataset: CaptionDataset) -> dict[str, float]:
@@ -115,6 +124,51 @@ class FusionCaptionerTrainer(Trainer):
         average = self.weight_average.applied_to(self.model) if self.weight_average else nullcontext()
         with average:
             super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # a pickle that nothing reads; folders that are published hold none
+        Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """
+        Writes `README.md` into `args.output_dir`: the card of `model_card.py`, with `training_record` and the scores.
+
+        Args:
+            language, license, tags, model_name: of the model.
+            finetuned_from: the model that training went on from.
+            dataset: name of the data in place of `training_record.data`.
+            dataset_tags: Hub names of the data, where they differ from `dataset`.
+            tasks, dataset_args: refused; the task and the splits are known.
+        """
+        if tasks is not None or dataset_args is not None:
+            raise ValueError(
+                "`tasks` and `dataset_args` are not for this card: the task is image-text-to-text, and the splits are "
+                "those of `trainer.training_record`; leave them out."
+            )
+        if self.is_world_process_zero():
+            card = build_model_card(
+                self,
+                name=model_name,
+                data=dataset,
+                hub_data=dataset_tags,
+                language=language,
+                license=license,
+                tags=tags,
+                base_model=finetuned_from,
+            )
+            card.save(Path(str(self.args.output_dir), "README.md"))
 
     def _save_checkpoint(self, model, trial) -> None:
         if self.weight_average is not None and self.args.should_save:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 
 @dataclass
@@ -17,7 +18,7 @@ class FusionCaptionerTrainingArguments(TrainingArguments):
         ValueError: for a combination that cannot be run, naming the fields.
     """
 
-    output_dir: str | None = field(default="runs/captioner", metadata={"help": "Folder of checkpoints and results."})
+    output_dir: str = field(default="runs/captioner", metadata={"help": "Folder of checkpoints and results."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept beside the best."})
@@ -25,6 +26,7 @@ class FusionCaptionerTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(default="CIDEr", metadata={"help": "Score that chooses the best."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate's decay."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
+    hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "Only `end`: push when all is done."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Off: the collator chooses the columns."})
 
     image_encoder_learning_rate: float | None = field(
@@ -55,6 +57,11 @@ class FusionCaptionerTrainingArguments(TrainingArguments):
         if self.train_image_encoder_from_step is not None and self.train_image_encoder_from_step < 0:
             raise ValueError(
                 f"`train_image_encoder_from_step` ({self.train_image_encoder_from_step}) must be a step, 0 or later."
+            )
+        if self.push_to_hub and self.hub_strategy != HubStrategy.END:
+            raise ValueError(
+                f"`hub_strategy` ({HubStrategy(self.hub_strategy).value!r}) would publish what `Trainer` resumes from, "
+                "which are pickles; set it to 'end'."
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` ({self.ema_decay}) must be at least 0 (off) and below 1, such as 0.999.")
