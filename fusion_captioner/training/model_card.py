@@ -21,9 +21,8 @@ SCORES = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR-ex
 BODY = """\
 # {title}
 
-An image captioner by cross-modal fusion, trained with fusion-captioner {version}: {config.fusion_type} fusion of
-{image_encoder} image regions with the states of a causal {config.text_encoder_type} text encoder, and a
-{config.decoder_type} decoder.
+An image captioner by cross-modal fusion, trained with fusion-captioner {version}. Fusion: {config.fusion_type}; image
+encoder: {image_encoder}; causal text encoder: {config.text_encoder_type}; decoder: {config.decoder_type}.
 
 ## Use
 

@@ -1,0 +1,240 @@
+"""Saved and pushed captioners load where the package is not installed, and describe themselves."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub_form_load import describe
+from hub_form_push import captioner
+from hub_server import HubServer
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+import fusion_captioner
+from fusion_captioner.training.model_card import HUB_METRICS, SCORES
+
+PACKAGE = Path(fusion_captioner.__file__).parent
+NOT_SHIPPED = {"__init__.py", "auto_registration.py", "cli.py"}
+SHIPPED = {path.name for path in PACKAGE.glob("*.py")} - NOT_SHIPPED
+CLASSES = [
+    "FusionCaptionerConfig",
+    "FusionCaptionerModel",
+    "FusionCaptionerForConditionalGeneration",
+    "FusionCaptionerProcessor",
+    "FusionCaptionerImageProcessor",
+    "FusionCaptionerForConditionalGeneration",
+    "FusionCaptionerProcessor",
+]
+
+
+def run(script: str, *arguments: Path, cwd: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
+    threads = {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment | threads, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def load_without_package(folder: Path, environment: dict[str, str], **request) -> dict:
+    """What `hub_form_load.py` finds in a fresh interpreter."""
+    asked, answer = folder / "request.json", folder / "answer.json"
+    asked.write_text(json.dumps({"image": str(folder / "photo.jpg")} | request))
+    run("hub_form_load.py", asked, answer, cwd=folder, environment=environment)
+    return json.loads(answer.read_text())
+
+
+def save_photo(folder: Path) -> str:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "photo.jpg")
+    return str(folder / "photo.jpg")
+
+
+def assert_same(loaded: dict, expected: dict) -> None:
+    """`loaded` is the captioner that `expected` describes, made from remote code and by every `Auto*` class."""
+    assert expected["caption"]
+    assert {key: loaded[key] for key in ("tokens", "caption")} == {key: expected[key] for key in ("tokens", "caption")}
+    assert loaded["embedding"] == pytest.approx(expected["embedding"], abs=1e-3)
+    assert loaded["pipeline"] == expected["caption"]
+    assert loaded["classes"] == CLASSES
+    assert loaded["modules"] == ["transformers_modules"]
+
+
+def auto_map(content: bytes) -> dict[str, str]:
+    return json.loads(content)["auto_map"]
+
+
+def own_environment(home: Path) -> dict[str, str]:
+    """Without network, token or cache, with dynamic modules of its own."""
+    outer = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    return outer | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> tuple[Path, dict]:
+    """A folder with a photo and a saved captioner, and what the captioner makes of the photo."""
+    folder = tmp_path_factory.mktemp("saved")
+    photo = save_photo(folder)
+    model, processor = captioner()
+    model.save_pretrained(folder / "captioner")
+    processor.save_pretrained(folder / "captioner")
+    return folder, describe(model, model.model, processor, photo)
+
+
+def test_folder_holds_all_code_and_no_pickle(saved):
+    files = {path.name for path in (saved[0] / "captioner").iterdir()}
+    assert {name for name in files if name.endswith(".py")} == SHIPPED
+    assert {Path(name).suffix for name in files} == {".py", ".json", ".jinja", ".safetensors"}
+    for name in SHIPPED:
+        assert (saved[0] / "captioner" / name).read_bytes() == (PACKAGE / name).read_bytes()
+
+
+def test_shipped_files_need_only_what_transformers_brings():
+    needed = set()
+    for name in SHIPPED:
+        for node in ast.walk(ast.parse((PACKAGE / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                needed |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                needed.add(node.module.split(".")[0])
+    assert needed - sys.stdlib_module_names == {"PIL", "huggingface_hub", "numpy", "torch", "transformers"}
+
+
+def test_loads_without_the_package_and_saves_itself_again_whole(saved, tmp_path):
+    folder, expected = saved
+    for name in ("photo.jpg", "captioner"):
+        copy = shutil.copytree if (folder / name).is_dir() else shutil.copy
+        copy(folder / name, tmp_path / name)
+    request = {"sources": [{"name": str(tmp_path / "captioner")}], "save_to": str(tmp_path / "again")}
+    answer = load_without_package(tmp_path, own_environment(tmp_path / "home"), **request)
+    assert_same(answer["loaded"][0], expected)
+
+    before, after = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("captioner", "again")
+    )
+    assert set(after) == set(before)
+    # loading notes the backbone's dtype and that the tokenizer came from a folder
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed <= {"config.json", "tokenizer_config.json"}
+    assert all(auto_map(after[name]) == auto_map(before[name]) for name in changed)
+    shutil.rmtree(tmp_path / "captioner")
+    sources = [{"name": str(tmp_path / "again")}]
+    answer = load_without_package(tmp_path, own_environment(tmp_path / "other_home"), sources=sources)
+    assert_same(answer["loaded"][0], expected)
+
+
+def test_loads_with_the_package_without_remote_code(saved):
+    folder, expected = saved
+    model = AutoModelForImageTextToText.from_pretrained(folder / "captioner")
+    base_model = AutoModel.from_pretrained(folder / "captioner")
+    processor = AutoProcessor.from_pretrained(folder / "captioner")
+    for loaded in (model, base_model, processor, processor.image_processor):
+        assert type(loaded).__module__.startswith("fusion_captioner.")
+    found = describe(model, base_model, processor, str(folder / "photo.jpg"))
+    assert found["tokens"] == expected["tokens"]
+    assert found["embedding"] == pytest.approx(expected["embedding"], abs=1e-3)
+
+
+# Over HTTP: one process pushes, one loads by name, and one loads from the cache when the server is gone.
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory):
+    """A Hub with what `hub_form_push.py` pushed, the folder that it worked in, and what it noted."""
+    folder = tmp_path_factory.mktemp("pushed")
+    save_photo(folder)
+    with HubServer(folder / "hf_home") as hub:
+        pusher = hub.environment | {"HF_HOME": str(folder / "pusher_home")}
+        run("hub_form_push.py", folder, cwd=folder, environment=pusher)
+        yield hub, folder, json.loads((folder / "pushed.json").read_text())
+    assert not hub.failures, "\n".join(hub.failures)
+
+
+@pytest.fixture(scope="module")
+def loaded_by_name(pushed) -> dict:
+    """What a process without the package makes of `user/captioner` at `v1` and `main`, of `user/parts` and of the
+    code in the card."""
+    hub, folder, _ = pushed
+    (snippet,) = re.findall(r"```python\n(.*?)```", files(hub, "captioner")["README.md"].decode(), re.DOTALL)
+    request = {"sources": SOURCES, "snippet": snippet, "save_to": str(folder / "again")}
+    return load_without_package(folder, hub.environment, **request)
+
+
+SOURCES = [{"name": "user/captioner", "revision": "v1"}, {"name": "user/captioner"}, {"name": "user/parts"}]
+
+
+def files(hub: HubServer, name: str, revision: str = "main") -> dict[str, bytes]:
+    commit = hub.repositories["models", f"user/{name}"].revision(revision)
+    return {path: file.content for path, file in commit.files.items()}
+
+
+@pytest.mark.parametrize(("name", "revision"), [("captioner", "v1"), ("captioner", "main"), ("parts", "main")])
+def test_pushed_repository_is_whole_and_holds_no_pickle(pushed, name, revision):
+    paths = set(files(pushed[0], name, revision))
+    assert {path for path in paths if path.endswith(".py")} == SHIPPED
+    assert {"README.md", "config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= paths
+    suffixes = {Path(path).suffix for path in paths - {".gitattributes"}}
+    assert suffixes == {".json", ".jinja", ".md", ".py", ".safetensors"}
+
+
+def test_loads_by_name_at_a_tag_and_at_main(pushed, loaded_by_name):
+    expected = pushed[2]
+    assert expected["v1"]["tokens"] != expected["main"]["tokens"]
+    at_tag, at_main, parts = loaded_by_name["loaded"]
+    assert_same(at_tag, expected["v1"])
+    assert_same(at_main, expected["main"])
+    assert_same(parts, expected["main"])
+
+
+def test_saved_again_after_loading_by_name_depends_on_no_repository(pushed, loaded_by_name):
+    hub, folder, _ = pushed
+    original = files(hub, "captioner", "v1")
+    again = {path.name: path.read_bytes() for path in (folder / "again").iterdir()}
+    assert {name for name in again if name.endswith(".py")} == SHIPPED
+    for name in ("config.json", "processor_config.json"):
+        assert auto_map(again[name]) == auto_map(original[name])
+
+
+def test_card_tells_data_scores_and_command(pushed):
+    hub, _, expected = pushed
+    card = ModelCard(files(hub, "captioner", "v1")["README.md"].decode())
+    data = card.data
+    assert (data.pipeline_tag, data.library_name, data.license) == (
+        "image-text-to-text",
+        "transformers",
+        "cc-by-4.0",
+    )
+    assert data.datasets == ["user/squares"]
+    assert data.metrics == list(HUB_METRICS.values())
+    assert {"image-captioning", "fusion-captioner"} <= set(data.tags)
+    results = {result.metric_name: result for result in data.eval_results}
+    assert set(results) == set(HUB_METRICS)
+    assert expected["scores"]["eval_ROUGE-L"] > 0.5  # else equal scores would say little
+    for metric, result in results.items():
+        assert result.metric_value == round(expected["scores"][f"eval_{metric}"], 4)
+        assert (result.dataset_name, result.dataset_split) == ("user/squares", "test")
+    for metric in SCORES:
+        assert f"| {metric} | {expected['scores'][f'eval_{metric}']:.4f} |" in card.text
+    assert f"`{expected['signature']}`" in card.text
+    assert "`fusion-captioner train squares.yaml`" in card.text
+    later = ModelCard(files(hub, "captioner")["README.md"].decode())  # after `push_to_hub` of model and processor
+    assert later.data.eval_results == data.eval_results
+    assert later.text.strip() == card.text.strip()
+
+
+def test_code_in_the_card_runs(pushed, loaded_by_name):
+    assert loaded_by_name["printed"] == pushed[2]["beam_caption"] + "\n"
+
+
+def test_loads_from_the_cache_when_the_server_is_stopped(pushed, loaded_by_name):
+    hub, folder, expected = pushed
+    hub.stop()
+    answer = load_without_package(folder, hub.environment | {"HF_HUB_OFFLINE": "1"}, sources=SOURCES[:2])
+    assert_same(answer["loaded"][0], expected["v1"])
+    assert_same(answer["loaded"][1], expected["main"])
