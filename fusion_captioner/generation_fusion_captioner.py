@@ -37,6 +37,9 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
         return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
 
     def _expand_inputs_for_generation(self, *args, image_hidden_states=None, **model_kwargs):
+        if image_hidden_states is not None:
+            # beams could fill up what is missing, and give texts to the wrong images
+            count_texts(len(model_kwargs["input_ids"]), len(image_hidden_states))
         input_ids, model_kwargs = super()._expand_inputs_for_generation(*args, **model_kwargs)
         return input_ids, model_kwargs | {"image_hidden_states": image_hidden_states}
 

@@ -62,11 +62,13 @@ class ImageEncoder(nn.Module):
             ValueError: if a weight is missing or has another shape.
         """
         pretrained = AutoModel.from_pretrained(name, revision=revision).state_dict()
-        missing, _ = self.backbone.load_state_dict(pretrained, strict=False)
-        if missing:
-            raise ValueError(
-                f"{name}: has no weight {missing[0]!r}; give the vision model that `vision_config` is of."
-            )
+        for weight, tensor in self.backbone.state_dict().items():
+            if weight not in pretrained or pretrained[weight].shape != tensor.shape:
+                raise ValueError(
+                    f"{name}: has no weight {weight!r} of shape {tuple(tensor.shape)}; give the vision model that "
+                    "`vision_config` is of."
+                )
+        self.backbone.load_state_dict(pretrained, strict=False)
 
     @property
     def dtype(self) -> torch.dtype:

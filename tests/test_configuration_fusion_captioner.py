@@ -1,0 +1,130 @@
+"""A config accepts what a model can be built from and refuses the rest in one line that names field and value."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_models import VISION_CONFIGS, tiny_config
+from transformers import AutoConfig, ResNetConfig, ViTConfig
+
+from fusion_captioner import FusionCaptionerConfig
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"hidden_size": 0}, ["hidden_size", "(0)", "at least 1"]),
+        ({"vocab_size": -3}, ["vocab_size", "(-3)", "at least 1"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers", "(0)", "at least 1"]),
+        ({"hidden_size": 20, "num_attention_heads": 8}, ["hidden_size", "(20)", "num_attention_heads", "(8)"]),
+        ({"dropout": 1.0}, ["dropout", "(1.0)", "below 1"]),
+        ({"label_smoothing": -0.1}, ["label_smoothing", "(-0.1)", "at least 0"]),
+        ({"contrastive_loss_weight": -1.0}, ["contrastive_loss_weight", "(-1.0)", "0 (off) or positive"]),
+        ({"matching_loss_weight": 0.5}, ["matching_loss_weight", "(0.5)", "contrastive_loss_weight"]),
+        ({"caption_loss_weight": 0.0}, ["caption_loss_weight", "contrastive_loss_weight", "all 0", "above 0"]),
+        ({"initializer_range": 0.0}, ["initializer_range", "(0.0)", "positive"]),
+        ({"max_frames": -1}, ["max_frames", "(-1)", "number of frames"]),
+        ({"fusion_type": "multiply"}, ["fusion_type", "multiply", "co_attention"]),
+        ({"text_encoder_type": "rnn"}, ["text_encoder_type", "rnn", "lstm"]),
+        ({"decoder_type": "mamba"}, ["decoder_type", "mamba", "transformer"]),
+        ({"decoder_input": "image"}, ["decoder_input", "image", "joint_and_embedding"]),
+        ({"contrastive_loss_type": "triplet"}, ["contrastive_loss_type", "triplet", "info_nce"]),
+        ({"vision_config": {"model_type": "resnest"}}, ["vision_config", "resnest", "vit"]),
+    ],
+)
+def test_a_value_out_of_range_names_field_value_and_what_is_right(fields: dict, words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        FusionCaptionerConfig(**fields)
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("hidden_size", "512", "int"),
+        ("hidden_size", 512.0, "int"),
+        ("dropout", "0.1", "float"),
+        ("use_cache", 1, "bool"),
+        ("vision_config", "resnet", "dict"),
+        ("fusion_type", None, "gated"),
+    ],
+)
+def test_a_wrong_type_names_field_value_and_type(name: str, value: object, expected: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        FusionCaptionerConfig(**{name: value})
+    assert [word for word in (name, str(value), expected) if word not in str(caught.value)] == []
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_value_is_refused_after_construction_too() -> None:
+    config = FusionCaptionerConfig()
+    with pytest.raises(ValueError, match="hidden_size"):
+        config.hidden_size = "512"
+    assert config.hidden_size == 512
+
+
+def test_an_unknown_key_is_refused_in_the_constructor() -> None:
+    with pytest.raises(ValueError, match=r"`hidden_szie` \(3\) is not a field .*spelling.* hidden_size"):
+        FusionCaptionerConfig(hidden_szie=3)
+
+
+def edited(folder: Path, **changes: object) -> Path:
+    FusionCaptionerConfig().save_pretrained(folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("fusion", "sum"), ("hidden_size", 0), ("hidden_size", "512"), ("decoder_type", "rnn")]
+)
+@pytest.mark.parametrize("loader", [FusionCaptionerConfig, AutoConfig])
+def test_a_wrong_config_json_is_refused(tmp_path: Path, loader: type, name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        loader.from_pretrained(edited(tmp_path, **{name: value}))
+
+
+def test_what_transformers_stores_beside_the_fields_is_accepted(tmp_path: Path) -> None:
+    folder = edited(tmp_path, auto_map={"AutoConfig": "x.Y"}, torch_dtype="float32", _private=1, max_length=20)
+    assert FusionCaptionerConfig.from_pretrained(folder).hidden_size == 512
+
+
+@pytest.mark.parametrize("vision_type", VISION_CONFIGS)
+def test_json_round_trip_keeps_every_field(tmp_path: Path, vision_type: str) -> None:
+    vision_config = {"model_type": vision_type, **VISION_CONFIGS[vision_type]}
+    config = tiny_config(vision_config=vision_config, fusion_type="gated", decoder_type="gru", word_dropout=0.25)
+    config.save_pretrained(tmp_path)
+    for loaded in (FusionCaptionerConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert type(loaded) is FusionCaptionerConfig
+        assert type(loaded.vision_config) is type(config.vision_config)
+        assert loaded.vision_config.model_type == vision_type
+        assert {name: loaded.vision_config.to_dict()[name] for name in VISION_CONFIGS[vision_type]} == VISION_CONFIGS[
+            vision_type
+        ]
+        assert {name: loaded.to_dict()[name] for name in config.own_fields()} == {
+            name: config.to_dict()[name] for name in config.own_fields()
+        }
+        assert (loaded.fusion_type, loaded.decoder_type, loaded.word_dropout) == ("gated", "gru", 0.25)
+
+
+def test_vision_config_is_a_config_a_dict_or_resnet_50() -> None:
+    given = ViTConfig(hidden_size=24, num_attention_heads=2)
+    assert FusionCaptionerConfig(vision_config=given).vision_config.hidden_size == 24
+    assert isinstance(FusionCaptionerConfig(vision_config=given.to_dict()).vision_config, ViTConfig)
+    default = FusionCaptionerConfig().vision_config
+    assert isinstance(default, ResNetConfig)
+    assert (list(default.depths), list(default.hidden_sizes)) == ([3, 4, 6, 3], [256, 512, 1024, 2048])
+
+
+def test_the_plain_preset_is_the_plain_captioner_and_can_be_overridden() -> None:
+    plain = FusionCaptionerConfig.plain()
+    assert (plain.vision_config.model_type, plain.hidden_size, plain.text_encoder_type) == ("resnet", 512, "lstm")
+    assert (plain.fusion_type, plain.decoder_type, plain.decoder_input) == ("sum", "lstm", "joint_and_embedding")
+    assert not plain.tie_word_embeddings
+    overridden = FusionCaptionerConfig.plain(hidden_size=64, fusion_type="gated")
+    assert (overridden.hidden_size, overridden.fusion_type, overridden.decoder_input) == (
+        64,
+        "gated",
+        "joint_and_embedding",
+    )

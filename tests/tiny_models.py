@@ -1,0 +1,89 @@
+"""Captioners of a few thousand weights, and inputs for them."""
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
+from fusion_captioner.fusion import FUSIONS
+from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
+
+VOCAB_SIZE = 50
+FUSION_TYPES = list(FUSIONS)
+LAYER_TYPES = ["lstm", "gru", "transformer"]
+TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+PATCHES = {"image_size": 32, "patch_size": 8}
+# one backbone of each kind that the config's documentation names
+VISION_CONFIGS = {
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1], "layer_type": "basic"},
+    "convnext": {"hidden_sizes": [4, 6, 8, 10], "depths": [1, 1, 1, 1], "image_size": 64},
+    "efficientnet": {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 128, "image_size": 64},
+    "mobilenet_v2": {"depth_multiplier": 0.1, "finegrained_output": False, "image_size": 64},
+    "vit": TRANSFORMER | PATCHES,
+    "clip_vision_model": TRANSFORMER | PATCHES,
+    "siglip_vision_model": TRANSFORMER | PATCHES,
+}
+
+
+def tiny_config(**fields) -> FusionCaptionerConfig:
+    """Weights are drawn large, so that what a test compares differs by more than rounding."""
+    defaults = {
+        "vision_config": {"model_type": "resnet", **VISION_CONFIGS["resnet"]},
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "bilinear_rank": 24,
+        "projection_dim": 8,
+        "max_position_embeddings": 40,
+        "initializer_range": 0.2,
+        "dropout": 0.0,
+    }
+    return FusionCaptionerConfig(**(defaults | fields))
+
+
+def randomize(module: torch.nn.Module, seed: int = 0, scale: float = 0.1) -> None:
+    """Move every parameter: biases drawn as 0 and norms drawn as the identity would hide a formula without them."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=scale)
+
+
+def calibrate(module: torch.nn.Module, pixel_values: torch.Tensor) -> None:
+    """Give BatchNorm the statistics of these pictures, as training would: with those that it begins with, deep CNNs
+    let the pictures vanish or explode."""
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        module.train()(pixel_values)
+    module.eval()
+
+
+def tiny_model(**fields) -> FusionCaptionerForConditionalGeneration:
+    """A captioner in evaluation mode, the same at every call."""
+    torch.manual_seed(0)
+    model = FusionCaptionerForConditionalGeneration(tiny_config(**fields)).eval()
+    randomize(model)
+    return model
+
+
+def pixels(number: int = 2, *frames: int, seed: int = 0) -> torch.Tensor:
+    """`(number, [frames,] 3, 32, 32)`"""
+    return torch.randn(number, *frames, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def tokens(rows: int = 2, length: int = 6, seed: int = 0) -> torch.Tensor:
+    """Random words `(rows, length)`, no special tokens among them."""
+    return torch.randint(3, VOCAB_SIZE, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """As many words as the tiny models have tokens, named `w3`, `w4`, ... by their ids."""
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{number}": number for number in range(3, VOCAB_SIZE)}}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w3"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
