@@ -1,0 +1,479 @@
+"""Processor: rows to continue and rows to learn from, chats, decoding, saving, loading with and without the package."""
+
+import base64
+import json
+import pickle
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerFast, ResNetConfig, pipeline
+
+from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
+from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
+from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
+from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
+from fusion_captioner.training.tokenizer_training import train_tokenizer
+
+CAPTIONS = ["a man's dog runs on the beach", "two red dogs", "question: what colour is the dog? answer: red"] * 4
+
+
+def noise(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def made_processor(kind: str = "wordpiece", **settings: Any) -> FusionCaptionerProcessor:
+    tokenizer = train_tokenizer(CAPTIONS, kind, vocab_size=400, **settings)
+    return FusionCaptionerProcessor(FusionCaptionerImageProcessor(size=16), tokenizer)
+
+
+def bert_like_tokenizer() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    backend.train_from_iterator(CAPTIONS, trainers.WordPieceTrainer(special_tokens=special, show_progress=False))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        clean_up_tokenization_spaces=True,
+    )
+
+
+def gpt2_like_tokenizer(**special_tokens: str) -> PreTrainedTokenizerFast:
+    """One special token, and spaces that belong to the words behind them."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(CAPTIONS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", **special_tokens)
+
+
+def text_of(processor: FusionCaptionerProcessor, ids: Any) -> str:
+    return processor.decode(ids, skip_special_tokens=True)
+
+
+# Rows to continue
+
+
+def test_images_alone_give_pixels_alone():
+    batch = made_processor()(images=[noise(), noise(1)], return_tensors="pt")
+    assert list(batch) == ["pixel_values"]
+    assert batch["pixel_values"].shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("text", ["", ["", ""]])
+def test_empty_prompt_is_a_lone_bos(text: Any):
+    processor = made_processor()
+    batch = processor(images=[noise(), noise(1)], text=text, return_tensors="pt")
+    assert batch["input_ids"].tolist() == [[processor.bos_token_id]] * 2
+    assert batch["attention_mask"].tolist() == [[1], [1]]
+
+
+def test_prompts_begin_with_bos_and_are_padded_on_the_left():
+    processor = made_processor()
+    batch = processor(text=["two dogs", "a man runs on the beach"], return_tensors="pt")
+    assert list(batch) == ["input_ids", "attention_mask"]
+    assert batch["input_ids"].dtype == torch.int64
+    for ids, mask, text in zip(batch["input_ids"], batch["attention_mask"], ["two dogs", "a man runs on the beach"]):
+        kept = ids[mask.bool()]
+        assert mask.tolist() == sorted(mask.tolist())  # zeros first
+        assert kept[0] == processor.bos_token_id
+        assert processor.eos_token_id not in kept
+        assert text_of(processor, kept) == text
+
+
+def test_several_prompts_an_image():
+    processor = made_processor()
+    prompts = ["a", "two", "the", "red"]
+    batch = processor(images=[noise(), noise(1)], text=prompts, return_tensors="np")
+    assert len(batch["pixel_values"]) == 2
+    assert [text_of(processor, row) for row in batch["input_ids"]] == prompts
+
+
+def test_add_eos_ends_each_text():
+    processor = made_processor()
+    batch = processor(text=["two dogs", "a man runs on the beach"], add_eos=True, return_tensors="pt")
+    lengths = batch["attention_mask"].sum(-1)
+    assert (batch["input_ids"][torch.arange(2), lengths - 1] == processor.eos_token_id).all()
+    assert (batch["input_ids"][:, 0] == processor.bos_token_id).all()  # padding is on the right
+    assert batch["input_ids"][1].tolist() == processor.tokenizer("a man runs on the beach")["input_ids"]
+
+
+def test_padding_choices():
+    processor = made_processor()
+    texts = ["two dogs", "two red dogs"]
+    assert [len(row) for row in processor(text=texts, padding=False)["input_ids"]] == [3, 4]
+    assert [len(row) for row in processor(text=texts)["input_ids"]] == [4, 4]
+    assert [len(row) for row in processor(text=texts, padding="max_length", max_length=9)["input_ids"]] == [9, 9]
+    assert [len(row) for row in processor(text=texts, pad_to_multiple_of=8)["attention_mask"]] == [8, 8]
+
+
+# Rows to learn from
+
+
+def test_learnable_rows_hold_prompt_caption_and_eos_and_label_the_last_two():
+    processor = made_processor()
+    prompts, captions = ["question: what?", ""], ["two red dogs", "a man's dog runs on the beach"]
+    batch = processor(
+        images=[noise(), noise(1)], text=prompts, text_target=captions, return_tensors="pt", max_length=64
+    )
+    assert list(batch) == ["pixel_values", "input_ids", "attention_mask", "labels"]
+    for row in range(2):
+        ids, mask, labels = (batch[name][row] for name in ("input_ids", "attention_mask", "labels"))
+        assert mask.tolist() == sorted(mask.tolist(), reverse=True)  # padded on the right
+        assert ids[0] == processor.bos_token_id
+        assert ids[mask.bool()][-1] == processor.eos_token_id
+        assert text_of(processor, ids) == f"{prompts[row]} {captions[row]}".strip()
+        learned = labels != -100
+        assert (labels[learned] == ids[learned]).all()
+        assert text_of(processor, labels[learned]) == captions[row]
+        assert learned.sum() == len(processor.tokenizer(captions[row])["input_ids"]) - 1  # with EOS, without BOS
+
+
+def test_prompt_of_a_learnable_row_is_the_prompt_that_is_continued():
+    processor = made_processor()
+    prompt = "question: what colour is the dog? answer:"
+    learnable = processor(text=prompt, text_target="red", return_tensors="pt")["input_ids"][0]
+    continued = processor(text=prompt, return_tensors="pt")["input_ids"][0]
+    assert learnable[: len(continued)].tolist() == continued.tolist()
+
+
+@pytest.mark.parametrize(
+    "text_target", [["two", "red", "dogs", "a"], [["two", "red"], ["dogs", "a"]], (("two", "red"), ("dogs", "a"))]
+)
+def test_k_captions_of_an_image_stand_together(text_target: Any):
+    processor = made_processor()
+    batch = processor(images=[noise(), noise(1)], text=["man", "beach"], text_target=text_target)
+    texts = [text_of(processor, ids) for ids in batch["input_ids"]]
+    assert texts == ["man two", "man red", "beach dogs", "beach a"]
+    assert len(batch["pixel_values"]) == 2
+    alone = processor(text_target=text_target)["labels"]
+    assert [text_of(processor, [i for i in row if i >= 0]) for row in alone] == ["two", "red", "dogs", "a"]
+
+
+def test_long_captions_lose_their_end_and_keep_eos():
+    processor = made_processor()
+    batch = processor(text="a", text_target=["two red dogs", "red"], max_length=4)
+    assert text_of(processor, batch["input_ids"][0]) == "a two"
+    assert batch["labels"][0][-1] == batch["input_ids"][0][-1] == processor.eos_token_id
+    assert text_of(processor, batch["input_ids"][1]) == "a red"
+    with pytest.raises(ValueError, match=r"'two red dogs' of 6 tokens, .* makes a row longer than the maximum of 4"):
+        processor(text="a", text_target="two red dogs", max_length=4, truncation=False)
+
+
+def test_prompts_are_never_cut_unasked():
+    processor = made_processor(model_max_length=5)
+    with pytest.raises(
+        ValueError, match=r"'two red dogs on the beach' of 7 tokens, .* maximum of 5; shorten it or raise"
+    ):
+        processor(text=["two", "two red dogs on the beach"])
+    with pytest.raises(ValueError, match=r"of 4 tokens, .* leaves no room for its caption within the maximum of 5"):
+        processor(text="two red dogs", text_target="red")
+    assert len(processor(text="two red dogs on the beach", max_length=7)["input_ids"][0]) == 7
+    cut = processor(text="two red dogs on the beach", truncation=True, add_eos=True)["input_ids"][0]
+    assert text_of(processor, cut) == "two red dogs"
+    assert (len(cut), cut[-1]) == (5, processor.eos_token_id)
+
+
+def test_repeated_truncated_rows_stay_within_the_limit():
+    processor = made_processor()
+    batch = processor(text_target=CAPTIONS, max_length=3, return_tensors="pt")
+    assert batch["input_ids"].shape == (len(CAPTIONS), 3)
+    assert (batch["input_ids"][:, -1] == processor.eos_token_id).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "nothing to process"),
+        ({"text": []}, r"`text` \(\[\]\) must be a text or a list of at least one"),
+        ({"text_target": []}, "`text_target`"),
+        ({"text": ["a", None]}, r"`text\[1\]` \(None\) must be a text"),
+        ({"text": 7}, r"`text` \(7\)"),
+        ({"text_target": ["a", "  "]}, r"`text_target\[1\]` is empty"),
+        ({"text": ["a", "b", "c"], "text_target": ["a", "b"]}, "3 prompts for 2 captions"),
+        ({"text_target": [["a", "b"], ["a"]]}, "1 to 2 captions an image"),
+        ({"images": [noise()] * 2, "text_target": ["a"] * 3}, "3 captions for 2 `images`"),
+        ({"images": [noise()] * 2, "text_target": [["a"]] * 3}, "captions of 3 images for 2 `images`"),
+        ({"images": [noise()] * 2, "text": ["a"] * 3}, "3 prompts for 2 `images`"),
+        ({"images": []}, "`images` is empty"),
+        ({"images": noise(), "add_eos": True}, "`add_eos`"),
+        ({"text_target": "a", "add_eos": True}, "`add_eos`"),
+        ({"text": "a", "padding": "left"}, r"`padding` \('left'\)"),
+        ({"text": "a", "max_length": 0}, r"`max_length` \(0\)"),
+        ({"text": "a", "colour": 1}, "`colour` is no argument"),
+        ({"videos": [noise()]}, "`videos` cannot be processed"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        made_processor()(**arguments)
+
+
+def test_image_settings_of_a_call():
+    processor = made_processor()
+    assert processor(images=noise(), size=8)["pixel_values"].shape == (1, 3, 8, 8)
+    assert processor(images=noise(), images_kwargs={"size": 8})["pixel_values"].shape == (1, 3, 8, 8)
+    assert processor(images=[[noise(), noise()]], text="a")["pixel_values"].shape == (1, 2, 3, 16, 16)
+
+
+# Any tokenizer
+
+
+def test_bert_like_tokenizer_begins_with_cls_and_ends_with_sep():
+    tokenizer = bert_like_tokenizer()
+    processor = FusionCaptionerProcessor(FusionCaptionerImageProcessor(size=16), tokenizer)
+    assert (processor.bos_token_id, processor.eos_token_id) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    assert "token_type_ids" not in processor.model_input_names
+    batch = processor(text="two", text_target="a man's dog")
+    assert batch["input_ids"][0][0] == tokenizer.cls_token_id
+    assert batch["labels"][0][-1] == tokenizer.sep_token_id
+    assert text_of(processor, batch["input_ids"][0]) == "two a man's dog"
+
+
+def test_gpt2_like_tokenizer_begins_with_eos_and_keeps_spaces():
+    tokenizer = gpt2_like_tokenizer(pad_token="<|end|>")
+    processor = FusionCaptionerProcessor(FusionCaptionerImageProcessor(size=16), tokenizer)
+    assert processor.bos_token_id == processor.eos_token_id == tokenizer.eos_token_id
+    batch = processor(text=["two", ""], text_target=["red dogs", "a man's dog runs on the beach"], return_tensors="pt")
+    assert text_of(processor, batch["input_ids"][0]) == "two red dogs"
+    assert text_of(processor, batch["input_ids"][1]) == "a man's dog runs on the beach"
+    # EOS is learned although padding is the same token
+    learned = batch["labels"][0] != -100
+    assert batch["labels"][0][learned][-1] == tokenizer.eos_token_id
+    assert learned.sum() < batch["attention_mask"][0].sum() < len(learned)
+
+
+def test_tokenizer_without_padding_or_end_is_refused():
+    image_processor = FusionCaptionerImageProcessor(size=16)
+    with pytest.raises(ValueError, match=r"no `pad_token`; set one, for example by `tokenizer\.pad_token = "):
+        FusionCaptionerProcessor(image_processor, gpt2_like_tokenizer())
+    tokenizer = gpt2_like_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="neither `eos_token` nor `sep_token`"):
+        FusionCaptionerProcessor(image_processor, tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte_bpe"])
+def test_captions_decode_cleanly(kind: str):
+    processor = made_processor(kind)
+    rows = processor(text_target=["A man 's dog .", "two red dogs"], return_tensors="pt")["input_ids"]
+    expected = ["a man's dog", "two red dogs"]
+    assert processor.batch_decode(rows, skip_special_tokens=True) == expected
+    assert processor.post_process_image_text_to_text(rows) == expected
+    assert processor.decode(rows[0], skip_special_tokens=True) == expected[0]
+
+
+# Chats
+
+
+def turn(role: str, text: str | None = None, *images: Any) -> dict[str, Any]:
+    content = [{"type": "image", "image": image} for image in images]
+    return {"role": role, "content": content + ([{"type": "text", "text": text}] if text else [])}
+
+
+@pytest.mark.parametrize(
+    ("chat", "settings", "expected"),
+    [
+        ([turn("user", None, noise())], {"add_generation_prompt": True}, ""),
+        ([turn("user", "What is it?", noise())], {"add_generation_prompt": True}, "question: What is it? answer:"),
+        ([turn("user", "What is it?")], {}, "question: What is it?"),
+        ([{"role": "user", "content": "What?"}], {"add_generation_prompt": True}, "question: What? answer:"),
+        (
+            [
+                turn("system", "be brief"),
+                turn("user", "What?", noise()),
+                turn("assistant", "a dog"),
+                turn("user", "Red?"),
+            ],
+            {"add_generation_prompt": True},
+            "be brief question: What? answer: a dog question: Red? answer:",
+        ),
+        (
+            [turn("user", None, noise()), turn("assistant", "a dog"), turn("user", "Red?")],
+            {"add_generation_prompt": True},
+            "a dog question: Red? answer:",
+        ),
+        (
+            [turn("user", "What?", noise()), turn("assistant", "two red")],
+            {"continue_final_message": True},
+            "question: What? answer: two red",
+        ),
+        ([turn("user", None, noise()), turn("assistant", "two")], {"continue_final_message": True}, "two"),
+    ],
+)
+def test_chat_template(chat: list[dict[str, Any]], settings: dict[str, Any], expected: str):
+    assert made_processor().apply_chat_template(chat, **settings) == expected
+
+
+def test_unknown_role_is_refused():
+    with pytest.raises(Exception, match="the role of a message is 'tool'"):
+        made_processor().apply_chat_template([turn("tool", "7")])
+
+
+def test_chats_become_model_inputs(tmp_path: Path):
+    processor = made_processor()
+    Image.fromarray(noise()).save(tmp_path / "noise.png")
+    settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    one = processor.apply_chat_template([turn("user", "what colour?", noise())], **settings)
+    assert {name: tuple(tensor.shape[:1]) for name, tensor in one.items()} == {
+        "pixel_values": (1,),
+        "input_ids": (1,),
+        "attention_mask": (1,),
+    }
+    assert text_of(processor, one["input_ids"][0]) == "question: what colour? answer:"
+
+    content = (tmp_path / "noise.png").read_bytes()
+    encoded = base64.b64encode(content).decode()
+    same = [
+        {"type": "image", "path": str(tmp_path / "noise.png")},
+        {"type": "image", "base64": encoded},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}},
+        {"type": "image", "image": Image.open(BytesIO(content))},
+    ]
+    chats = [[{"role": "user", "content": [image, {"type": "text", "text": "what?"}]}] for image in same]
+    batch = processor.apply_chat_template(chats, **settings)
+    assert batch["pixel_values"].shape == (4, 3, 16, 16)
+    for pixels in batch["pixel_values"]:
+        torch.testing.assert_close(pixels, one["pixel_values"][0])
+
+    frames = processor.apply_chat_template([turn("user", "what?", noise(), noise(1))], **settings)
+    assert frames["pixel_values"].shape == (1, 2, 3, 16, 16)
+
+
+def test_control_tokens_of_users_can_be_made_plain_text():
+    processor = made_processor()
+    chat = [turn("user", "<eos> dogs")]
+    settings = {"tokenize": True, "return_dict": True}
+    raw = processor.apply_chat_template(chat, **settings)["input_ids"][0]
+    clean = processor.apply_chat_template(chat, sanitize_control_tokens=True, **settings)["input_ids"][0]
+    assert processor.eos_token_id in raw
+    assert processor.eos_token_id not in clean
+    assert clean[0] == processor.bos_token_id
+
+
+def test_pipeline_takes_images_and_chats():
+    processor = made_processor()
+    torch.manual_seed(0)
+    config = FusionCaptionerConfig(
+        vision_config=ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic"),
+        vocab_size=len(processor.tokenizer),
+        hidden_size=16,
+        num_attention_heads=2,
+        projection_dim=8,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        bos_token_id=processor.bos_token_id,
+        eos_token_id=processor.eos_token_id,
+    )
+    model = FusionCaptionerForConditionalGeneration(config).eval()
+    captioner = pipeline("image-text-to-text", model=model, processor=processor)
+    picture = Image.fromarray(noise())
+    settings = {"max_new_tokens": 5}
+    inputs = processor(images=picture, text="", return_tensors="pt")
+    expected = processor.batch_decode(model.generate(**inputs, max_new_tokens=5), skip_special_tokens=True)[0]
+    assert captioner(picture, text="", **settings)[0]["generated_text"] == expected
+    batch = captioner([picture, picture], text=["", ""], **settings)
+    assert [result["generated_text"] for result in batch] == [expected, expected]
+    chat = [turn("user", "what colour?", picture)]
+    answer = captioner(text=chat, **settings)[0]["generated_text"]
+    assert answer[:-1] == chat
+    assert answer[-1]["role"] == "assistant"
+    assert "what colour" not in answer[-1]["content"]
+    assert captioner(text=[turn("user", None, picture)], **settings)[0]["generated_text"][-1]["content"] == expected
+
+
+# Saving and loading
+
+
+def assert_equal_processors(one: FusionCaptionerProcessor, other: FusionCaptionerProcessor) -> None:
+    arguments: dict[str, Any] = {"images": noise(), "text": "two", "text_target": "red dogs", "return_tensors": "pt"}
+    for (name, value), (other_name, other_value) in zip(
+        one(**arguments).items(), other(**arguments).items(), strict=True
+    ):
+        assert name == other_name
+        torch.testing.assert_close(value, other_value)
+    assert one.chat_template == other.chat_template
+
+
+def test_saves_and_loads(tmp_path: Path):
+    processor = made_processor(model_max_length=33)
+    processor.image_processor.resize_mode = "crop"
+    processor.save_pretrained(tmp_path)
+    for loaded in (FusionCaptionerProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
+        assert type(loaded) is FusionCaptionerProcessor
+        assert loaded.image_processor.resize_mode == "crop"
+        assert loaded.tokenizer.model_max_length == 33
+        assert_equal_processors(loaded, processor)
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is FusionCaptionerImageProcessor
+    assert_equal_processors(pickle.loads(pickle.dumps(processor)), processor)  # as data loader workers get it
+
+
+def test_another_chat_template_is_kept(tmp_path: Path):
+    processor = FusionCaptionerProcessor(
+        FusionCaptionerImageProcessor(size=16), train_tokenizer(CAPTIONS), chat_template="{{ messages | length }}"
+    )
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert loaded.apply_chat_template([turn("user", "what?")]) == "1"
+
+
+def test_loads_as_remote_code_and_saves_itself_again(tmp_path: Path):
+    """In an interpreter where the package cannot be imported, from what `save_pretrained` wrote, twice over."""
+    processor = made_processor()
+    processor.save_pretrained(tmp_path / "first")
+    Image.fromarray(noise()).save(tmp_path / "noise.png")
+    code = """
+import json, sys
+sys.modules["fusion_captioner"] = None  # importing it now fails
+from transformers import AutoImageProcessor, AutoProcessor
+first, second, image = sys.argv[1:]
+processor = AutoProcessor.from_pretrained(first, trust_remote_code=True)
+processor.save_pretrained(second)
+processor = AutoProcessor.from_pretrained(second, trust_remote_code=True)
+AutoImageProcessor.from_pretrained(second, trust_remote_code=True)
+batch = processor(images=image, text="two", text_target="red dogs")
+print(json.dumps({name: value.tolist() if name == "pixel_values" else value for name, value in batch.items()}))
+print(type(processor).__module__, type(processor.image_processor).__module__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, (tmp_path / "first", tmp_path / "second", tmp_path / "noise.png"))],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": "", "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    batch, modules = done.stdout.splitlines()
+    assert modules.count("transformers_modules") == 2
+    expected = processor(images=noise(), text="two", text_target="red dogs")
+    for name, value in json.loads(batch).items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-6)
+    shipped = {"image_loading.py", "image_processing_fusion_captioner.py", "processing_fusion_captioner.py"}
+    for folder in ("first", "second"):
+        assert shipped <= {path.name for path in (tmp_path / folder).iterdir()}
+
+
+@pytest.mark.real_data
+def test_real_photo_and_its_captions(real_data: Path):
+    dataset = json.loads((real_data / "flickr8k" / "dataset_flickr8k.json").read_text())["images"][0]
+    captions = [sentence["raw"] for sentence in dataset["sentences"]]
+    processor = FusionCaptionerProcessor(FusionCaptionerImageProcessor(), train_tokenizer(captions))
+    batch = processor(
+        images=real_data / "flickr8k" / "images" / dataset["filename"], text_target=captions, return_tensors="pt"
+    )
+    assert batch["pixel_values"].shape == (1, 3, 224, 224)
+    decoded = processor.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    assert decoded == [caption.lower().removesuffix(".").strip() for caption in captions]
