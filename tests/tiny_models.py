@@ -49,7 +49,7 @@ def randomize(module: torch.nn.Module, seed: int = 0, scale: float = 0.1) -> Non
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=scale)
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.dtype), alpha=scale)
 
 
 def calibrate(module: torch.nn.Module, pixel_values: torch.Tensor) -> None:
