@@ -186,7 +186,7 @@ def build_model(
         fields.setdefault("vision_config", AutoConfig.from_pretrained(arguments.vision_model))
     fields |= {
         "vocab_size": len(processor.tokenizer),
-        "pad_token_id": processor.pad_token_id,
+        "pad_token_id": processor.tokenizer.pad_token_id,
         "bos_token_id": processor.bos_token_id,
         "eos_token_id": processor.eos_token_id,
     }
