@@ -222,7 +222,8 @@ def test_damaged_exif_leaves_the_picture():
 def test_large_jpeg_is_decoded_small_but_not_below_what_is_needed():
     content = encoded(quarters(1600, 1200), "JPEG")
     assert load_image(content).size == (1600, 1200)
-    assert load_image(content, target_size=(224, 224)).size == (400, 300)
+    assert load_image(content, target_size=(150, 150)).size == (400, 300)
+    assert load_image(content, target_size=(224, 224)).size == (800, 600)
     assert load_image(content, target_size=(1000, 10)).size == (1600, 1200)
     small = resize_image(load_image(content, target_size=(96, 96)), (96, 96))
     assert distance(small, resize_image(quarters(1600, 1200), (96, 96))) < 2
