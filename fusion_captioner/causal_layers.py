@@ -68,7 +68,16 @@ class CausalRecurrent(GradientCheckpointingLayer):
             else:
                 outputs, _ = self.recurrent(rolled, hidden)
             outputs = self._gather(outputs, (position - left_padding) % length)
-        return outputs, self._from_recurrent(hidden) if return_state else None
+        if not return_state:
+            return outputs, None
+        state_after = self._from_recurrent(hidden)
+        if attention_mask is not None:
+            # a long prompt can come in pieces, and a piece can be padding alone: such a row stays in the state it had
+            seen = attention_mask[:, -length:].any(dim=1)[:, None, None]
+            zeros = (torch.zeros_like(tensor) for tensor in state_after)
+            state_before = zeros if state is None else state
+            state_after = tuple(torch.where(seen, new, old) for new, old in zip(state_after, state_before))
+        return outputs, state_after
 
     @staticmethod
     def _gather(sequence: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -76,10 +76,10 @@ def test_no_gradient_reaches_padding(layer_type: str) -> None:
 
 
 @pytest.mark.parametrize("layer_type", LAYER_TYPES)
-@pytest.mark.parametrize("chunks", [(7,), (4, 3), (3, 1, 1, 1, 1), (4, 1, 2)])
+@pytest.mark.parametrize("chunks", [(7,), (4, 3), (3, 1, 1, 1, 1), (4, 1, 2), (1,) * 7, (2, 2, 2, 1)])
 def test_a_text_in_pieces_equals_the_whole(layer_type: str, chunks: tuple[int, ...]) -> None:
     module = layers(layer_type)
-    inputs, mask = padded(sequence(), [0, 2, 1], [0, 0, 0])
+    inputs, mask = padded(sequence(), [0, 5, 1], [0, 0, 0])
     whole, whole_state = module(inputs, mask, return_state=True)
     outputs, state, done = [], None, 0
     for length in chunks:

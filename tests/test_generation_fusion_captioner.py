@@ -63,6 +63,32 @@ def test_a_batch_of_prompts_equals_each_alone(fusion_type: str, layer_type: str)
         )
 
 
+@pytest.mark.parametrize("layer_type", ["lstm", "gru", "transformer"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_prompts_read_in_pieces_equal_prompts_read_at_once(layer_type: str, size: int) -> None:
+    model = model_of("co_attention", layer_type)
+    ids, mask = prompts()
+    at_once, in_pieces = (
+        generate(model, pixel_values=pixels(), input_ids=ids, attention_mask=mask, **options)
+        for options in ({}, {"prefill_chunk_size": size})
+    )
+    assert torch.equal(in_pieces.sequences, at_once.sequences)
+    torch.testing.assert_close(torch.stack(in_pieces.logits), torch.stack(at_once.logits))
+
+
+def test_a_conversation_goes_on_from_the_cache() -> None:
+    model, options = tiny_model(fusion_type="co_attention"), {"max_new_tokens": 4, "min_new_tokens": 4}
+    first = generate(model, pixel_values=pixels(1), **options)
+    ids = torch.cat((first.sequences, tokens(1, 3)), dim=1)
+    again = generate(model, pixel_values=pixels(1), input_ids=ids, **options)
+    calls: list[int] = []
+    model.model.image_encoder.register_forward_hook(lambda *_: calls.append(1))
+    going_on = generate(model, past_key_values=first.past_key_values, input_ids=ids, **options)
+    assert torch.equal(going_on.sequences, again.sequences)
+    torch.testing.assert_close(torch.stack(going_on.logits), torch.stack(again.logits))
+    assert calls == []
+
+
 def test_greedy_takes_the_best_word_at_each_step() -> None:
     model = tiny_model()
     ids = torch.full((2, 1), BOS)

@@ -75,9 +75,8 @@ def lstm_cells(recurrent: torch.nn.LSTM, inputs: torch.Tensor) -> torch.Tensor:
     return torch.stack(outputs, dim=1)
 
 
-# ResNet-50's fresh weights make features in the hundreds, whose rounding in single precision is past 1e-5
-@pytest.mark.parametrize(("size", "dtype"), [("tiny", torch.float32), ("preset", torch.float64)])
-def test_the_plain_preset_is_its_four_formulas(size: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("size", ["tiny", "preset"])
+def test_the_plain_preset_is_its_four_formulas(size: str) -> None:
     torch.manual_seed(0)
     if size == "tiny":
         sizes = {
@@ -86,9 +85,11 @@ def test_the_plain_preset_is_its_four_formulas(size: str, dtype: torch.dtype) ->
         config = FusionCaptionerConfig.plain(vocab_size=VOCAB_SIZE, initializer_range=0.2, **sizes)
     else:
         config = FusionCaptionerConfig.plain(vocab_size=VOCAB_SIZE)
-    model = FusionCaptionerForConditionalGeneration(config).eval().to(dtype)
+    model = FusionCaptionerForConditionalGeneration(config).eval()
     assert model.lm_head.weight is not model.get_input_embeddings().weight
-    base, ids, images = model.model, tokens(3, 7), pixels(3).to(dtype)
+    base, ids, images = model.model, tokens(3, 7), pixels(3)
+    # convolutions round otherwise for other memory formats, and fifty of them add up
+    images = images.contiguous(memory_format=torch.channels_last)
     for part in (base.region_projection, base.text_encoder, base.fusion, model.decoder, model.lm_head):
         randomize(part, scale=0.05)
 
