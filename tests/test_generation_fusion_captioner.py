@@ -246,7 +246,7 @@ def test_generation_in_half_precision(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}])
 def test_inputs_that_do_not_fit_are_refused_by_name(inputs: dict, message: str, options: dict) -> None:
     with pytest.raises(ValueError, match=message):
-        tiny_model().generate(**inputs, **options)
+        tiny_model().generate(max_length=9, **inputs, **options)
 
 
 def test_a_text_that_outgrows_the_positions_is_refused() -> None:
