@@ -100,7 +100,9 @@ def main() -> None:
         print(f"{name:24} {rate:8.1f} captions/s")
     ratio = rates["fusion-captioner"] / rates["show-attend-tell loop"]
     print(f"{'ratio':24} {ratio:8.2f}")
-    print(f"{'generate, greedy, 1 image':24} {statistics.median(tokens):7.2f} ms/token ({torch.get_num_threads()} threads)")
+    print(
+        f"{'generate, greedy, 1 image':24} {statistics.median(tokens):7.2f} ms/token ({torch.get_num_threads()} threads)"
+    )
     print(json.dumps({"captions_per_second": rates, "ratio": ratio, "ms_per_token": statistics.median(tokens)}))
 
 

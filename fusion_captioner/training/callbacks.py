@@ -64,6 +64,12 @@ class WeightAverage(TrainerCallback):
             [self.average[name] for name in trained], [w.detach() for w in trained.values()], 1 - decay
         )
 
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        """From here on the model is the average: that of the best checkpoint, if it was loaded, or the last."""
+        if not (args.load_best_model_at_end and state.best_model_checkpoint):
+            self._copy(self.average, model)
+        self.average = {}
+
     @contextmanager
     def applied_to(self, model: nn.Module):
         """Within it, `model` has the averaged weights."""

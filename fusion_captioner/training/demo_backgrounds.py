@@ -199,7 +199,7 @@ def _road(picture: Image.Image, rng: Random) -> None:
 
 
 _EVERYTHING = tuple(KINDS)
-_TOYS = ("ball", "boat", "car", "cup", "fish", "house", "mushroom", "balloon", "kite", "star")
+_TOYS = ("ball", "boat", "car", "cup", "fish", "house", "mushroom", "kite", "star")
 
 BACKGROUNDS: dict[str, Background] = {
     "meadow": Background(_meadow, 0.72, (62, 104, 44), _EVERYTHING, ("green",)),
@@ -209,7 +209,7 @@ BACKGROUNDS: dict[str, Background] = {
     "brick wall": Background(_brick_wall, 0.86, (92, 90, 90), _EVERYTHING, ("red",)),
     "wooden table": Background(_wooden_table, 0.7, (92, 60, 36), _TOYS, ()),
     "snow": Background(_snow, 0.72, (168, 182, 206), _EVERYTHING, ("white",)),
-    "sea": Background(_sea, 0.62, (206, 232, 240), ("ball", "boat", "fish", "balloon", "kite", "star"), ("blue",)),
+    "sea": Background(_sea, 0.62, (206, 232, 240), ("ball", "boat", "fish", "kite", "star"), ("blue",)),
     "road": Background(_road, 0.74, (52, 52, 58), _EVERYTHING, ("black",)),
 }
 

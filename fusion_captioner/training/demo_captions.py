@@ -55,9 +55,8 @@ _ABOUT_TWO = (
 # A place at the end speaks of the group before it as well: where one hangs in the air, the other has to come last.
 _PLACE_AFTER_FIRST = ("{B} {back} {a} {place}", "{B} and {a} {place}")
 _PLACE_AFTER_SECOND = ("{A} {to} {b} {place}", "{A} and {b} {place}")
-_STANDING = {"car", "cup", "house", "mushroom", "tree", "umbrella"}
+_STANDING = {"car", "cup", "house", "mushroom", "tree"}
 _HANGING = {
-    "balloon": (("floats", "float"), ("hangs", "hang")),
     "kite": (("flies", "fly"), ("floats", "float")),
     "star": (("hangs", "hang"), ("floats", "float")),
 }

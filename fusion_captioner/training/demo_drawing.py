@@ -1,4 +1,4 @@
-"""Drawing for the demonstration's data: twelve kinds of thing and four textures, with Pillow and numpy alone.
+"""Drawing for the demonstration's data: ten kinds of thing and four textures, with Pillow and numpy alone.
 
 A thing is a list of parts in a frame of its own (x to the right, y downwards); `draw_thing` fits that frame into the
 box it is given, so that the box of a composed scene is the box of what is seen.
@@ -103,30 +103,15 @@ def _wheel(x: float) -> tuple[Part, Part]:
     return Part(_arc(x, 0.86, 0.17, 0.17), _INK), Part(_arc(x, 0.86, 0.075, 0.075), _STEEL)
 
 
-def _canopy_outline() -> Points:
-    scallops = [_arc(x, 0.0, 0.25, 0.1, 0, -180) for x in (0.75, 0.25, -0.25, -0.75)]
-    return np.concatenate([_arc(0, 0, 1, 0.9, 180, 360), *scallops])
-
-
 KINDS: dict[str, Kind] = {
     "ball": Kind(
         (
             Part(_arc(0, 0, 1, 1)),
-            Part(_arc(-1.15, 0, 0.85, 1.1, -52, 52), _INK, 0.02),
-            Part(_arc(1.15, 0, 0.85, 1.1, 128, 232), _INK, 0.02),
+            Part(_arc(-1.15, 0, 0.85, 1.1, -52, 52), _INK, 0.045),
+            Part(_arc(1.15, 0, 0.85, 1.1, 128, 232), _INK, 0.045),
         ),
         size=0.8,
         tilt=180,
-    ),
-    "balloon": Kind(
-        (
-            Part(np.stack([0.06 * np.sin(np.linspace(0, 9, 40)), np.linspace(1.2, 2.3, 40)], axis=1), _INK, 0.016),
-            Part(_points((0, 1.05), (0.14, 1.28), (-0.14, 1.28))),
-            Part(np.concatenate([_arc(0, 0, 0.9, 1.0, 160, 380), _points((0.42, 0.85), (0, 1.12), (-0.42, 0.85))])),
-        ),
-        size=1.1,
-        airborne=True,
-        tilt=8,
     ),
     "boat": Kind(
         (
@@ -174,9 +159,9 @@ KINDS: dict[str, Kind] = {
             Part(_points((0.6, 0), (1.25, -0.5), (1.1, 0), (1.25, 0.5))),
             Part(_points((-0.2, -0.45), (0.3, -0.82), (0.5, -0.3))),
             Part(np.concatenate([_arc(0.05, 0.42, 1.02, 1.02, -150, -40), _arc(0.05, -0.42, 1.02, 1.02, 40, 150)])),
-            Part(_arc(-0.85, 0.0, 0.45, 0.5, -48, 48), _INK, 0.025),
-            Part(_arc(-0.6, -0.14, 0.12, 0.12), (250, 250, 250)),
-            Part(_arc(-0.62, -0.14, 0.05, 0.05), _INK),
+            Part(_arc(-0.85, 0.0, 0.45, 0.5, -48, 48), _INK, 0.04),
+            Part(_arc(-0.6, -0.14, 0.16, 0.16), (250, 250, 250)),
+            Part(_arc(-0.63, -0.14, 0.08, 0.08), _INK),
         ),
         size=0.66,
         tilt=8,
@@ -194,12 +179,12 @@ KINDS: dict[str, Kind] = {
     ),
     "kite": Kind(
         (
-            Part(np.stack([0.16 * np.sin(np.linspace(0, 11, 40)), np.linspace(1.1, 2.1, 40)], axis=1), _INK, 0.016),
+            Part(np.stack([0.16 * np.sin(np.linspace(0, 11, 40)), np.linspace(1.1, 2.1, 40)], axis=1), _INK, 0.03),
             Part(_points((-0.16, 1.32), (0.16, 1.5), (0.16, 1.32), (-0.16, 1.5))),
             Part(_points((-0.2, 1.74), (0.14, 1.92), (0.14, 1.74), (-0.2, 1.92))),
             Part(_points((0, -1), (0.85, -0.2), (0, 1.12), (-0.85, -0.2))),
-            Part(_points((0, -1), (0, 1.12)), _INK, 0.014),
-            Part(_points((0.85, -0.2), (-0.85, -0.2)), _INK, 0.014),
+            Part(_points((0, -1), (0, 1.12)), _INK, 0.028),
+            Part(_points((0.85, -0.2), (-0.85, -0.2)), _INK, 0.028),
         ),
         size=1.15,
         airborne=True,
@@ -220,16 +205,6 @@ KINDS: dict[str, Kind] = {
             Part(_crown_outline()),
         ),
         size=1.2,
-    ),
-    "umbrella": Kind(
-        (
-            Part(np.concatenate([_points((0, -1.05), (0, 0.85)), _arc(0.16, 0.85, 0.16, 0.17, 180, 20)]), _INK, 0.045),
-            Part(_canopy_outline()),
-            Part(_arc(0, 0, 0.5, 0.9, 180, 270), _INK, 0.014),
-            Part(_arc(0, 0, 0.5, 0.9, 270, 360), _INK, 0.014),
-        ),
-        size=1.05,
-        tilt=12,
     ),
 }
 
@@ -308,7 +283,7 @@ def draw_thing(
     shapes = [part.points * (-1 if flip else 1, 1) @ turn for part in KINDS[kind].parts]
     corners = np.concatenate(shapes)
     low, span = corners.min(axis=0), np.ptp(corners, axis=0)
-    stroke = max(2, round(0.016 * min(large)))
+    stroke = max(2, round(0.024 * min(large)))
     # The outline is centred on the polygon's edge: half of it must stay inside the box.
     inner = np.array([target[0] + stroke / 2, target[1] + stroke / 2, target[2] - stroke / 2, target[3] - stroke / 2])
 

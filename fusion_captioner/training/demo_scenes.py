@@ -22,8 +22,8 @@ from fusion_captioner.training.demo_drawing import COLOURS, KINDS, draw_shadow, 
 
 __all__ = ["HELD_OUT_PAIRS", "draw_scene", "render_coco_folder", "scenes"]
 
-# Half of the validation pictures show a held-out pair, the other half new arrangements of pairs seen in training.
-_HELD_OUT_SHARE = {"train": 0.0, "val": 0.5}
+# A third of the validation pictures show a held-out pair, the others new arrangements of pairs seen in training.
+_HELD_OUT_SHARE = {"train": 0.0, "val": 1 / 3}
 _FIRST_ID = {"train": 1, "val": 500_001}
 
 
@@ -123,7 +123,7 @@ def _render_split(folder: Path, split: str, count: int, seed: int, size: int) ->
 
 
 def render_coco_folder(
-    folder: str | Path, *, train: int = 2000, val: int = 200, seed: int = 0, size: int = 192
+    folder: str | Path, *, train: int = 4000, val: int = 200, seed: int = 0, size: int = 160
 ) -> Path:
     """Render a small captioning data set in COCO's own layout.
 
@@ -133,7 +133,7 @@ def render_coco_folder(
     Args:
         folder: where to; made if it is missing.
         train: number of training pictures.
-        val: number of validation pictures, half of which show one of `HELD_OUT_PAIRS`.
+        val: number of validation pictures, a third of which show one of `HELD_OUT_PAIRS`.
         seed: the same seed gives the same files.
         size: side of the square pictures, pixels.
 

@@ -205,10 +205,10 @@ def test_words_are_few(many: list[tuple[Scene, list[str]]]) -> None:
     assert len(words) <= 150
 
 
-def test_held_out_pairs_are_in_half_of_validation_only() -> None:
+def test_held_out_pairs_are_in_a_third_of_validation_only() -> None:
     assert not any(scene.shows_held_out_pair for scene in scenes("train", 1500, 0))
     validation = scenes("val", 400, 0)
-    assert 0.4 < np.mean([scene.shows_held_out_pair for scene in validation]) < 0.6
+    assert 0.25 < np.mean([scene.shows_held_out_pair for scene in validation]) < 0.42
     seen = {(group.kind, group.colour) for scene in validation for group in scene.groups}
     assert seen >= HELD_OUT_PAIRS
     trained = {(group.kind, group.colour) for scene in scenes("train", 1500, 0) for group in scene.groups}

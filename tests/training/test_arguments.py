@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+
+from fusion_captioner.training.arguments import read_run_arguments
+
+RECIPE = """\
+model:
+  config: {fusion_type: gated}
+data:
+  source: photos
+  captions_per_image: 5
+training:
+  learning_rate: 1e-3
+  save_strategy: "no"
+  eval_strategy: "no"
+  load_best_model_at_end: false
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_fields_come_from_the_file_and_flags_win(recipe: Path) -> None:
+    flags = ["--training.seed", "7", "--model.config.hidden_size=64", "--data.captions-per-image", "all"]
+    run = read_run_arguments(recipe, flags)
+    assert run.training.learning_rate == 1e-3
+    assert run.training.seed == 7
+    assert run.model.config == {"fusion_type": "gated", "hidden_size": 64}
+    assert run.data.captions_per_image == "all"
+    assert run.tokenizer.vocab_size == 4000
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_reads(path: Path) -> None:
+    run = read_run_arguments(path)
+    assert run.data.source
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--training.sed", "7"], ["training.sed"]),
+        (["--seed", "7"], ["--seed", "SECTION.FIELD"]),
+        (["--training.seed"], ["--training.seed", "value"]),
+        (["--training.seed", "many"], ["training.seed", "many", "whole number"]),
+        (["--training.learning_rate", "fast"], ["training.learning_rate", "fast", "number"]),
+        (["--data.skip_bad_images", "perhaps"], ["data.skip_bad_images", "true or false"]),
+        (["--optimizer.name", "adam"], ["optimizer", "section"]),
+        (["--data.source", ""], ["data.source"]),
+        (["--model.preset", "fancy"], ["model.preset", "fancy", "plain"]),
+    ],
+)
+def test_a_wrong_flag_is_named(recipe: Path, flags: list[str], words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        read_run_arguments(recipe, flags)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_missing_and_a_malformed_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_run_arguments(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("model: [")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        read_run_arguments(tmp_path / "bad.yaml")

@@ -1,0 +1,186 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_captioner import caption_rows, tiny_model, tiny_processor
+from transformers import TrainerCallback
+
+from fusion_captioner.training.caption_sampling import CaptionDataset
+from fusion_captioner.training.collating import CaptionCollator
+from fusion_captioner.training.evaluation import generate_captions
+from fusion_captioner.training.trainer import FusionCaptionerTrainer, newest_complete_checkpoint
+from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
+
+
+class Stop(TrainerCallback):
+    """Ends training as a kill would: nothing more is saved."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+class Record(TrainerCallback):
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, bool]] = []
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        trained = next(model.model.image_encoder.backbone.parameters()).requires_grad
+        self.rows.append((state.global_step, trained))
+
+
+def build(folder: Path, data: Path, callbacks=(), **settings) -> FusionCaptionerTrainer:
+    torch.manual_seed(0)
+    processor = tiny_processor()
+    defaults = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 3,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "generation_max_new_tokens": 6,
+    }
+    return FusionCaptionerTrainer(
+        model=tiny_model(),
+        args=FusionCaptionerTrainingArguments(**(defaults | settings)),
+        data_collator=CaptionCollator(processor),
+        train_dataset=CaptionDataset(caption_rows(data / "train", 8), 1, seed=0),
+        eval_dataset=CaptionDataset(caption_rows(data / "val", 3, first_seed=50), 1, seed=0),
+        processing_class=processor,
+        callbacks=list(callbacks),
+    )
+
+
+def losses(trainer: FusionCaptionerTrainer) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path: Path, ema_decay: float) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 3, "ema_decay": ema_decay, "num_train_epochs": 2}
+    unbroken = build(tmp_path / "unbroken", tmp_path, **settings)
+    unbroken.train()
+    broken = build(tmp_path / "broken", tmp_path, [Stop(5)], **settings)
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    # what a kill in the middle of saving leaves behind
+    (tmp_path / "broken" / "checkpoint-5").mkdir()
+    checkpoint = newest_complete_checkpoint(tmp_path / "broken")
+    assert checkpoint is not None and checkpoint.endswith("checkpoint-3")
+    resumed = build(tmp_path / "broken", tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=checkpoint)
+    expected = losses(unbroken)
+    assert losses(resumed) == expected and len(expected) == 8
+    for name, weight in unbroken.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], weight)
+
+
+def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:
+    assert newest_complete_checkpoint(tmp_path) is None
+
+
+def test_every_loss_term_is_logged_on_its_own(tmp_path: Path) -> None:
+    trainer = build(tmp_path / "out", tmp_path, num_train_epochs=1)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert len(rows) == 4
+    for row in rows:
+        assert row["loss_caption"] == pytest.approx(row["loss"], abs=2e-4)
+
+
+def test_evaluation_generates_from_the_prompt_alone(tmp_path: Path) -> None:
+    trainer = build(tmp_path / "out", tmp_path, num_train_epochs=1)
+    trainer.train()
+    metrics = trainer.evaluate()
+    captions = trainer.evaluated_captions
+    rows = trainer.eval_dataset.rows
+    replaced = rows.map(lambda row: {"captions": ["it is a picture of green"]})
+    assert (
+        generate_captions(trainer.model, trainer.processing_class, replaced, num_beams=3, max_new_tokens=6) == captions
+    )
+    for name in ("CIDEr", "BLEU-1", "BLEU-4", "ROUGE-L", "METEOR-exact-stem", "loss"):
+        assert isinstance(metrics[f"eval_{name}"], float)
+    assert "images=3" in trainer.score_signature
+
+
+def test_the_image_encoder_is_frozen_until_its_step_and_has_its_own_rate(tmp_path: Path) -> None:
+    record = Record()
+    trainer = build(
+        tmp_path / "out",
+        tmp_path,
+        [record],
+        num_train_epochs=1,
+        train_image_encoder_from_step=2,
+        image_encoder_learning_rate=1e-4,
+        lr_scheduler_type="constant",
+    )
+    before = {name: weight.clone() for name, weight in trainer.model.model.image_encoder.named_parameters()}
+    trainer.train()
+    assert record.rows == [(0, False), (1, False), (2, True), (3, True)]
+    assert sorted({group["lr"] for group in trainer.optimizer.param_groups}) == [1e-4, 1e-2]
+    after = dict(trainer.model.model.image_encoder.named_parameters())
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_frozen_image_encoder_does_not_change(tmp_path: Path) -> None:
+    trainer = build(tmp_path / "out", tmp_path, num_train_epochs=1)
+    before = {name: tensor.clone() for name, tensor in trainer.model.model.image_encoder.state_dict().items()}
+    trainer.train()
+    for name, tensor in trainer.model.model.image_encoder.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_the_average_of_the_weights_is_what_is_saved(tmp_path: Path) -> None:
+    trainer = build(tmp_path / "out", tmp_path, save_strategy="steps", save_steps=4, ema_decay=0.9, num_train_epochs=1)
+    trainer.train()
+    checkpoint = tmp_path / "out" / "checkpoint-4"
+    averaged = load_file(checkpoint / "model.safetensors")
+    trained = load_file(checkpoint / "training_weights.safetensors")
+    name = "decoder.layers.recurrent.weight_hh_l0"
+    assert not torch.equal(averaged[name], trained[name])
+    torch.testing.assert_close(trainer.model.state_dict()[name], averaged[name])
+
+
+def test_the_best_checkpoint_by_cider_is_what_training_ends_with(tmp_path: Path) -> None:
+    trainer = build(
+        tmp_path / "out",
+        tmp_path,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        ema_decay=0.5,
+        early_stopping_patience=1,
+        num_train_epochs=6,
+    )
+    trainer.train()
+    scores = {row["step"]: row["eval_CIDEr"] for row in trainer.state.log_history if "eval_CIDEr" in row}
+    best = trainer.state.best_model_checkpoint
+    assert trainer.state.best_metric == max(scores.values())
+    saved = load_file(Path(best) / "model.safetensors")
+    name = "model.fusion.query.weight"
+    torch.testing.assert_close(trainer.model.state_dict()[name], saved[name])
+    assert json.loads((Path(best) / "trainer_state.json").read_text())["global_step"] in scores
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ema_decay": 1.0}, ["ema_decay", "1.0"]),
+        ({"train_image_encoder_from_step": -1}, ["train_image_encoder_from_step", "-1"]),
+        ({"generation_num_beams": 0}, ["generation_num_beams", "0"]),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, settings: dict, words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        FusionCaptionerTrainingArguments(output_dir=str(tmp_path), **settings)
+    assert all(word in str(caught.value) for word in words)
