@@ -15,16 +15,16 @@ SHOWN = 8
 
 RECIPE = """\
 model:
-  image_size: 96
+  image_size: 64
   config:
     vision_config:
       model_type: resnet
       layer_type: basic
-      embedding_size: 32
-      hidden_sizes: [32, 64, 128, 192]
+      embedding_size: 24
+      hidden_sizes: [24, 48, 96, 128]
       depths: [1, 1, 1, 1]
-      image_size: 96
-    hidden_size: 256
+      image_size: 64
+    hidden_size: 192
     num_attention_heads: 4
     dropout: 0.1
 tokenizer:
@@ -71,7 +71,7 @@ def run_demo(out: str, data: str | None) -> int:
     else:
         source = Path(data)
     recipe = folder / "demo.yaml"
-    recipe.write_text(RECIPE.format(captions_per_image=3, epochs=10 if data is None else 6), encoding="utf-8")
+    recipe.write_text(RECIPE.format(captions_per_image=2, epochs=18 if data is None else 6), encoding="utf-8")
     model_folder = folder / "model"
     flags = ["--data.source", str(source), "--training.output_dir", str(model_folder)]
     print("training ...", flush=True)
