@@ -5,9 +5,9 @@ Importing the package registers its classes with transformers' `Auto*` classes, 
 must answer `--help` and run exported models without loading torch, and registers when it needs a model.
 """
 
+import os
 import sys
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
@@ -33,8 +33,5 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-if (
-    Path(sys.argv[0]).stem != "fusion-captioner"
-    and (Path(__file__).parent / "processing_fusion_captioner.py").exists()
-):
+if os.path.basename(sys.argv[0]).removesuffix(".exe") != "fusion-captioner":
     import_module(f"{__name__}.auto_registration")

@@ -149,6 +149,9 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
 
         print(convert_efficientnet_lite(options.variant, options.weights, out=options.out))
         return 0
+    from fusion_captioner.memory_reuse import keep_freed_memory
+
+    keep_freed_memory()
     from fusion_captioner import auto_registration  # noqa: F401
 
     if options.command == "train":

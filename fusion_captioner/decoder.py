@@ -7,7 +7,7 @@ B: batch, L: tokens, D: hidden size
 import torch
 from torch import nn
 
-from .causal_layers import State, build_causal_layers
+from .causal_layers import SequenceDropout, State, build_causal_layers
 from .configuration_fusion_captioner import FusionCaptionerConfig
 
 
@@ -20,7 +20,7 @@ class CaptionDecoder(nn.Module):
         self.reads_embedding = config.decoder_input == "joint_and_embedding"
         input_size = 2 * config.hidden_size if self.reads_embedding else config.hidden_size
         self.layers = build_causal_layers(config.decoder_type, input_size, config.num_hidden_layers, config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = SequenceDropout(config.dropout)
 
     def forward(
         self,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .causal_layers import State
+from .causal_layers import SequenceDropout, State
 from .configuration_fusion_captioner import FusionCaptionerConfig
 
 FusionOutput = tuple[torch.Tensor, torch.Tensor | None, State | None]
@@ -151,7 +151,7 @@ class AttentionFusion(Fusion):
         self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
         self.joint_norm = nn.LayerNorm(config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = SequenceDropout(config.dropout)
 
     def project_regions(self, regions):
         batch, count, _ = regions.shape

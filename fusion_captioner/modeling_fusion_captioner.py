@@ -379,6 +379,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int = 0,
+        skip_logits: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> FusionCaptionerOutput | tuple:
@@ -389,6 +390,8 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             labels (`torch.LongTensor` of shape `(T, L)`, *optional*): aligned with `input_ids`, -100 on prompt and
                 padding; the model shifts them.
             logits_to_keep (`int`): logits of only that many last tokens; 0: of all.
+            skip_logits (`bool`): return no logits, only the loss: words are then scored where there is a label, which
+                spares the padding (a third of a training step).
             num_items_in_batch: labelled words over all gradient-accumulation steps, which `Trainer` passes so that
                 every word weighs the same.
 
@@ -417,11 +420,13 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         )
         if cache is not None:
             cache.decoder_state = decoder_state
-        logits = self.lm_head(hidden_states[:, -logits_to_keep:])
+        if skip_logits and labels is None:
+            raise ValueError("`skip_logits` leaves nothing to return without `labels`; give them, or leave it out.")
+        logits = None if skip_logits else self.lm_head(hidden_states[:, -logits_to_keep:])
 
         loss, loss_terms = None, None
         if labels is not None:
-            loss_terms = self._loss_terms(outputs, logits, labels, attention_mask, num_items_in_batch)
+            loss_terms = self._loss_terms(outputs, hidden_states, logits, labels, attention_mask, num_items_in_batch)
             loss = sum(getattr(self.config, f"{name}_loss_weight") * term for name, term in loss_terms.items())
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -439,19 +444,26 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         )
         return result.to_tuple() if return_dict is False else result
 
-    def _loss_terms(self, outputs, logits, labels, attention_mask, num_items_in_batch) -> dict[str, torch.Tensor]:
-        if labels.shape != logits.shape[:2]:
+    def _loss_terms(
+        self, outputs, hidden_states, logits, labels, attention_mask, num_items_in_batch
+    ) -> dict[str, torch.Tensor]:
+        if labels.shape != (logits if logits is not None else hidden_states).shape[:2]:
             raise ValueError(
-                f"`labels` {tuple(labels.shape)} must have the shape of `input_ids` {tuple(logits.shape[:2])}, "
-                "without `past_key_values` and with `logits_to_keep` at 0."
+                f"`labels` {tuple(labels.shape)} must have the shape of `input_ids` "
+                f"{tuple(outputs.fused_hidden_states.shape[:2])}, without `past_key_values` and with `logits_to_keep` "
+                "at 0."
             )
         self.model._check_token_ids(labels.masked_fill(labels == -100, 0))
         terms: dict[str, torch.Tensor] = {}
         if self.config.caption_loss_weight:
             targets = labels[:, 1:]
-            term = caption_loss(logits[:, :-1].flatten(0, 1), targets.flatten(), self.config.label_smoothing)
+            labelled = targets != -100
+            scores = (
+                self.lm_head(hidden_states[:, :-1][labelled]) if logits is None else logits[:, :-1][labelled]
+            )  # (N, V)
+            term = caption_loss(scores, targets[labelled], self.config.label_smoothing)
             if num_items_in_batch is not None:
-                term = term * (targets != -100).sum() / num_items_in_batch
+                term = term * labelled.sum() / num_items_in_batch
             terms["caption"] = term
         if self.alignment.is_active:
             terms |= self.alignment(

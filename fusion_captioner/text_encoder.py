@@ -7,7 +7,7 @@ B: batch, L: tokens, D: hidden size
 import torch
 from torch import nn
 
-from .causal_layers import State, build_causal_layers
+from .causal_layers import SequenceDropout, State, build_causal_layers
 from .configuration_fusion_captioner import FusionCaptionerConfig
 
 
@@ -24,7 +24,7 @@ class TextEncoder(nn.Module):
         self.layers = build_causal_layers(
             config.text_encoder_type, config.hidden_size, config.num_text_encoder_layers, config
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = SequenceDropout(config.dropout)
 
     def forward(
         self,

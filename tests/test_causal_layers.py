@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import LAYER_TYPES, randomize, tiny_config
 
-from fusion_captioner.causal_layers import build_causal_layers
+from fusion_captioner.causal_layers import MIN_GROUP_ROWS, SequenceDropout, build_causal_layers
 
 INPUT_SIZE = 10
 RECURRENT = ["lstm", "gru"]
@@ -129,3 +129,26 @@ def test_a_text_longer_than_the_positions_is_refused() -> None:
     _, state = module(torch.zeros(1, 40, INPUT_SIZE), return_state=True)
     with pytest.raises(ValueError, match="41 tokens"):
         module(torch.zeros(1, 1, INPUT_SIZE), state=state)
+
+
+@pytest.mark.parametrize("layer_type", RECURRENT)
+def test_rows_grouped_by_length_equal_rows_alone(layer_type: str) -> None:
+    module = layers(layer_type)
+    rows, length = 2 * MIN_GROUP_ROWS + 1, 9
+    inputs = sequence(rows, length)
+    right = [(3 * row) % length for row in range(rows)]
+    batch, mask = padded(inputs, [0] * rows, right)
+    outputs, _ = module(batch, mask)
+    for row in range(rows):
+        real = length - right[row]
+        torch.testing.assert_close(outputs[row, :real], module(inputs[row : row + 1, :real])[0][0])
+
+
+def test_sequence_dropout_hides_the_same_at_every_step() -> None:
+    dropout = SequenceDropout(0.4)
+    ones = torch.ones(50, 7, 20)
+    assert dropout.eval()(ones) is ones
+    dropped = dropout.train()(ones)
+    assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
+    torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 1 / 0.6]))
+    assert 0.5 < dropped.mean() < 1.5 and not torch.equal(dropped[0], dropped[1])

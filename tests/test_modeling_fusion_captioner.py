@@ -170,6 +170,20 @@ def test_the_caption_loss_predicts_the_next_labelled_word() -> None:
     torch.testing.assert_close(output.loss_terms["caption"], expected)
 
 
+def test_without_logits_the_loss_and_its_gradients_are_the_same() -> None:
+    model, ids = tiny_model(), tokens()
+    labels = ids.clone()
+    labels[:, :2] = -100
+    gradients = []
+    for skip_logits in (False, True):
+        output = model(pixel_values=pixels(), input_ids=ids, labels=labels, skip_logits=skip_logits)
+        assert (output.logits is None) == skip_logits
+        gradients.append(torch.autograd.grad(output.loss, model.lm_head.weight)[0])
+    torch.testing.assert_close(*gradients)
+    with pytest.raises(ValueError, match="`skip_logits`"):
+        model(pixel_values=pixels(), input_ids=ids, skip_logits=True)
+
+
 def test_accumulated_batches_weigh_every_word_the_same() -> None:
     model, ids = tiny_model(), tokens()
     labels = ids.clone()

@@ -75,6 +75,8 @@ class FusionCaptionerTrainer(Trainer):
         return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if model.training and not return_outputs:
+            inputs = {**inputs, "skip_logits": True}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             for name, term in outputs.loss_terms.items():
