@@ -135,5 +135,9 @@ class AlignmentLosses(nn.Module):
         for chosen in images:
             pair = tuple(tensor[chosen] for tensor in projected)
             joint, _, _ = fusion(text_states, pair, attention_mask)
-            scores.append(self.match_head(last_token(joint, attention_mask)).squeeze(-1))
+            scores.append(self.match_logits(joint, attention_mask))
         return matching_loss(torch.cat(scores), torch.cat(matches))
+
+    def match_logits(self, joint: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Scores `(T,)` that texts and images belong together, from their fused states `(T, L, D)`."""
+        return self.match_head(last_token(joint, attention_mask)).squeeze(-1)

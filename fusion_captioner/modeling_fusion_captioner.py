@@ -366,6 +366,37 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         """See `FusionCaptionerModel.get_text_features`."""
         return self.model.get_text_features(*args, **kwargs)
 
+    def get_matching_scores(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_hidden_states: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        How sure the matching head is that each text, ending in EOS, belongs to its image.
+
+        Args:
+            input_ids, attention_mask, pixel_values, image_hidden_states: see `FusionCaptionerModel.forward`.
+
+        Returns:
+            probabilities `(T,)`.
+
+        Raises:
+            ValueError: if the model has no matching head.
+        """
+        if not self.config.matching_loss_weight:
+            raise ValueError("`matching_loss_weight` (0) gave this model no matching head; train with it above 0.")
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            image_hidden_states=image_hidden_states,
+            use_cache=False,
+            return_embeds=False,
+        )
+        return self.alignment.match_logits(outputs.fused_hidden_states, attention_mask).sigmoid()
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
@@ -9,10 +10,14 @@ from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcesso
 
 
 def load_captioner(
-    name: str, revision: str = "main"
+    name: str, revision: str = "main", **config_fields: Any
 ) -> tuple[FusionCaptionerForConditionalGeneration, FusionCaptionerProcessor]:
     """
     Model, in evaluation mode, and processor from a folder or the Hub.
+
+    Args:
+        name, revision: as for `from_pretrained`.
+        config_fields: fields of the saved config to change, such as `dropout`.
 
     Raises:
         FileNotFoundError: if `name` looks like a folder and is none, or has no `config.json`.
@@ -34,5 +39,5 @@ def load_captioner(
                 f"{name}: is a checkpoint of type {model_type!r}, not {FusionCaptionerConfig.model_type!r}; give a "
                 "captioner that this package trained."
             )
-    model = FusionCaptionerForConditionalGeneration.from_pretrained(name, revision=revision)
+    model = FusionCaptionerForConditionalGeneration.from_pretrained(name, revision=revision, **config_fields)
     return model.eval(), FusionCaptionerProcessor.from_pretrained(name, revision=revision)

@@ -10,7 +10,7 @@ from itertools import chain
 import numpy as np
 
 from fusion_captioner.metrics.ngrams import MAX_ORDER, count_ngrams, find_sorted
-from fusion_captioner.metrics.tokenization import Caption, Tokenizer, tokenize_caption, tokenize_corpus
+from fusion_captioner.metrics.tokenization import Caption, Tokenizer, Tokens, tokenize_caption, tokenize_corpus
 
 # coco-caption's values: without a guess the precision is TINY / SMALL, and no division by zero.
 _TINY = 1e-15
@@ -35,7 +35,38 @@ def bleu(
     Raises:
         ValueError: if predictions and references do not fit, are empty or of the wrong type.
     """
-    prediction_tokens, reference_tokens = tokenize_corpus(predictions, references, tokenizer)
+    correct, guessed, lengths, closest = _matches(*tokenize_corpus(predictions, references, tokenizer))
+    corpus = _score(correct.sum(axis=0), guessed.sum(axis=0), lengths.sum(), closest.sum())
+    return corpus, _score(correct, guessed, lengths, closest)
+
+
+def sentence_bleu(
+    predictions: Sequence[Caption],
+    references: Sequence[Sequence[Caption]],
+    tokenizer: Tokenizer | None = None,
+) -> np.ndarray:
+    """BLEU-4 of single captions, with one added to matches and guesses of two words and more (Lin & Och 2004, "ORANGE",
+    section 4): a caption without a common 4-gram still scores by its shorter ones, as a reward must.
+
+    Args:
+        predictions, references, tokenizer: as for `bleu`, but by default captions are tokens already.
+
+    Returns:
+        (images,) float64.
+
+    Raises:
+        ValueError: as `bleu`.
+    """
+    correct, guessed, lengths, closest = _matches(*tokenize_corpus(predictions, references, tokenizer))
+    correct[:, 1:] += 1
+    guessed[:, 1:] += 1
+    return _score(correct, guessed, lengths, closest)[:, -1]
+
+
+def _matches(
+    prediction_tokens: list[Tokens], reference_tokens: list[list[Tokens]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Clipped matches and guesses by order, (images, 4) each, and lengths and closest reference lengths, (images,)."""
     predicted = count_ngrams(prediction_tokens)
     referenced = count_ngrams(list(chain.from_iterable(reference_tokens)))
     num_references = np.array([len(captions) for captions in reference_tokens])
@@ -55,7 +86,7 @@ def bleu(
     correct = np.bincount(
         predicted.captions[shared] * MAX_ORDER + predicted.orders[shared],
         np.minimum(predicted.counts[shared], most[entry[shared]]),
-        minlength=len(predictions) * MAX_ORDER,
+        minlength=len(prediction_tokens) * MAX_ORDER,
     ).reshape(-1, MAX_ORDER)
     guessed = np.maximum(predicted.lengths[:, None] - np.arange(MAX_ORDER), 0)  # (images, 4)
 
@@ -63,9 +94,7 @@ def bleu(
     distance = np.abs(referenced.lengths - predicted.lengths[image_of_reference])
     ranking = np.lexsort((referenced.lengths, distance, image_of_reference))
     closest = referenced.lengths[ranking[np.cumsum(num_references) - num_references]]
-
-    corpus = _score(correct.sum(axis=0), guessed.sum(axis=0), predicted.lengths.sum(), closest.sum())
-    return corpus, _score(correct, guessed, predicted.lengths, closest)
+    return correct, guessed, predicted.lengths, closest
 
 
 def _score(correct: np.ndarray, guessed: np.ndarray, length: np.ndarray, reference_length: np.ndarray) -> np.ndarray:

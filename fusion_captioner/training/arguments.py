@@ -7,8 +7,11 @@ from typing import Any
 
 import yaml
 
+from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
+# What `training.stage` chooses: how the captioner is trained.
+STAGES = {"cross_entropy": FusionCaptionerTrainingArguments, "self_critical": SelfCriticalArguments}
 SECTIONS = ("model", "data", "tokenizer", "training")
 
 
@@ -118,11 +121,14 @@ def read_run_arguments(path: str | Path, flags: Sequence[str] = ()) -> RunArgume
     unknown = sorted(set(document) - set(SECTIONS))
     if unknown:
         raise ValueError(f"`{unknown[0]}` is not a section; there are {', '.join(SECTIONS)}.")
+    stage = (document.get("training") or {}).pop("stage", "cross_entropy")
+    if stage not in STAGES:
+        raise ValueError(f"`training.stage` ({stage!r}) must be one of {', '.join(STAGES)}.")
     return RunArguments(
         model=_build(ModelArguments, "model", document),
         data=_build(DataArguments, "data", document),
         tokenizer=_build(TokenizerArguments, "tokenizer", document),
-        training=_build(FusionCaptionerTrainingArguments, "training", document),
+        training=_build(STAGES[stage], "training", document),
     )
 
 

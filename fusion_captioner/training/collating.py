@@ -90,17 +90,34 @@ class CaptionCollator(_ImageCollator):
             FileNotFoundError, OSError, ValueError: an image cannot be decoded, or none of the batch; the number of
                 captions differs between the rows; some rows hold features and others images.
         """
-        numbers = {len(row["captions"]) for row in rows}
+        kept, batch = self._images(rows)
+        return batch | self._captions(kept)
+
+    def _captions(self, kept: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        numbers = {len(row["captions"]) for row in kept}
         if len(numbers) > 1:
             raise ValueError(
                 f"the images of a batch have {min(numbers)} to {max(numbers)} captions; draw the same number of each "
                 "(`captions_per_image`)."
             )
-        kept, batch = self._images(rows)
         captions = [caption for row in kept for caption in row["captions"]]
         prompts = [row.get("prompt", self.prompt) for row in kept for _ in row["captions"]]
-        texts = self.processor(text=prompts, text_target=captions, max_length=self.max_length, return_tensors="pt")
-        return batch | dict(texts)
+        return dict(
+            self.processor(text=prompts, text_target=captions, max_length=self.max_length, return_tensors="pt")
+        )
+
+
+class SelfCriticalCollator(CaptionCollator):
+    """Batches for [`~fusion_captioner.training.self_critical.SelfCriticalTrainer`]: those of `CaptionCollator`, and
+    beside them `prompts` to sample from (`input_ids` and `attention_mask` (B, L), padded on the left) and `image_ids`
+    (list of B str)."""
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        kept, batch = self._images(rows)
+        prompts = self.processor(text=[row.get("prompt", self.prompt) for row in kept], return_tensors="pt")
+        return (
+            batch | self._captions(kept) | {"prompts": dict(prompts), "image_ids": [row["image_id"] for row in kept]}
+        )
 
 
 class GenerationCollator(_ImageCollator):

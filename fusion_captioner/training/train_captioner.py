@@ -17,10 +17,12 @@ from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcesso
 from fusion_captioner.training.arguments import DataArguments, ModelArguments, RunArguments, read_run_arguments
 from fusion_captioner.training.caption_datasets import load_caption_dataset
 from fusion_captioner.training.caption_sampling import CaptionDataset
-from fusion_captioner.training.collating import CaptionCollator
+from fusion_captioner.training.collating import CaptionCollator, SelfCriticalCollator
 from fusion_captioner.training.feature_cache import cached_features
 from fusion_captioner.training.feature_shards import ImageFeatures
 from fusion_captioner.training.model_card import TrainingRecord
+from fusion_captioner.training.self_critical import SelfCriticalTrainer
+from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
 from fusion_captioner.training.tokenizer_training import train_tokenizer
 from fusion_captioner.training.trainer import FusionCaptionerTrainer, newest_complete_checkpoint
 
@@ -78,10 +80,13 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
     seed = run.training.seed
     train_data = CaptionDataset(splits["train"], run.data.captions_per_image, seed, features.get("train"))
     eval_data = CaptionDataset(splits["eval"], 1, seed, features.get("eval")) if "eval" in splits else None
-    trainer = FusionCaptionerTrainer(
+    self_critical = isinstance(run.training, SelfCriticalArguments)
+    trainer_class = SelfCriticalTrainer if self_critical else FusionCaptionerTrainer
+    collator_class = SelfCriticalCollator if self_critical else CaptionCollator
+    trainer = trainer_class(
         model=model,
         args=run.training,
-        data_collator=CaptionCollator(processor, skip_bad_images=run.data.skip_bad_images),
+        data_collator=collator_class(processor, skip_bad_images=run.data.skip_bad_images),
         train_dataset=train_data,
         eval_dataset=eval_data,
         processing_class=processor,
@@ -176,11 +181,7 @@ def build_model(
 ) -> FusionCaptionerForConditionalGeneration:
     """The checkpoint that training goes on from, or a new captioner on a pretrained or a new image encoder."""
     if arguments.from_checkpoint is not None:
-        model, _ = load_captioner(arguments.from_checkpoint)
-        for name, value in arguments.config.items():
-            setattr(model.config, name, value)
-        model.config.validate()
-        return model
+        return load_captioner(arguments.from_checkpoint, **arguments.config)[0]
     fields = dict(arguments.config)
     if arguments.vision_model is not None:
         fields.setdefault("vision_config", AutoConfig.from_pretrained(arguments.vision_model))

@@ -41,7 +41,7 @@ class FusionCaptionerTrainer(Trainer):
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
         self._loss_terms: dict[str, torch.Tensor] = {}
-        self._loss_term_steps = 0
+        self._loss_term_counts: dict[str, int] = {}
         self.evaluated_captions: dict[str, str] = {}
         self.score_signature = ""
         self.training_record = TrainingRecord()
@@ -79,17 +79,21 @@ class FusionCaptionerTrainer(Trainer):
             inputs = {**inputs, "skip_logits": True}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
-            for name, term in outputs.loss_terms.items():
-                self._loss_terms[name] = self._loss_terms.get(name, 0.0) + term.detach()
-            self._loss_term_steps += 1
+            self._count_terms(outputs.loss_terms)
         return (loss, outputs) if return_outputs else loss
 
+    def _count_terms(self, terms: dict[str, torch.Tensor]) -> None:
+        """Take note of loss terms for the next line of the log, which tells the mean of each."""
+        for name, term in terms.items():
+            self._loss_terms[name] = self._loss_terms.get(name, 0.0) + term.detach()
+            self._loss_term_counts[name] = self._loss_term_counts.get(name, 0) + 1
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._loss_term_steps:
+        if "loss" in logs:
             for name, total in self._loss_terms.items():
-                mean = self.accelerator.gather(total / self._loss_term_steps).mean()
+                mean = self.accelerator.gather(total / self._loss_term_counts[name]).mean()
                 logs[f"loss_{name}"] = round(float(mean), 4)
-            self._loss_terms, self._loss_term_steps = {}, 0
+            self._loss_terms, self._loss_term_counts = {}, {}
         super().log(logs, start_time)
 
     def evaluation_loop(

@@ -28,7 +28,7 @@ def tiny_processor() -> FusionCaptionerProcessor:
     return FusionCaptionerProcessor(FusionCaptionerImageProcessor(size={"height": 32, "width": 32}), fast)
 
 
-def tiny_model() -> FusionCaptionerForConditionalGeneration:
+def tiny_model(**fields) -> FusionCaptionerForConditionalGeneration:
     config = FusionCaptionerConfig(
         vision_config=ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic"),
         vocab_size=len(WORDS),
@@ -36,6 +36,7 @@ def tiny_model() -> FusionCaptionerForConditionalGeneration:
         num_attention_heads=2,
         projection_dim=8,
         dropout=0.0,
+        **fields,
     )
     return FusionCaptionerForConditionalGeneration(config)
 

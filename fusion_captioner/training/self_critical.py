@@ -1,0 +1,159 @@
+"""
+Self-critical sequence training (Rennie et al., 2017): the captioner samples captions and learns from what they earn.
+
+B: images, n: samples an image, N = B·n, L: tokens, V: vocabulary
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchEncoding
+
+from fusion_captioner.metrics.diversity import caption_diversity
+from fusion_captioner.training.rewards import REWARDS, SampledCaptions
+from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
+from fusion_captioner.training.trainer import FusionCaptionerTrainer
+
+
+def leave_one_out_advantages(rewards: torch.Tensor) -> torch.Tensor:
+    """
+    Each sample's reward less the mean reward of the image's other samples (Luo, 2020, eq. 4), which needs no greedy
+    caption as a baseline.
+
+    Args:
+        rewards (`torch.FloatTensor` of shape `(B, n)`).
+
+    Returns:
+        `(B, n)`; every row sums to 0.
+    """
+    samples = rewards.shape[1]
+    return (rewards - rewards.mean(dim=1, keepdim=True)) * samples / (samples - 1)
+
+
+def per_token_log_probabilities(logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    """Log-probability `(N, L - 1)` of each token but the first, from logits `(N, L, V)` of the token after."""
+    chosen = logits[:, :-1].gather(-1, input_ids[:, 1:, None]).squeeze(-1)
+    return chosen.float() - logits[:, :-1].float().logsumexp(dim=-1)
+
+
+def policy_loss(per_token_logps: torch.Tensor, advantages: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+    """
+    REINFORCE (Williams, 1992) with a baseline: minus advantage times log-probability, the mean over sampled tokens.
+
+    Args:
+        per_token_logps (`torch.FloatTensor` of shape `(N, L)`).
+        advantages (`torch.FloatTensor` of shape `(N,)`).
+        sampled (`torch.BoolTensor` of shape `(N, L)`): true at the sampled tokens, EOS among them.
+    """
+    return -(advantages[:, None] * per_token_logps)[sampled].sum() / sampled.sum().clamp(min=1)
+
+
+class SelfCriticalTrainer(FusionCaptionerTrainer):
+    """
+    `FusionCaptionerTrainer` that maximises the expected reward of sampled captions.
+
+    Each step encodes every image once, samples all captions in one `generate`, rewards them, and runs the model once
+    over all of them for the gradient. References are all captions of `train_dataset`; document frequencies are
+    theirs. Beside the loss, each reward, the baseline, the spread of the advantages, the samples' length and their
+    unique and dangling-ending rates are logged.
+
+    Args:
+        args (`SelfCriticalArguments`).
+        data_collator (`SelfCriticalCollator`).
+        The rest as for `FusionCaptionerTrainer`.
+    """
+
+    args: SelfCriticalArguments
+
+    def __init__(self, *arguments, **keywords) -> None:
+        super().__init__(*arguments, **keywords)
+        rows = self.train_dataset.rows  # type: ignore[union-attr]
+        references = dict(zip(rows["image_id"], rows["captions"], strict=True))
+        self.rewards = {name: REWARDS[name](references, self.model) for name in self.args.rewards}
+        self._sampled: dict[str, list[float]] = defaultdict(list)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        image_ids, prompts = inputs.pop("image_ids"), inputs.pop("prompts")
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        captioner = self.accelerator.unwrap_model(model)
+        regions = inputs.get("image_hidden_states")
+        if regions is None:
+            regions = captioner.get_image_hidden_states(inputs.pop("pixel_values"))
+        samples, sampled = self._sample(captioner, regions.detach(), prompts, image_ids)
+        advantages = self._advantages(samples).to(regions.device)
+        logits = model(
+            input_ids=samples.input_ids, attention_mask=samples.attention_mask, image_hidden_states=regions
+        ).logits
+        loss = policy_loss(per_token_log_probabilities(logits, samples.input_ids), advantages, sampled[:, 1:])
+        self._count_terms({"policy": loss})
+        loss = loss / self.current_gradient_accumulation_steps
+        if self.args.cross_entropy_weight:
+            weight = self.args.cross_entropy_weight
+            captions = {**inputs, "image_hidden_states": regions}
+            captioning = super().compute_loss(model, captions, num_items_in_batch=num_items_in_batch)
+            loss = (1 - weight) * loss + weight * captioning
+        return loss
+
+    @torch.no_grad()
+    def _sample(
+        self, captioner: Any, regions: torch.Tensor, prompts: BatchEncoding, image_ids: list[str]
+    ) -> tuple[SampledCaptions, torch.Tensor]:
+        """Sampled captions, and `(N, L)` true at the tokens that were sampled, EOS among them."""
+        count = self.args.samples_per_image
+        captioner.eval()
+        sequences = captioner.generate(
+            **prompts,
+            image_hidden_states=regions,
+            do_sample=True,
+            top_k=0,
+            temperature=self.args.sampling_temperature,
+            num_return_sequences=count,
+            num_beams=1,
+            max_new_tokens=self.args.generation_max_new_tokens,
+        )
+        captioner.train()
+        width = prompts["input_ids"].shape[1]
+        words = sequences[:, width:]
+        is_end = words == self.processing_class.eos_token_id
+        sampled = is_end.cumsum(dim=1) - is_end.long() == 0  # up to the first EOS, itself included
+        prompt_mask = prompts["attention_mask"].repeat_interleave(count, dim=0)
+        samples = SampledCaptions(
+            image_ids=[image_id for image_id in image_ids for _ in range(count)],
+            texts=self.processing_class.batch_decode(words, skip_special_tokens=True),
+            ended=is_end.any(dim=1).tolist(),
+            input_ids=sequences,
+            attention_mask=torch.cat((prompt_mask, sampled.long()), dim=1),
+            image_hidden_states=regions,
+        )
+        return samples, torch.cat((torch.zeros_like(prompt_mask, dtype=torch.bool), sampled), dim=1)
+
+    def _advantages(self, samples: SampledCaptions) -> torch.Tensor:
+        """(N,) float32; what the samples earned is noted for the log."""
+        earned = {name: reward(samples) for name, reward in self.rewards.items()}
+        total = sum(self.args.rewards[name] * values for name, values in earned.items())
+        rewards = torch.from_numpy(np.asarray(total)).float().view(-1, self.args.samples_per_image)
+        advantages = leave_one_out_advantages(rewards)
+        diversity = caption_diversity(samples.texts)
+        noted = {f"reward_{name}": values.mean() for name, values in earned.items()} | {
+            "reward": rewards.mean(),
+            "baseline": (rewards - advantages).mean(),
+            "advantage_std": advantages.std(),
+            "sample_length": diversity["mean_length"],
+            "unique_samples": diversity["unique_captions"],
+            "dangling_endings": diversity["dangling_endings"],
+        }
+        for name, value in noted.items():
+            self._sampled[name].append(float(value))
+        return advantages.flatten()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._sampled:
+            for name, values in self._sampled.items():
+                mean = self.accelerator.gather(torch.tensor(np.mean(values), device=self.args.device)).mean()
+                logs[name] = round(float(mean), 4)
+            self._sampled.clear()
+        super().log(logs, start_time)

@@ -1,0 +1,186 @@
+"""Self-critical training: its formulas, that it learns what is rewarded, and that it resumes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_captioner import caption_rows, tiny_model, tiny_processor
+from transformers import TrainerCallback
+
+from fusion_captioner.training import self_critical
+from fusion_captioner.training.arguments import read_run_arguments
+from fusion_captioner.training.caption_sampling import CaptionDataset
+from fusion_captioner.training.collating import SelfCriticalCollator
+from fusion_captioner.training.rewards import SampledCaptions
+from fusion_captioner.training.self_critical import (
+    SelfCriticalTrainer,
+    leave_one_out_advantages,
+    per_token_log_probabilities,
+    policy_loss,
+)
+from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
+from fusion_captioner.training.trainer import newest_complete_checkpoint
+
+
+class Stop(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def build(folder: Path, data: Path, callbacks=(), **settings) -> SelfCriticalTrainer:
+    torch.manual_seed(0)
+    defaults = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 1,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "generation_max_new_tokens": 6,
+    }
+    return SelfCriticalTrainer(
+        model=tiny_model(),
+        args=SelfCriticalArguments(**(defaults | settings)),
+        data_collator=SelfCriticalCollator(tiny_processor()),
+        train_dataset=CaptionDataset(caption_rows(data / "train", 8), 1, seed=0),
+        eval_dataset=CaptionDataset(caption_rows(data / "val", 3, first_seed=50), 1, seed=0),
+        processing_class=tiny_processor(),
+        callbacks=list(callbacks),
+    )
+
+
+class RewardOfRed:
+    """The share of the words that are "red"."""
+
+    def __init__(self, references, model) -> None:
+        self.model = model
+
+    def __call__(self, samples: SampledCaptions) -> np.ndarray:
+        return np.array([words.count("red") / max(1, len(words)) for words in map(str.split, samples.texts)])
+
+
+@pytest.fixture
+def red(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    monkeypatch.setitem(self_critical.REWARDS, "red", RewardOfRed)
+    return {"red": 1.0}
+
+
+def logged(trainer: SelfCriticalTrainer, name: str) -> list[float]:
+    return [row[name] for row in trainer.state.log_history if name in row]
+
+
+def test_the_baseline_is_the_mean_of_the_other_samples() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 0.0]])
+    expected = torch.tensor([[1 - 4.0, 2 - 3.5, 6 - 1.5], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(leave_one_out_advantages(rewards), expected)
+
+
+def test_log_probabilities_are_those_of_the_tokens_after() -> None:
+    logits, ids = torch.randn(2, 5, 9), torch.randint(0, 9, (2, 5))
+    expected = [[logits[r, s].log_softmax(0)[ids[r, s + 1]] for s in range(4)] for r in range(2)]
+    torch.testing.assert_close(per_token_log_probabilities(logits, ids), torch.tensor(expected))
+
+
+def test_the_policy_loss_weighs_sampled_tokens_by_their_captions_advantage() -> None:
+    logps = torch.tensor([[-1.0, -2.0, -9.0], [-3.0, -9.0, -9.0]])
+    sampled = torch.tensor([[True, True, False], [True, False, False]])
+    loss = policy_loss(logps, torch.tensor([2.0, -1.0]), sampled)
+    torch.testing.assert_close(loss, torch.tensor(-(2 * -3.0 - 1 * -3.0) / 3))
+
+
+def test_what_is_rewarded_becomes_more_frequent(tmp_path: Path, red: dict[str, float]) -> None:
+    trainer = build(tmp_path, tmp_path, rewards=red, num_train_epochs=30, seed=1)
+    trainer.train()
+    rewards = logged(trainer, "reward")
+    assert np.mean(rewards[:5]) < 0.3 and np.mean(rewards[-5:]) > 0.8
+    assert logged(trainer, "unique_samples")[-1] < logged(trainer, "unique_samples")[0]
+
+
+def test_the_log_tells_what_samples_earned_and_how_they_look(tmp_path: Path) -> None:
+    trainer = build(tmp_path, tmp_path, rewards={"CIDEr": 1.0, "BLEU-4": 0.5}, cross_entropy_weight=0.2)
+    trainer.train()
+    first = next(row for row in trainer.state.log_history if "reward" in row)
+    names = [
+        "reward_CIDEr",
+        "reward_BLEU-4",
+        "baseline",
+        "advantage_std",
+        "sample_length",
+        "unique_samples",
+        "dangling_endings",
+    ]
+    assert all(name in first for name in [*names, "loss_policy", "loss_caption"])
+    assert first["reward"] == pytest.approx(first["reward_CIDEr"] + 0.5 * first["reward_BLEU-4"], abs=1e-3)
+    assert first["baseline"] == pytest.approx(first["reward"], abs=1e-3)
+    assert first["loss"] == pytest.approx(0.8 * first["loss_policy"] + 0.2 * first["loss_caption"], abs=2e-3)
+
+
+def test_end_of_sentence_is_sampled_and_what_follows_is_not(tmp_path: Path) -> None:
+    trainer = build(tmp_path, tmp_path)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    regions = trainer.model.get_image_hidden_states(batch["pixel_values"])
+    samples, sampled = trainer._sample(trainer.model, regions, batch["prompts"], batch["image_ids"])
+    assert samples.input_ids.shape == sampled.shape and len(sampled) == 4 * 5
+    assert trainer.model.training
+    end = trainer.processing_class.eos_token_id
+    assert any(samples.ended) and not all(samples.ended)
+    for row, mask, ended in zip(samples.input_ids, sampled, samples.ended):
+        words = row[mask].tolist()
+        assert not mask[0] and (words.count(end), words[-1] == end) == ((1, True) if ended else (0, False))
+
+
+def test_every_image_is_encoded_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = build(tmp_path, tmp_path, cross_entropy_weight=0.5)
+    calls: list[int] = []
+    backbone = trainer.model.model.image_encoder.backbone
+    backbone.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    trainer.train()
+    assert calls == [4, 4]
+
+
+def test_a_resumed_run_has_the_rewards_of_an_unbroken_one(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 3}
+    whole = build(tmp_path / "whole", tmp_path, **settings)
+    whole.train()
+    broken = build(tmp_path / "broken", tmp_path, callbacks=[Stop(3)], **settings)
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    resumed = build(tmp_path / "broken", tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=newest_complete_checkpoint(tmp_path / "broken"))
+    assert logged(resumed, "reward") == logged(whole, "reward")
+    assert logged(resumed, "loss") == logged(whole, "loss")
+
+
+def test_the_stage_is_chosen_in_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: {source: photos}\ntraining: {stage: self_critical, rewards: {BLEU-4: 2.0}}\n")
+    training = read_run_arguments(recipe, ["--training.samples_per_image", "3"]).training
+    assert isinstance(training, SelfCriticalArguments)
+    assert (training.rewards, training.samples_per_image) == ({"BLEU-4": 2.0}, 3)
+    with pytest.raises(ValueError, match=r"`training\.stage`"):
+        read_run_arguments(recipe, ["--training.stage", "pretraining"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rewards": {"SPICE": 1.0}}, ["`rewards`", "SPICE", "CIDEr"]),
+        ({"rewards": {}}, ["`rewards`"]),
+        ({"samples_per_image": 1}, ["`samples_per_image`", "2"]),
+        ({"sampling_temperature": 0}, ["`sampling_temperature`"]),
+        ({"cross_entropy_weight": 1}, ["`cross_entropy_weight`"]),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, settings: dict, words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        SelfCriticalArguments(output_dir=str(tmp_path), **settings)
+    assert all(word in str(caught.value) for word in words)
