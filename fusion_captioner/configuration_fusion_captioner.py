@@ -80,6 +80,8 @@ class FusionCaptionerConfig(PreTrainedConfig):
         hidden_size (`int`, defaults to 512): width of token states, projected regions and joint representations.
         text_encoder_type (`"lstm"`, `"gru"` or `"transformer"`): the causal text encoder.
         num_text_encoder_layers (`int`, defaults to 1).
+        normalize_text_states (`bool`, defaults to `True`): layer normalisation of a recurrent text encoder's states.
+            They begin thirty times as small as what the image brings, and without it captions are learned late.
         fusion_type (`"sum"`, `"concat"`, `"gated"`, `"bilinear"`, `"attention"` or `"co_attention"`):
             how token states and image regions become one representation, see `fusion.py`.
         bilinear_rank (`int`, defaults to 1024): rank of the factorised bilinear pooling.
@@ -123,6 +125,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
     hidden_size: int = 512
     text_encoder_type: Literal["lstm", "gru", "transformer"] = "lstm"
     num_text_encoder_layers: int = 1
+    normalize_text_states: bool = True
     fusion_type: Literal["sum", "concat", "gated", "bilinear", "attention", "co_attention"] = "attention"
     bilinear_rank: int = 1024
     decoder_type: Literal["lstm", "gru", "transformer"] = "lstm"
@@ -186,6 +189,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
         preset: dict[str, Any] = {
             "hidden_size": 512,
             "text_encoder_type": "lstm",
+            "normalize_text_states": False,
             "fusion_type": "sum",
             "decoder_type": "lstm",
             "decoder_input": "joint_and_embedding",

@@ -24,6 +24,9 @@ class TextEncoder(nn.Module):
         self.layers = build_causal_layers(
             config.text_encoder_type, config.hidden_size, config.num_text_encoder_layers, config
         )
+        # Transformer layers end in a normalisation of their own
+        normalizes = config.normalize_text_states and config.text_encoder_type != "transformer"
+        self.norm = nn.LayerNorm(config.hidden_size) if normalizes else nn.Identity()
         self.dropout = SequenceDropout(config.dropout)
 
     def forward(
@@ -49,4 +52,4 @@ class TextEncoder(nn.Module):
             hidden[:, 0] = False
             embeddings = embeddings.masked_fill(hidden.unsqueeze(-1), 0.0)
         states, state = self.layers(embeddings, attention_mask, state, return_state)
-        return self.dropout(states), embeddings, state
+        return self.dropout(self.norm(states)), embeddings, state

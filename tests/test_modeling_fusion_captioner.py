@@ -412,3 +412,15 @@ def test_word_dropout_hides_words_in_training_only(text_encoder_type: str) -> No
     assert not hidden[:, 0].any()
     assert hidden[:, 1:].float().mean().item() == pytest.approx(0.9, abs=0.05)
     assert not torch.equal(encoder(first)[0], encoder(second)[0])
+
+
+def test_fresh_text_states_weigh_as_much_as_the_image() -> None:
+    model = FusionCaptionerForConditionalGeneration(
+        FusionCaptionerConfig(vision_config=tiny_config().vision_config, vocab_size=VOCAB_SIZE)
+    )
+    output = model.eval()(pixel_values=pixels(), input_ids=tokens(), output_hidden_states=True)
+    assert 0.5 < output.hidden_states[0].std() < 1.1
+    plain = FusionCaptionerForConditionalGeneration(
+        FusionCaptionerConfig.plain(vision_config=tiny_config().vision_config, vocab_size=VOCAB_SIZE)
+    )
+    assert isinstance(plain.model.text_encoder.norm, torch.nn.Identity)

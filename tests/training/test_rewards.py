@@ -41,7 +41,9 @@ def test_a_caption_earns_by_its_own_image_and_by_ending(kind: type) -> None:
 
 
 def test_bleu_tells_short_matches_apart() -> None:
-    better, worse = BleuReward(REFERENCES, tiny_model())(sampled(["a dog runs on snow", "snow a on runs dog"], ["snow"] * 2))
+    better, worse = BleuReward(REFERENCES, tiny_model())(
+        sampled(["a dog runs on snow", "snow a on runs dog"], ["snow"] * 2)
+    )
     assert 1 > better > worse > 0
 
 
