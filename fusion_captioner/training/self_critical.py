@@ -113,6 +113,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
             temperature=self.args.sampling_temperature,
             num_return_sequences=count,
             num_beams=1,
+            length_penalty=1.0,
             max_new_tokens=self.args.generation_max_new_tokens,
         )
         captioner.train()

@@ -59,6 +59,12 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
         logger.info("%s holds no complete checkpoint: training starts from the beginning", run.training.output_dir)
     processor = build_processor(run, splits["train"])
     model = build_model(run.model, processor)
+    # what evaluation does is what `generate` of the saved captioner does by itself
+    model.generation_config.update(
+        num_beams=run.training.generation_num_beams,
+        length_penalty=run.training.generation_length_penalty if run.training.generation_num_beams > 1 else 1.0,
+        max_new_tokens=run.training.generation_max_new_tokens,
+    )
 
     features: dict[str, ImageFeatures] = {}
     if run.data.feature_cache is not None:

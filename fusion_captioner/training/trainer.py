@@ -119,6 +119,7 @@ class FusionCaptionerTrainer(Trainer):
             batch_size=self.args.eval_batch_size,
             show_progress=not self.args.disable_tqdm and self.is_world_process_zero(),
             num_beams=self.args.generation_num_beams,
+            length_penalty=self.args.generation_length_penalty,
             max_new_tokens=self.args.generation_max_new_tokens,
         )
         self.evaluated_captions = captions

@@ -41,6 +41,12 @@ class FusionCaptionerTrainingArguments(TrainingArguments):
     )
     generation_num_beams: int = field(default=3, metadata={"help": "Beams of evaluation; 1: greedy."})
     generation_max_new_tokens: int = field(default=30, metadata={"help": "Longest caption of evaluation, in tokens."})
+    generation_length_penalty: float = field(
+        default=1.0,
+        metadata={
+            "help": "Exponent of the length by which beam search divides a caption's score; below 1 captions get shorter."
+        },
+    )
     ema_decay: float = field(
         default=0.0,
         metadata={"help": "Decay of the moving average of the weights that is evaluated and saved; 0: none."},

@@ -1,0 +1,67 @@
+"""Augmentation of training images: the same picture, mirrored, cropped or in other light, with captions that stay true."""
+
+import re
+from collections.abc import Callable, Sequence
+from random import Random
+
+from PIL import Image, ImageEnhance
+
+Augmented = tuple[Image.Image, list[str]]
+
+_SIDES = {"left": "right", "right": "left"}
+_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+# What is written on a picture is not written there any more when it is mirrored.
+_WRITING = re.compile(r"\b(words?|letters?|text|writing|written|reads?|says?|numbers?|numbered)\b", re.IGNORECASE)
+
+
+def _swap_side(match: re.Match[str]) -> str:
+    word = match.group()
+    swapped = _SIDES[word.lower()]
+    return swapped.capitalize() if word[0].isupper() else swapped
+
+
+def flip(picture: Image.Image, captions: list[str], draw: Random) -> Augmented:
+    """Mirrored, every other time; "left" and "right" change places in the captions. A picture whose captions speak of
+    writing stays as it is."""
+    if draw.random() < 0.5 or any(_WRITING.search(caption) for caption in captions):
+        return picture, captions
+    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return mirrored, [_SIDE.sub(_swap_side, caption) for caption in captions]
+
+
+def crop(picture: Image.Image, captions: list[str], draw: Random) -> Augmented:
+    """A part of four fifths to all of the width, and likewise of the height: little enough that captions stay true."""
+    width, height = picture.size
+    new_width, new_height = (max(1, round(side * draw.uniform(0.8, 1))) for side in (width, height))
+    left, top = draw.randint(0, width - new_width), draw.randint(0, height - new_height)
+    return picture.crop((left, top, left + new_width, top + new_height)), captions
+
+
+def colour(picture: Image.Image, captions: list[str], draw: Random) -> Augmented:
+    """Brightness, contrast and saturation changed by up to a fifth; hues stay, for captions name colours."""
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        picture = enhance(picture).enhance(draw.uniform(0.8, 1.2))
+    return picture, captions
+
+
+AUGMENTATIONS: dict[str, Callable[[Image.Image, list[str], Random], Augmented]] = {
+    "flip": flip,
+    "crop": crop,
+    "colour": colour,
+}
+
+
+def augment(picture: Image.Image, captions: Sequence[str], names: Sequence[str], seed: str) -> Augmented:
+    """
+    The picture and its captions after each augmentation in turn.
+
+    Args:
+        picture: RGB.
+        captions: of this row.
+        names: keys of `AUGMENTATIONS`.
+        seed: what is drawn is a function of it alone, so that a resumed run sees what an unbroken one sees.
+    """
+    draw, changed = Random(seed), list(captions)
+    for name in names:
+        picture, changed = AUGMENTATIONS[name](picture, changed, draw)
+    return picture, changed

@@ -1,0 +1,59 @@
+from random import Random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fusion_captioner.training.augmentation import AUGMENTATIONS, augment, colour, crop, flip
+
+
+class Drawn(Random):
+    """Draws the same number always."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def random(self) -> float:
+        return self.value
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+
+
+def test_a_mirrored_picture_has_its_sides_swapped_in_words_too(picture: Image.Image) -> None:
+    mirrored, captions = flip(picture, ["A dog on the Left of a bright leftover", "right, then left"], Drawn(0.9))
+    np.testing.assert_array_equal(np.asarray(mirrored), np.asarray(picture)[:, ::-1])
+    assert captions == ["A dog on the Right of a bright leftover", "left, then right"]
+
+
+def test_a_picture_is_not_always_mirrored_and_never_its_writing(picture: Image.Image) -> None:
+    assert flip(picture, ["a dog"], Drawn(0.4)) == (picture, ["a dog"])
+    writing = ["a dog", "a sign that says stop"]
+    assert flip(picture, writing, Drawn(0.9)) == (picture, writing)
+
+
+def test_a_crop_is_a_part_of_the_picture(picture: Image.Image) -> None:
+    pixels = np.asarray(picture)
+    for seed in range(20):
+        part, captions = crop(picture, ["a dog"], Random(seed))
+        assert 48 <= part.width <= 60 and 32 <= part.height <= 40 and captions == ["a dog"]
+        windows = np.lib.stride_tricks.sliding_window_view(pixels, (part.height, part.width), axis=(0, 1))
+        assert any((window == np.asarray(part).transpose(2, 0, 1)).all() for row in windows for window in row)
+
+
+def test_colours_change_a_little(picture: Image.Image) -> None:
+    changed, _ = colour(picture, [], Random(1))
+    difference = np.abs(np.asarray(changed, int) - np.asarray(picture, int))
+    assert 0 < difference.mean() < 40 and changed.size == picture.size
+
+
+def test_what_is_drawn_is_a_function_of_the_seed(picture: Image.Image) -> None:
+    first = augment(picture, ["on the left"], list(AUGMENTATIONS), "0/3/17")
+    again = augment(picture, ["on the left"], list(AUGMENTATIONS), "0/3/17")
+    other = augment(picture, ["on the left"], list(AUGMENTATIONS), "0/4/17")
+    np.testing.assert_array_equal(np.asarray(first[0]), np.asarray(again[0]))
+    assert first[1] == again[1]
+    assert first[0].size != other[0].size or (np.asarray(first[0]) != np.asarray(other[0])).any()
