@@ -36,7 +36,7 @@ def load_captioner(
     if not may_lack_weights:
         transformers_logging.set_verbosity_error()  # its report of many lines is one line below
     try:
-        model, report = FusionCaptionerForConditionalGeneration.from_pretrained(
+        loaded: Any = FusionCaptionerForConditionalGeneration.from_pretrained(
             name, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **config_fields
         )
     except SafetensorError as error:
@@ -45,6 +45,7 @@ def load_captioner(
         raise OSError(_cannot_load(name, "model", error)) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+    model, report = loaded
     if mismatched := sorted(entry[0] for entry in report["mismatched_keys"]):
         raise ValueError(
             f"{name}: {_counted(mismatched)} another shape than config.json says; save it again, or mend its config."
@@ -116,4 +117,6 @@ def _cannot_load(name: str, part: str, error: Exception) -> str:
 
 
 def _counted(names: list[str]) -> str:
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} (first: {names[0]}) {'have' if len(names) > 1 else 'has'}"
+    return (
+        f"{len(names)} tensor{'s' if len(names) > 1 else ''} (first: {names[0]}) {'have' if len(names) > 1 else 'has'}"
+    )

@@ -1,6 +1,7 @@
 """Files that a command writes: refused at once where they cannot be written, and never left half-written."""
 
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -24,6 +25,25 @@ def check_output_file(path: str, flag: str) -> None:
         aside.unlink()
     except OSError as error:
         raise OSError(f"{flag} ({path}): cannot be written ({error.strerror}); name another file.") from error
+
+
+def check_output_folder(path: str | Path, name: str) -> None:
+    """
+    Make sure that the folder `path` exists and can be written, or can be made; nothing is left there.
+
+    Raises:
+        ValueError: it is a file, or lies below one.
+        OSError: writing is not allowed.
+    """
+    ancestor = Path(os.path.realpath(Path(path).expanduser()))
+    while not os.path.lexists(ancestor) and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        raise ValueError(f"{name} ({path}): {ancestor} is a file; name a folder.")
+    try:
+        tempfile.TemporaryDirectory(dir=ancestor, prefix=".fusion-captioner-").cleanup()
+    except OSError as error:
+        raise OSError(f"{name} ({path}): cannot be written ({error.strerror}); name another folder.") from error
 
 
 def write_file(path: str, text: str) -> None:

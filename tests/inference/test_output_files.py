@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fusion_captioner.inference.output_files import check_output_file, write_file
+from fusion_captioner.inference.output_files import check_output_file, check_output_folder, write_file
 
 
 def test_a_file_that_can_be_written_passes_and_is_left_as_it_is(tmp_path: Path) -> None:
@@ -59,3 +59,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         write_file(str(old), "new content")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
     assert old.read_text() == "old"
+
+
+def test_a_folder_that_can_be_made_passes_and_is_not_made(tmp_path: Path) -> None:
+    check_output_folder(tmp_path / "new" / "below", "--out")
+    check_output_folder(tmp_path, "--out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"--out \(.*\): .*file is a file; name a folder"):
+            check_output_folder(path, "--out")
+    if Path("/proc/self").is_dir():
+        with pytest.raises(OSError, match=r"--out \(/proc/captioner\): cannot be written"):
+            check_output_folder("/proc/captioner", "--out")
