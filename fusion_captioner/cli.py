@@ -61,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "evaluate",
         help="score a captioner on a split",
-        description="Caption every image of a split, greedily and with beams, and score the captions. JSON on stdout.",
+        description="Caption every image of a split, greedily and with beams, and score the captions: CIDEr-D, BLEU, "
+        "ROUGE-L and METEOR; how many captions are unique or break off; words used. JSON on stdout.",
     )
     evaluate.add_argument("model", help="folder or Hub name of the captioner")
     evaluate.add_argument(
@@ -77,6 +78,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, help="score the first so many images only")
     evaluate.add_argument("--meteor", action="store_true", help="METEOR 1.5 too (needs Java and pycocoevalcap)")
     evaluate.add_argument("--captions", metavar="FILE", help="write the captions there, as JSON lines")
+    evaluate.add_argument(
+        "--report",
+        metavar="FILE.html",
+        help="write a page there: the scores, and the best and worst captions of the last beam size, with their images",
+    )
     evaluate.add_argument("--skip-bad-images", action="store_true", help="leave out and count what cannot be read")
     _add_hub_flags(evaluate)
 
@@ -139,12 +145,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("FUSION_CAPTIONER_TRACEBACK"):
             raise
-        print(f"fusion-captioner: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:  # without Python's "[Errno 2]"
+            text = f"{error.filename}: {error.strerror}"
+        print(f"fusion-captioner: {' '.join(text.split())}", file=sys.stderr)
         return 2
+
+
+def _keep_stderr_quiet(reads_data: bool) -> None:
+    """No bars and notes that nobody asked for, which bury what matters; a terminal still shows bars of long work."""
+    from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils.logging import set_verbosity_error
+    from transformers.utils.logging import disable_progress_bar
+
+    set_verbosity_error()  # a line for each of five vain attempts to reach the Hub
+    disable_progress_bar()
+    if sys.stderr.isatty():
+        enable_progress_bars()
+    if not reads_data:
+        return
+    from datasets import disable_progress_bars
+    from datasets.utils.logging import CRITICAL, set_verbosity
+
+    set_verbosity(CRITICAL)  # it logs the errors that it raises
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
 
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     if options.command == "convert":
+        _keep_stderr_quiet(reads_data=False)
         from fusion_captioner.training.convert_efficientnet_lite import convert_efficientnet_lite
 
         print(convert_efficientnet_lite(options.variant, options.weights, out=options.out))
@@ -154,6 +184,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     keep_freed_memory()
     from fusion_captioner import auto_registration  # noqa: F401
 
+    _keep_stderr_quiet(reads_data=options.command != "caption")
     if options.command == "train":
         from fusion_captioner.training.train_captioner import train_from_yaml
 

@@ -25,6 +25,8 @@ def find_images(sources: list[str]) -> Iterator[str]:
         ValueError: for a folder without images.
     """
     for source in sources:
+        if not source:
+            raise ValueError("IMAGE ('') is empty; name a file, a folder or a URL.")
         if source.startswith(("http://", "https://")):
             yield source
             continue
@@ -51,6 +53,8 @@ def caption(options: argparse.Namespace) -> int:
         raise ValueError(
             f"--num-captions ({options.num_captions}) needs at least as many --beams ({options.beams}), or --sample."
         )
+    if not 0 < options.temperature < float("inf"):
+        raise ValueError(f"--temperature ({options.temperature}) must be above 0, such as 0.7.")
     images = list(find_images(options.images))
     model, processor = load_captioner(options.model, options.revision)
     settings: dict[str, Any] = {
@@ -79,7 +83,7 @@ def caption(options: argparse.Namespace) -> int:
             if pictures:
                 for line in _caption_batch(model, processor, pictures, options.prompt, settings):
                     print(json.dumps(line, ensure_ascii=False), flush=True)
-    if bad:
+    if bad and len(images) > 1:
         print(f"fusion-captioner: {bad} of {len(images)} images could not be captioned", file=sys.stderr)
     return 0 if not bad else 2 if bad == len(images) else 1
 

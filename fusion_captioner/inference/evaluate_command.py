@@ -1,30 +1,41 @@
-"""`fusion-captioner evaluate`: scores of a captioner on a split, greedy and with beams, as JSON."""
+"""`fusion-captioner evaluate`: how good a captioner is on a split, greedy and with beams, as JSON and as a page."""
 
 import argparse
 import json
-from pathlib import Path
+from typing import Any
 
-from fusion_captioner.inference.loading import load_captioner
+import datasets
+import numpy as np
+
+from fusion_captioner import __version__
+from fusion_captioner.inference.evaluation_report import ScoredImage, best_and_worst, render_report
+from fusion_captioner.inference.loading import check_captioner, load_captioner
+from fusion_captioner.inference.output_files import check_output_file, write_file
 from fusion_captioner.metrics.caption_scores import DEFAULT_METRICS, score_captions
+from fusion_captioner.metrics.diversity import caption_diversity
+from fusion_captioner.metrics.meteor_java import find_meteor_jar
+from fusion_captioner.training.annotated_images import SkippedExample
 from fusion_captioner.training.caption_datasets import load_caption_dataset
 from fusion_captioner.training.evaluation import generate_captions
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Run the command; returns the exit status."""
-    splits = load_caption_dataset(options.source, layout=options.layout, skip_bad_images=options.skip_bad_images)
-    if options.split not in splits:
-        raise ValueError(f"--split {options.split!r} is not in {options.source}; there are {', '.join(splits)}.")
-    rows = splits[options.split]
-    if options.limit is not None:
-        if options.limit < 1:
-            raise ValueError(f"--limit ({options.limit}) must be at least 1.")
-        rows = rows.select(range(min(options.limit, len(rows))))
+    """
+    Run the command; returns the exit status.
+
+    Raises:
+        ValueError, OSError: a flag, the model or the data are wrong; as far as possible, before anything is computed.
+    """
+    _check(options)
+    skipped: list[SkippedExample] = []
+    rows = _rows(options, skipped)
     model, processor = load_captioner(options.model, options.revision)
     references = dict(zip(rows["image_id"], rows["captions"]))
-    metrics = (*DEFAULT_METRICS, "METEOR") if options.meteor else DEFAULT_METRICS
-    results: dict[str, object] = {"model": options.model, "source": options.source, "split": options.split}
-    lines = []
+
+    settings: dict[str, dict[str, Any]] = {}
+    lines: list[dict[str, Any]] = []
+    captions: dict[str, str] = {}
+    cider = np.empty(0)
     for beams in options.beams:
         captions = generate_captions(
             model,
@@ -32,15 +43,96 @@ def evaluate(options: argparse.Namespace) -> int:
             rows,
             batch_size=options.batch_size,
             show_progress=True,
+            skip_bad_images=options.skip_bad_images,
             num_beams=beams,
             max_new_tokens=options.max_new_tokens,
         )
-        scores = score_captions(list(captions.values()), [references[image] for image in captions], metrics=metrics)
-        results["greedy" if beams == 1 else f"beam {beams}"] = {
-            name: round(value, 4) if isinstance(value, float) else value for name, value in scores.items()
+        if not captions:
+            raise ValueError(f"{options.source}: no image of the split {options.split!r} can be decoded; check them.")
+        numbers = score_captions(
+            list(captions.values()),
+            [references[image_id] for image_id in captions],
+            metrics=(*DEFAULT_METRICS, "METEOR") if options.meteor else DEFAULT_METRICS,
+            per_image=True,
+        )
+        cider = numbers.pop("per_image")["CIDEr"]
+        numbers |= caption_diversity(list(captions.values()))
+        settings["greedy" if beams == 1 else f"beam {beams}"] = {
+            name: round(value, 4) if isinstance(value, float) else value for name, value in numbers.items()
         }
-        lines += [{"image_id": image, "beams": beams, "caption": caption} for image, caption in captions.items()]
-    if options.captions:
-        Path(options.captions).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    print(json.dumps(results, indent=2, ensure_ascii=False))
+        lines += [
+            {"image_id": image_id, "beams": beams, "caption": caption, "CIDEr": round(score, 4)}
+            for (image_id, caption), score in zip(captions.items(), cider.tolist(), strict=True)
+        ]
+
+    about = {
+        "model": options.model,
+        "source": options.source,
+        "split": options.split,
+        "images": len(captions),
+        "skipped_images": len({example.image_id for example in skipped}) + len(rows) - len(captions),
+        "max_new_tokens": options.max_new_tokens,
+        "fusion_captioner": __version__,
+    }
+    try:
+        if options.captions:
+            write_file(options.captions, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        if options.report:
+            write_file(options.report, _report(about, settings, rows, captions, cider))
+    finally:
+        # what was computed is told even where the disk was full
+        print(json.dumps(about | settings, indent=2, ensure_ascii=False))
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("batch_size", "max_new_tokens", "limit"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} ({value}) must be at least 1.")
+    for beams in options.beams:
+        if beams < 1:
+            raise ValueError(f"--beams ({beams}) must be at least 1; 1 is greedy.")
+        if options.beams.count(beams) > 1:
+            raise ValueError(f"--beams ({' '.join(map(str, options.beams))}) names {beams} twice; name it once.")
+    if options.report and options.report == options.captions:
+        raise ValueError(f"--report and --captions are both {options.report}; name two files.")
+    for name in ("captions", "report"):
+        if getattr(options, name) is not None:
+            check_output_file(getattr(options, name), f"--{name}")
+    if options.meteor:
+        find_meteor_jar()
+    check_captioner(options.model)
+
+
+def _rows(options: argparse.Namespace, skipped: list[SkippedExample]) -> datasets.Dataset:
+    """The rows to score; `skipped` is extended by what of their split is left out already."""
+    everything: list[SkippedExample] = []
+    splits = load_caption_dataset(
+        options.source, layout=options.layout, skip_bad_images=options.skip_bad_images, skipped=everything
+    )
+    if options.split not in splits:
+        raise ValueError(f"--split ({options.split!r}) is not in {options.source}; there are {', '.join(splits)}.")
+    skipped += [example for example in everything if example.split == options.split and example.is_bad_file]
+    rows = splits[options.split]
+    return rows if options.limit is None else rows.select(range(min(options.limit, len(rows))))
+
+
+def _report(
+    about: dict[str, Any],
+    settings: dict[str, dict[str, Any]],
+    rows: datasets.Dataset,
+    captions: dict[str, str],
+    cider: np.ndarray,
+) -> str:
+    row_of = {image_id: index for index, image_id in enumerate(rows["image_id"])}
+    image_ids = list(captions)
+
+    def scored(position: int) -> ScoredImage:
+        row = rows[row_of[image_ids[position]]]
+        return ScoredImage(
+            row["image_id"], row["image"], row["captions"], captions[row["image_id"]], float(cider[position])
+        )
+
+    best, worst = best_and_worst(cider)
+    return render_report(about, settings, [scored(each) for each in best], [scored(each) for each in worst])

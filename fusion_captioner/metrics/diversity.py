@@ -31,7 +31,8 @@ def caption_diversity(
 
     Returns:
         `"unique_captions"`: distinct captions / captions; `"dangling_endings"`: share of captions whose last word is
-        in `FUNCTION_WORDS`; `"vocabulary"`: distinct words used; `"mean_length"`: words per caption.
+        in `FUNCTION_WORDS`; `"vocabulary"`: distinct words used; `"mean_length"`, `"min_length"`, `"max_length"`: words
+        per caption.
 
     Raises:
         ValueError: if there is no caption, or one is of the wrong type.
@@ -46,4 +47,6 @@ def caption_diversity(
         "dangling_endings": sum(bool(words) and words[-1] in FUNCTION_WORDS for words in tokens) / len(tokens),
         "vocabulary": len(set().union(*tokens)),
         "mean_length": sum(map(len, tokens)) / len(tokens),
+        "min_length": min(map(len, tokens)),
+        "max_length": max(map(len, tokens)),
     }

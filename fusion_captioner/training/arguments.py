@@ -1,5 +1,6 @@
 """A training run's settings, from YAML and flags: sections `model`, `data`, `tokenizer` and `training`."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -40,6 +41,8 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if self.preset not in (None, "plain"):
             raise ValueError(f"`model.preset` ({self.preset!r}) must be 'plain' or unset.")
+        if not isinstance(self.config, dict):
+            raise ValueError(f"`model.config` ({self.config!r}) must hold fields, such as {{fusion_type: gated}}.")
 
 
 @dataclass
@@ -73,6 +76,8 @@ class DataArguments:
     max_eval_images: int | None = None
 
     def __post_init__(self) -> None:
+        if self.feature_batch_size < 1:
+            raise ValueError(f"`data.feature_batch_size` ({self.feature_batch_size}) must be at least 1.")
         if not self.source:
             raise ValueError("`data.source` is missing; name the folder, or Hub repository, of the training data.")
 
@@ -118,6 +123,8 @@ def read_run_arguments(path: str | Path, flags: Sequence[str] = ()) -> RunArgume
         raise ValueError(f"{path}: must have the sections {', '.join(SECTIONS)}.")
     for keys, value in _flags(flags):
         _put(document, keys, value)
+    if not sys.stderr.isatty() and isinstance(document.setdefault("training", {}), dict):
+        document["training"].setdefault("disable_tqdm", True)  # the bar of a log file is noise
     unknown = sorted(set(document) - set(SECTIONS))
     if unknown:
         raise ValueError(f"`{unknown[0]}` is not a section; there are {', '.join(SECTIONS)}.")
@@ -145,7 +152,10 @@ def _flags(flags: Sequence[str]) -> list[tuple[list[str], Any]]:
                 raise ValueError(f"{name} needs a value, as in {name} VALUE.")
             value = flags[position]
         position += 1
-        pairs.append((name[2:].replace("-", "_").split("."), yaml.safe_load(value)))
+        try:
+            pairs.append((name[2:].replace("-", "_").split("."), yaml.safe_load(value)))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{name} ({value}) is not valid YAML; put it in quotes, as in '\"{value}\"'.") from error
     return pairs
 
 

@@ -135,6 +135,10 @@ def _load(
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
         reason = " ".join(str(cause or error).split())
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        if layout == "hub":
+            raise kind(
+                f"{source}: is no folder here, and `datasets` cannot load it from the Hub ({reason}); check the name."
+            ) from error
         raise kind(f"{source}: `datasets` cannot load it as {layout!r}: {reason}") from error
 
 

@@ -10,13 +10,15 @@ EfficientNet-Lite (https://github.com/tensorflow/tpu/tree/master/models/official
 """
 
 import json
-import pickle
 import re
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from transformers import EfficientNetConfig, EfficientNetModel
+
+from fusion_captioner.inference.output_files import check_output_folder
 
 # Per variant: the channels of the seven stages after the stem's 32, and the blocks in each.
 LITE_STAGES = {
@@ -94,17 +96,21 @@ def convert_efficientnet_lite(
 
     Raises:
         FileNotFoundError: the package or the file is not there.
+        OSError: `out` cannot be written.
         ValueError: unknown variant, a file that is not a state dict, or tensors missing, left over or of another shape.
     """
     config = efficientnet_lite_config(variant)
     path = packaged_state_dict(variant) if state_dict_path is None else Path(state_dict_path)
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"`out` ({out}) is a file; name a folder.")
+    check_output_folder(out, "`out`")
     model = EfficientNetModel(config)
     model.load_state_dict(_converted(_read_state_dict(path), model.state_dict(), source=f"{path} as {variant}"))
-    model.save_pretrained(out)
-    (out / "preprocessor_config.json").write_text(json.dumps(_preprocessor_config(), indent=2) + "\n")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".incomplete-") as aside:
+        model.save_pretrained(aside)
+        (Path(aside) / "preprocessor_config.json").write_text(json.dumps(_preprocessor_config(), indent=2) + "\n")
+        for file in sorted(Path(aside).iterdir()):
+            file.replace(out / file.name)
     return out
 
 
@@ -128,9 +134,12 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f"`state_dict_path` ({path}) is not a file; name the .pth of EfficientNet-Lite.")
     try:
         state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"`state_dict_path` ({path}) is not a PyTorch state dict: {first_line}") from error
+    except Exception as error:  # the unpickler raises what the bytes of some other file make it stumble on
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"`state_dict_path` ({path}) is not a PyTorch state dict ({type(error).__name__} {first_line}); name the "
+            ".pth of EfficientNet-Lite."
+        ) from error
     if not isinstance(state_dict, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state_dict.items()
     ):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from fusion_captioner.inference.output_files import check_output_folder
 from fusion_captioner.training.caption_datasets import load_caption_dataset
 from fusion_captioner.training.demo_scenes import render_coco_folder
 from fusion_captioner.training.evaluation import generate_captions
@@ -60,8 +61,11 @@ def run_demo(out: str, data: str | None) -> int:
     Returns:
         the exit status.
     """
+    if data is not None and not Path(data).expanduser().is_dir():
+        raise FileNotFoundError(f"--data ({data}): no such folder; give one in COCO's or Karpathy's layout.")
     start = time.perf_counter()
     folder = Path(out)
+    check_output_folder(folder, "--out")
     folder.mkdir(parents=True, exist_ok=True)
     if data is None:
         source = folder / "scenes"

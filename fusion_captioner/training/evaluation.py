@@ -1,5 +1,6 @@
 """Evaluation: a caption for each image from its prompt alone, and its scores against the references."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,12 +8,17 @@ import datasets
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from PIL import Image
 from tqdm.auto import tqdm
 
 from fusion_captioner.metrics.caption_scores import score_captions
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
+from fusion_captioner.training.annotated_images import bad_image_error
 from fusion_captioner.training.feature_shards import ImageFeatures
+from fusion_captioner.training.image_files import open_image
+
+logger = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
@@ -25,6 +31,7 @@ def generate_captions(
     prompt: str = "",
     batch_size: int = 32,
     show_progress: bool = False,
+    skip_bad_images: bool = False,
     **generation_settings: Any,
 ) -> dict[str, str]:
     """
@@ -34,24 +41,43 @@ def generate_captions(
         rows: with `image_id` and `image`; their captions are not read.
         features: cached grid regions in place of the images.
         prompt: what every caption begins with; it is not part of what is returned.
+        show_progress: a progress bar, where it goes to a terminal.
+        skip_bad_images: leave out an image that cannot be decoded, with a warning, instead of raising.
         generation_settings: for `model.generate`, such as `num_beams`.
 
     Returns:
         captions by `image_id`, in the order of the rows.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: an image cannot be decoded; the message names it and the fix.
     """
     process = PartialState()
     mine = range(process.process_index, len(rows), process.num_processes)
     image_ids = rows["image_id"]
     images = rows.select_columns(["image"])
+
+    def read(index: int) -> Image.Image | None:
+        try:
+            return open_image(images[index]["image"], image_ids[index], processor.image_processor)
+        except (OSError, ValueError) as error:
+            if not skip_bad_images:
+                raise bad_image_error(error) from error
+            logger.warning("image left out: %s", error)
+            return None
+
     training = model.training
     model.eval()
     captions: list[tuple[int, str, str]] = []
     try:
         starts = range(0, len(mine), batch_size)
-        for start in tqdm(starts, desc="generating captions", disable=not show_progress, leave=False):
+        for start in tqdm(starts, desc="generating captions", disable=None if show_progress else True, leave=False):
             indices = list(mine[start : start + batch_size])
             if features is None:
-                inputs = processor(images=images[indices]["image"], text=[prompt] * len(indices), return_tensors="pt")
+                pictures = {index: picture for index in indices if (picture := read(index)) is not None}
+                if not pictures:
+                    continue
+                indices = list(pictures)
+                inputs = processor(images=list(pictures.values()), text=[prompt] * len(indices), return_tensors="pt")
             else:
                 inputs = processor(text=[prompt] * len(indices), return_tensors="pt")
                 inputs["image_hidden_states"] = torch.stack([features[image_ids[index]] for index in indices])

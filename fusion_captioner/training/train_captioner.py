@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
-from fusion_captioner.inference.loading import load_captioner
+from fusion_captioner.inference.loading import load_captioner, load_processor
+from fusion_captioner.inference.output_files import check_output_folder
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.arguments import DataArguments, ModelArguments, RunArguments, read_run_arguments
@@ -49,6 +50,9 @@ def train_from_yaml(path: str | Path, flags: Sequence[str] = (), resume: bool = 
 
 def train_captioner(run: RunArguments, command: str, resume: bool = False) -> dict[str, float]:
     """Train with settings that are read already; `command` is told in the model card."""
+    check_output_folder(str(run.training.output_dir), "`training.output_dir`")
+    if run.data.feature_cache is not None:
+        check_output_folder(run.data.feature_cache, "`data.feature_cache`")
     set_seed(run.training.seed)
     splits = _load_splits(run.data)
     if run.training.eval_strategy != "no" and "eval" not in splits:
@@ -146,7 +150,7 @@ def _load_splits(data: DataArguments) -> dict[str, datasets.Dataset]:
 def build_processor(run: RunArguments, train_rows: datasets.Dataset) -> FusionCaptionerProcessor:
     """The processor of the checkpoint that training goes on from, or of the vision model and the tokenizer."""
     if run.model.from_checkpoint is not None:
-        return load_captioner(run.model.from_checkpoint)[1]
+        return load_processor(run.model.from_checkpoint)
     vision_model = run.model.vision_model
     if vision_model is not None:
         _check_vision_model(vision_model)
@@ -164,7 +168,7 @@ def build_processor(run: RunArguments, train_rows: datasets.Dataset) -> FusionCa
             size={"height": run.model.image_size, "width": run.model.image_size}, resize_mode=run.model.resize_mode
         )
     if run.tokenizer.path is not None:
-        return FusionCaptionerProcessor(image_processor, AutoTokenizer.from_pretrained(run.tokenizer.path))
+        return FusionCaptionerProcessor(image_processor, _load_tokenizer(run.tokenizer.path))
     captions = (caption for captions in train_rows["captions"] for caption in captions)
     tokenizer = train_tokenizer(
         captions,
@@ -175,8 +179,19 @@ def build_processor(run: RunArguments, train_rows: datasets.Dataset) -> FusionCa
     return FusionCaptionerProcessor(image_processor, tokenizer)
 
 
+def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # parsers of tokenizers raise KeyError, TypeError, plain Exception, ...
+        raise OSError(
+            f"`tokenizer.path` ({path}): no tokenizer can be loaded ({error}); give the folder or Hub name of one."
+        ) from error
+
+
 def _check_vision_model(name: str) -> None:
-    if name.startswith((".", "/", "~")) and not (Path(name).expanduser() / "config.json").is_file():
+    if (name.startswith((".", "/", "~")) or Path(name).exists()) and not (
+        Path(name).expanduser() / "config.json"
+    ).is_file():
         raise FileNotFoundError(
             f"`model.vision_model` ({name}) is no folder of a vision model; make one with `fusion-captioner convert`."
         )
@@ -187,7 +202,7 @@ def build_model(
 ) -> FusionCaptionerForConditionalGeneration:
     """The checkpoint that training goes on from, or a new captioner on a pretrained or a new image encoder."""
     if arguments.from_checkpoint is not None:
-        return load_captioner(arguments.from_checkpoint, **arguments.config)[0]
+        return load_captioner(arguments.from_checkpoint, may_lack_weights=True, **arguments.config)[0]
     fields = dict(arguments.config)
     if arguments.vision_model is not None:
         fields.setdefault("vision_config", AutoConfig.from_pretrained(arguments.vision_model))

@@ -12,6 +12,7 @@ from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditi
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.callbacks import UnfreezeImageEncoder, WeightAverage
 from fusion_captioner.training.caption_sampling import CaptionDataset, SetCaptionEpoch
+from fusion_captioner.training.collating import CaptionCollator
 from fusion_captioner.training.evaluation import generate_captions, score_generated
 from fusion_captioner.training.model_card import TrainingRecord, build_model_card
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
@@ -121,6 +122,7 @@ class FusionCaptionerTrainer(Trainer):
             num_beams=self.args.generation_num_beams,
             length_penalty=self.args.generation_length_penalty,
             max_new_tokens=self.args.generation_max_new_tokens,
+            skip_bad_images=isinstance(self.data_collator, CaptionCollator) and self.data_collator.skip_bad_images,
         )
         self.evaluated_captions = captions
         scores = score_generated(captions, dataset.rows)

@@ -10,6 +10,8 @@ def test_numbers_by_hand():
         "dangling_endings": 1 / 4,
         "vocabulary": 9,
         "mean_length": 14 / 4,
+        "min_length": 3,
+        "max_length": 4,
     }
 
 
