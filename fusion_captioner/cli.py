@@ -73,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--beams", type=int, nargs="+", default=[1, 3], help="beam sizes; 1 is greedy (default: 1 3)"
     )
+    _add_length_penalty(evaluate)
     evaluate.add_argument("--batch-size", type=int, default=32, help="images at a time (default: 32)")
     evaluate.add_argument("--max-new-tokens", type=int, default=30, help="longest caption in tokens (default: 30)")
     evaluate.add_argument("--limit", type=int, help="score the first so many images only")
@@ -111,6 +112,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--variant", default="lite2", choices=["lite0", "lite2"], help="size (default: lite2)")
     convert.add_argument("--weights", metavar="FILE.pth", help="state dict to read instead of the installed package's")
+    convert.add_argument(
+        "--image-size", type=int, default=224, help="side of the pictures in pixels, a multiple of 32 (default: 224)"
+    )
     convert.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
 
     demo = commands.add_parser(
@@ -121,6 +125,15 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--data", metavar="FOLDER", help="train on a folder in COCO's or Karpathy's layout instead")
     demo.add_argument("--out", default=".demo", metavar="FOLDER", help="where everything is written (default: .demo)")
     return parser
+
+
+def _add_length_penalty(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--length-penalty",
+        type=float,
+        help="exponent of the length by which beam search divides a score; below 1 captions get shorter (default: the "
+        "captioner's own)",
+    )
 
 
 def _add_hub_flags(parser: argparse.ArgumentParser) -> None:
@@ -177,7 +190,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         _keep_stderr_quiet(reads_data=False)
         from fusion_captioner.training.convert_efficientnet_lite import convert_efficientnet_lite
 
-        print(convert_efficientnet_lite(options.variant, options.weights, out=options.out))
+        print(convert_efficientnet_lite(options.variant, options.weights, options.image_size, out=options.out))
         return 0
     from fusion_captioner.memory_reuse import keep_freed_memory
 

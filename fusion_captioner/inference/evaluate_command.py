@@ -46,6 +46,7 @@ def evaluate(options: argparse.Namespace) -> int:
             skip_bad_images=options.skip_bad_images,
             num_beams=beams,
             max_new_tokens=options.max_new_tokens,
+            **({} if options.length_penalty is None else {"length_penalty": options.length_penalty}),
         )
         if not captions:
             raise ValueError(f"{options.source}: no image of the split {options.split!r} can be decoded; check them.")

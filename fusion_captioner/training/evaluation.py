@@ -51,6 +51,9 @@ def generate_captions(
     Raises:
         FileNotFoundError, OSError, ValueError: an image cannot be decoded; the message names it and the fix.
     """
+    if generation_settings.get("num_beams") == 1:
+        # the captioner's own length penalty is one of beam search
+        generation_settings["length_penalty"] = 1.0
     process = PartialState()
     mine = range(process.process_index, len(rows), process.num_processes)
     image_ids = rows["image_id"]

@@ -102,7 +102,7 @@ def lite_forward(state: State, pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", [224, 160])
+@pytest.mark.parametrize("size", [256, 160])
 def test_features_equal_a_bare_forward_of_the_imagenet_weights(lite2_folder: Path, imagenet_state: State, size: int):
     pixel_values = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
     model = AutoModel.from_pretrained(lite2_folder)
@@ -233,4 +233,11 @@ def test_tensors_that_do_not_fit(lite0_state: State, tmp_path: Path, fault: str)
     torch.save(state, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=f"tensors do not fit: 1 {fault} \\(first: {first}\\)"):
         convert_efficientnet_lite("lite0", tmp_path / "weights.pth", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_size_of_the_pictures_is_a_choice(tmp_path: Path) -> None:
+    assert efficientnet_lite_config("lite2", 256).image_size == 256
+    with pytest.raises(ValueError, match=r"`image_size` \(260\) must be a multiple of 32"):
+        convert_efficientnet_lite("lite2", image_size=260, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
