@@ -124,6 +124,19 @@ def test_matching_of_one_image_has_true_pairs_only() -> None:
     torch.testing.assert_close(output.loss_terms["matching"], matching_loss(scores, torch.ones(2)))
 
 
+def test_every_term_of_a_batch_in_pieces_is_that_of_the_whole() -> None:
+    """Pieces are gradient-accumulation steps or processes; `Trainer` tells them the words of all and sums them."""
+    model, ids = tiny_model(**weights("caption", "reconstruction")), tokens(4)
+    whole = model(pixel_values=pixels(), input_ids=ids, labels=ids).loss_terms
+    words = ids[:, 1:].numel()
+    pieces = [
+        model(pixel_values=image, input_ids=texts, labels=texts, num_items_in_batch=words).loss_terms
+        for image, texts in zip(pixels().split(1), ids.split(2))
+    ]
+    for name, term in whole.items():
+        torch.testing.assert_close(sum(piece[name] for piece in pieces), term)
+
+
 def test_the_critic_learns_and_the_encoders_work_against_it() -> None:
     gradients = {}
     for weight in (0.0, 1.0, 2.0):

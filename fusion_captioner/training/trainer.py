@@ -41,7 +41,7 @@ class FusionCaptionerTrainer(Trainer):
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
         self._loss_terms: dict[str, torch.Tensor] = {}
-        self._loss_term_steps = 0
+        self._first_step_of_terms = 0
         self.evaluated_captions: dict[str, str] = {}
         self.score_signature = ""
         self.training_record = TrainingRecord()
@@ -79,17 +79,23 @@ class FusionCaptionerTrainer(Trainer):
             inputs = {**inputs, "skip_logits": True}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
+            if not self._loss_terms:
+                self._first_step_of_terms = self.state.global_step
+            # as for the loss itself: shares of a step, to be summed over its batches and averaged over processes
+            if num_items_in_batch is None:
+                weight = 1 / self.args.gradient_accumulation_steps
+            else:
+                weight = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             for name, term in outputs.loss_terms.items():
-                self._loss_terms[name] = self._loss_terms.get(name, 0.0) + term.detach()
-            self._loss_term_steps += 1
+                self._loss_terms[name] = self._loss_terms.get(name, 0.0) + weight * term.detach()
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._loss_term_steps:
+        if "loss" in logs and self._loss_terms:
+            steps = self.state.global_step - self._first_step_of_terms
             for name, total in self._loss_terms.items():
-                mean = self.accelerator.gather(total / self._loss_term_steps).mean()
-                logs[f"loss_{name}"] = round(float(mean), 4)
-            self._loss_terms, self._loss_term_steps = {}, 0
+                logs[f"loss_{name}"] = round(float(self.accelerator.gather(total / steps).mean()), 4)
+            self._loss_terms = {}
         super().log(logs, start_time)
 
     def evaluation_loop(

@@ -112,6 +112,19 @@ def test_evaluation_generates_from_the_prompt_alone(tmp_path: Path) -> None:
         assert isinstance(metrics[f"eval_{name}"], float)
     assert "images=3" in trainer.score_signature
 
+    (events,) = (tmp_path / "out").rglob("events.out.tfevents.*")
+    shown = EventAccumulator(str(events)).Reload()
+    assert [point.step for point in shown.Scalars("train/loss_caption")] == [1, 2, 3, 4]
+
+
+def test_loss_terms_of_accumulated_batches_are_those_of_the_step(tmp_path: Path) -> None:
+    settings = {"num_train_epochs": 2, "gradient_accumulation_steps": 2, "logging_steps": 2}
+    trainer = build(tmp_path / "out", tmp_path, **settings)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert [row["step"] for row in rows] == [2, 4]
+    for row in rows:
+        assert row["loss_caption"] == pytest.approx(row["loss"], abs=2e-4)
 
 def test_the_image_encoder_is_frozen_until_its_step_and_has_its_own_rate(tmp_path: Path) -> None:
     record = Record()
