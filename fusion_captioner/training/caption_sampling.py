@@ -74,6 +74,7 @@ class CaptionDataset(torch.utils.data.Dataset):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._reads_features = torch.tensor(features is not None).share_memory_()
         self._first_caption: np.ndarray | None = None
+        self._numbers: dict[str, int] | None = None
         if captions_per_image == "all":
             lengths = pc.list_value_length(self._texts.with_format("arrow")[:]["captions"])
             self._first_caption = np.concatenate([[0], np.cumsum(lengths.to_numpy())])
@@ -97,6 +98,13 @@ class CaptionDataset(torch.utils.data.Dataset):
         self._reads_features.fill_(False)
 
     def __len__(self) -> int:
+    def images_of(self, image_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Rows of these images, with `image_id` and `image`."""
+        if self._numbers is None:
+            self._numbers = {image_id: number for number, image_id in enumerate(self._texts["image_id"])}
+        images = self._images[[self._numbers[image_id] for image_id in image_ids]]["image"]
+        return [{"image_id": image_id, "image": image} for image_id, image in zip(image_ids, images, strict=True)]
+
         return len(self._texts) if self._first_caption is None else int(self._first_caption[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -62,8 +62,9 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
     if run.data.feature_cache is not None:
         if run.training.trains_image_encoder:
             raise ValueError(
-                "`data.feature_cache` holds features of a frozen image encoder, and "
-                "`training.train_image_encoder_from_step` trains it; unset one of them."
+                f"`data.feature_cache` ({run.data.feature_cache}) holds features of a frozen image encoder, and "
+                "`training.train_image_encoder_from_step` (0) trains it from the start; unset one of them, or set the "
+                "step above 0."
             )
         cached = cached_features(
             splits,

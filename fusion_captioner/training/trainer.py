@@ -13,6 +13,7 @@ from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcesso
 from fusion_captioner.training.callbacks import UnfreezeImageEncoder, WeightAverage
 from fusion_captioner.training.caption_sampling import CaptionDataset, SetCaptionEpoch
 from fusion_captioner.training.evaluation import generate_captions, score_generated
+from fusion_captioner.training.collating import CaptionCollator
 from fusion_captioner.training.model_card import TrainingRecord, build_model_card
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
@@ -46,6 +47,8 @@ class FusionCaptionerTrainer(Trainer):
         self.score_signature = ""
         self.training_record = TrainingRecord()
         self.add_callback(SetCaptionEpoch())
+        if self.args.trains_image_encoder and isinstance(self.data_collator, CaptionCollator):
+            self.data_collator.keep_image_ids = isinstance(self.train_dataset, CaptionDataset)
         self.add_callback(UnfreezeImageEncoder(self.args.train_image_encoder_from_step))
         self.weight_average = WeightAverage(self.args.ema_decay) if self.args.ema_decay else None
         if self.weight_average is not None:
@@ -91,6 +94,22 @@ class FusionCaptionerTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def _prepare_inputs(self, inputs):
+        """`Trainer`'s, but with the images of a batch whose cached features are out of date: data loaders read ahead, so
+        that some batches were made before the image encoder was unfrozen."""
+        image_ids = inputs.pop("image_ids", None)
+        data, collator = self.train_dataset, self.data_collator
+        if (
+            image_ids is not None
+            and "image_hidden_states" in inputs
+            and isinstance(data, CaptionDataset)
+            and isinstance(collator, CaptionCollator)
+            and not data.reads_features
+        ):
+            del inputs["image_hidden_states"]
+            inputs |= collator.read_images(data.images_of(image_ids))[1]
+        return super()._prepare_inputs(inputs)
+
         if "loss" in logs and self._loss_terms:
             steps = self.state.global_step - self._first_step_of_terms
             for name, total in self._loss_terms.items():
@@ -103,6 +122,11 @@ class FusionCaptionerTrainer(Trainer):
     ):
         """The mean loss, and with `predict_with_generate` the scores of generated captions."""
         average = self.weight_average.applied_to(self.model) if self.weight_average else nullcontext()
+        first_step = self.args.train_image_encoder_from_step
+        unfrozen = first_step is not None and self.state.global_step >= first_step
+        if unfrozen and isinstance(dataloader.dataset, CaptionDataset):
+            # their cached features are those of the frozen encoder
+            dataloader.dataset.stop_reading_features()
         with average:
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
             if self.args.predict_with_generate:
@@ -117,7 +141,7 @@ class FusionCaptionerTrainer(Trainer):
             self.accelerator.unwrap_model(self.model),
             self.processing_class,
             dataset.rows,
-            dataset.features,
+            dataset.features if dataset.reads_features else None,
             batch_size=self.args.eval_batch_size,
             show_progress=not self.args.disable_tqdm and self.is_world_process_zero(),
             num_beams=self.args.generation_num_beams,
