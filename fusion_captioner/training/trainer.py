@@ -1,5 +1,6 @@
 """`FusionCaptionerTrainer`: transformers' `Trainer`, which scores generated captions and logs every loss term."""
 
+import json
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,8 +13,8 @@ from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditi
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.callbacks import UnfreezeImageEncoder, WeightAverage
 from fusion_captioner.training.caption_sampling import CaptionDataset, SetCaptionEpoch
-from fusion_captioner.training.evaluation import generate_captions, score_generated
 from fusion_captioner.training.collating import CaptionCollator
+from fusion_captioner.training.evaluation import generate_captions, score_generated
 from fusion_captioner.training.model_card import TrainingRecord, build_model_card
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
@@ -46,9 +47,9 @@ class FusionCaptionerTrainer(Trainer):
         self.evaluated_captions: dict[str, str] = {}
         self.score_signature = ""
         self.training_record = TrainingRecord()
-        self.add_callback(SetCaptionEpoch())
         if self.args.trains_image_encoder and isinstance(self.data_collator, CaptionCollator):
             self.data_collator.keep_image_ids = isinstance(self.train_dataset, CaptionDataset)
+        self.add_callback(SetCaptionEpoch())
         self.add_callback(UnfreezeImageEncoder(self.args.train_image_encoder_from_step))
         self.weight_average = WeightAverage(self.args.ema_decay) if self.args.ema_decay else None
         if self.weight_average is not None:
@@ -93,7 +94,6 @@ class FusionCaptionerTrainer(Trainer):
                 self._loss_terms[name] = self._loss_terms.get(name, 0.0) + weight * term.detach()
         return (loss, outputs) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
     def _prepare_inputs(self, inputs):
         """`Trainer`'s, but with the images of a batch whose cached features are out of date: data loaders read ahead, so
         that some batches were made before the image encoder was unfrozen."""
@@ -110,6 +110,7 @@ class FusionCaptionerTrainer(Trainer):
             inputs |= collator.read_images(data.images_of(image_ids))[1]
         return super()._prepare_inputs(inputs)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._loss_terms:
             steps = self.state.global_step - self._first_step_of_terms
             for name, total in self._loss_terms.items():
@@ -121,12 +122,12 @@ class FusionCaptionerTrainer(Trainer):
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
         """The mean loss, and with `predict_with_generate` the scores of generated captions."""
-        average = self.weight_average.applied_to(self.model) if self.weight_average else nullcontext()
         first_step = self.args.train_image_encoder_from_step
         unfrozen = first_step is not None and self.state.global_step >= first_step
         if unfrozen and isinstance(dataloader.dataset, CaptionDataset):
             # their cached features are those of the frozen encoder
             dataloader.dataset.stop_reading_features()
+        average = self.weight_average.applied_to(self.model) if self.weight_average else nullcontext()
         with average:
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
             if self.args.predict_with_generate:
@@ -219,12 +220,20 @@ def newest_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
     The newest checkpoint of a run that was written to its end, or `None`.
 
-    `trainer_state.json` is the last file that `Trainer` writes of a checkpoint: a folder without it is what a kill
-    left behind.
+    `trainer_state.json` is the last file that `Trainer` writes of a checkpoint: a folder without it, or with a part of
+    it, is what a kill left behind.
     """
     complete: dict[int, str] = {}
     for folder in Path(output_dir).glob("checkpoint-*"):
         step = folder.name.removeprefix("checkpoint-")
-        if step.isdigit() and (folder / "trainer_state.json").is_file():
+        if step.isdigit() and _is_json(folder / "trainer_state.json"):
             complete[int(step)] = str(folder)
     return complete[max(complete)] if complete else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True

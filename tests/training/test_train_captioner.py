@@ -1,6 +1,9 @@
 """`train` from a YAML file to a scored, saved captioner: which data it learns from, and that it does so again."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 from tiny_recipe import log_history, losses, write_data, write_recipe
 from transformers import TrainerCallback
 
+from fusion_captioner.cli import main
 from fusion_captioner.training import train_captioner
 from fusion_captioner.training.arguments import read_run_arguments
 from fusion_captioner.training.train_captioner import train_from_yaml
@@ -147,3 +151,56 @@ def test_a_feature_cache_of_an_encoder_that_is_trained_from_the_start_is_refused
     with pytest.raises(ValueError, match=r"`data\.feature_cache`.*`training\.train_image_encoder_from_step` \(0\)"):
         train_from_yaml(recipe)
     assert not (tmp_path / "features").exists()
+
+
+HALF_WRITTEN = """
+import sys, time
+from pathlib import Path
+from transformers import TrainerState
+from fusion_captioner.cli import main
+
+save = TrainerState.save_to_json
+
+def save_or_wait(self, path):
+    # the last file of a checkpoint: all others are written
+    if Path(path).parent.name != "checkpoint-6":
+        return save(self, path)
+    print("half-written", flush=True)
+    time.sleep(120)
+
+TrainerState.save_to_json = save_or_wait
+main(sys.argv[1:])
+"""
+
+
+def test_a_run_killed_while_it_saves_is_resumed_as_if_unbroken(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    settings = {"save_strategy": "steps", "save_steps": 3, "ema_decay": 0.5}
+    recipes = {}
+    for name in ("unbroken", "broken"):
+        (tmp_path / name).mkdir()
+        recipes[name] = write_recipe(tmp_path / name / "recipe.yaml", data, training=settings)
+    assert main(["train", str(recipes["unbroken"])]) == 0
+
+    checkpoint = tmp_path / "broken" / "out" / "checkpoint-6"
+    command = [sys.executable, "-c", HALF_WRITTEN, "train", str(recipes["broken"])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = next((line for line in process.stdout if "half-written" in line), "")
+        process.kill()
+        errors = process.communicate()[1]
+    assert (said.strip(), process.returncode) == ("half-written", -signal.SIGKILL), errors
+    assert (checkpoint / "model.safetensors").is_file() and not (checkpoint / "trainer_state.json").exists()
+    assert not (tmp_path / "broken" / "out" / "model.safetensors").exists()
+
+    assert main(["train", str(recipes["broken"]), "--resume"]) == 0
+    histories = {name: log_history(tmp_path / name / "out") for name in recipes}
+    for rows in histories.values():
+        for row in rows:
+            for name in [name for name in row if name.endswith(("runtime", "per_second"))]:
+                del row[name]
+    summaries = [rows.pop(-2) for rows in histories.values()]
+    assert all("train_loss" in summary for summary in summaries)
+    assert [row["step"] for row in histories["unbroken"]] == [*range(1, 9), 8]
+    assert histories["broken"] == histories["unbroken"]
+    assert (checkpoint / "trainer_state.json").is_file()

@@ -4,14 +4,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_captioner import caption_rows, tiny_model, tiny_processor
 from transformers import TrainerCallback
 
 from fusion_captioner.training.caption_sampling import CaptionDataset
 from fusion_captioner.training.collating import CaptionCollator
 from fusion_captioner.training.evaluation import generate_captions
-from fusion_captioner.training.trainer import FusionCaptionerTrainer, newest_complete_checkpoint
 from fusion_captioner.training.feature_cache import cached_features
+from fusion_captioner.training.trainer import FusionCaptionerTrainer, newest_complete_checkpoint
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
 
@@ -62,7 +63,6 @@ def build(folder: Path, data: Path, callbacks=(), **settings) -> FusionCaptioner
     )
 
 
-def losses(trainer: FusionCaptionerTrainer) -> dict[int, float]:
 def with_features(trainer: FusionCaptionerTrainer, folder: Path) -> FusionCaptionerTrainer:
     """The same, its data reading from a feature cache."""
     splits = {"train": trainer.train_dataset.rows, "val": trainer.eval_dataset.rows}
@@ -73,6 +73,7 @@ def with_features(trainer: FusionCaptionerTrainer, folder: Path) -> FusionCaptio
     return trainer
 
 
+def losses(trainer: FusionCaptionerTrainer) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
 
 
@@ -85,7 +86,11 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path: Path, ema_dec
     with pytest.raises(KeyboardInterrupt):
         broken.train()
     # what a kill in the middle of saving leaves behind
-    (tmp_path / "broken" / "checkpoint-5").mkdir()
+    for step, text in {"5": None, "6": "", "7": '{"epoch": 1'}.items():
+        folder = tmp_path / "broken" / f"checkpoint-{step}"
+        folder.mkdir()
+        if text is not None:
+            (folder / "trainer_state.json").write_text(text)
     checkpoint = newest_complete_checkpoint(tmp_path / "broken")
     assert checkpoint is not None and checkpoint.endswith("checkpoint-3")
     resumed = build(tmp_path / "broken", tmp_path, **settings)
@@ -101,10 +106,23 @@ def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:
 
 
 def test_every_loss_term_is_logged_on_its_own(tmp_path: Path) -> None:
-    trainer = build(tmp_path / "out", tmp_path, num_train_epochs=1)
+    trainer = build(tmp_path / "out", tmp_path, num_train_epochs=1, report_to="tensorboard")
     trainer.train()
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert len(rows) == 4
+    for row in rows:
+        assert row["loss_caption"] == pytest.approx(row["loss"], abs=2e-4)
+    (events,) = (tmp_path / "out").rglob("events.out.tfevents.*")
+    shown = EventAccumulator(str(events)).Reload()
+    assert [point.step for point in shown.Scalars("train/loss_caption")] == [1, 2, 3, 4]
+
+
+def test_loss_terms_of_accumulated_batches_are_those_of_the_step(tmp_path: Path) -> None:
+    settings = {"num_train_epochs": 2, "gradient_accumulation_steps": 2, "logging_steps": 2}
+    trainer = build(tmp_path / "out", tmp_path, **settings)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert [row["step"] for row in rows] == [2, 4]
     for row in rows:
         assert row["loss_caption"] == pytest.approx(row["loss"], abs=2e-4)
 
@@ -123,19 +141,6 @@ def test_evaluation_generates_from_the_prompt_alone(tmp_path: Path) -> None:
         assert isinstance(metrics[f"eval_{name}"], float)
     assert "images=3" in trainer.score_signature
 
-    (events,) = (tmp_path / "out").rglob("events.out.tfevents.*")
-    shown = EventAccumulator(str(events)).Reload()
-    assert [point.step for point in shown.Scalars("train/loss_caption")] == [1, 2, 3, 4]
-
-
-def test_loss_terms_of_accumulated_batches_are_those_of_the_step(tmp_path: Path) -> None:
-    settings = {"num_train_epochs": 2, "gradient_accumulation_steps": 2, "logging_steps": 2}
-    trainer = build(tmp_path / "out", tmp_path, **settings)
-    trainer.train()
-    rows = [row for row in trainer.state.log_history if "loss" in row]
-    assert [row["step"] for row in rows] == [2, 4]
-    for row in rows:
-        assert row["loss_caption"] == pytest.approx(row["loss"], abs=2e-4)
 
 def test_the_image_encoder_is_frozen_until_its_step_and_has_its_own_rate(tmp_path: Path) -> None:
     record = Record()
@@ -156,11 +161,6 @@ def test_the_image_encoder_is_frozen_until_its_step_and_has_its_own_rate(tmp_pat
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_frozen_image_encoder_does_not_change(tmp_path: Path) -> None:
-    trainer = build(tmp_path / "out", tmp_path, num_train_epochs=1)
-    before = {name: tensor.clone() for name, tensor in trainer.model.model.image_encoder.state_dict().items()}
-    trainer.train()
-    for name, tensor in trainer.model.model.image_encoder.state_dict().items():
 class Inputs:
     """Notes, call by call, what the model was given: `(training, optimiser step, name of the images)`."""
 
@@ -226,6 +226,11 @@ def test_generated_captions_are_those_of_the_encoder_as_it_is_now(tmp_path: Path
     assert asked and all("pixel_values" in names and "image_hidden_states" not in names for names in asked)
 
 
+def test_a_frozen_image_encoder_does_not_change(tmp_path: Path) -> None:
+    trainer = build(tmp_path / "out", tmp_path, num_train_epochs=1)
+    before = {name: tensor.clone() for name, tensor in trainer.model.model.image_encoder.state_dict().items()}
+    trainer.train()
+    for name, tensor in trainer.model.model.image_encoder.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
 
