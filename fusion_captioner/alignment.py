@@ -5,9 +5,7 @@ B: images, T = B·k: texts, L: tokens, Dv: width of a region, D: hidden size, E:
 """
 
 import torch
-from torch import nn
-from torch.distributed import is_available, is_initialized
-from torch.distributed.nn.functional import all_gather
+from torch import distributed, nn
 
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .fusion import Fusion
@@ -21,11 +19,37 @@ from .losses import (
 )
 
 
+class _Gather(torch.autograd.Function):
+    """Rows of all processes. Every process has a loss of them, so a row's gradient is the sum over the processes."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+        processes = distributed.get_world_size()
+        # a process that left out an image that cannot be decoded has fewer rows, and collectives take equal shapes
+        count = torch.tensor([len(rows)], device=rows.device)
+        gathered_counts = [torch.empty_like(count) for _ in range(processes)]
+        distributed.all_gather(gathered_counts, count)
+        counts = torch.cat(gathered_counts).tolist()
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in range(processes)]
+        distributed.all_gather(gathered, padded)
+        first = sum(counts[: distributed.get_rank()])
+        ctx.own = slice(first, first + len(rows))
+        return torch.cat([part[:number] for part, number in zip(gathered, counts)])
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total[ctx.own]
+
+
 def gather_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     """The rows of all processes, one below the other, with gradients; alone, the tensor itself."""
-    if not (is_available() and is_initialized()):
+    if not (distributed.is_available() and distributed.is_initialized()):
         return tensor
-    return torch.cat(all_gather(tensor))
+    return _Gather.apply(tensor)
 
 
 def last_token(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

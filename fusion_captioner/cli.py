@@ -29,7 +29,8 @@ SECTION.FIELD, and a flag wins:
 model      vision_model      folder or Hub name of the pretrained image encoder
            from_checkpoint   captioner to go on from, in place of a new one
            config.FIELD      any field of FusionCaptionerConfig
-data       source, layout, train_split, eval_split, captions_per_image, feature_cache, skip_bad_images, streaming, ...
+data       source, layout, splits, train_split, eval_split, captions_per_image, feature_cache, streaming,
+           skip_bad_images, ...
 tokenizer  path, or kind, vocab_size, min_frequency of one trained on the captions
 training   any field of transformers' TrainingArguments, and image_encoder_learning_rate,
            train_image_encoder_from_step, ema_decay, generation_num_beams, early_stopping_patience, ...

@@ -1,12 +1,18 @@
 """Configuration of Fusion Captioner: every knob of the model, validated, so that the model can trust it."""
 
+from collections.abc import Iterable
+from copy import deepcopy
 from functools import wraps
+from inspect import signature
 from typing import Any, ClassVar, Literal, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Keys that transformers itself passes to, or stores beside, a config's own fields.
 TRANSFORMERS_KEYS = {
@@ -20,6 +26,27 @@ TRANSFORMERS_KEYS = {
     "per_layer_config",
     "quantization_config",
     "torch_dtype",
+}
+# Keys that transformers 4 stored in every config and version 5 no longer defines: configs on the Hub are full of them.
+TRANSFORMERS_4_KEYS = {
+    "add_cross_attention",
+    "bos_token_id",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "eos_token_id",
+    "finetuning_task",
+    "is_decoder",
+    "pad_token_id",
+    "prefix",
+    "pruned_heads",
+    "sep_token_id",
+    "task_specific_params",
+    "tf_legacy_loss",
+    "tie_encoder_decoder",
+    "tie_word_embeddings",
+    "tokenizer_class",
+    "torchscript",
+    "use_bfloat16",
 }
 
 POSITIVE_FIELDS = (
@@ -42,6 +69,44 @@ WEIGHT_FIELDS = (
     "matching_loss_weight",
     "gradient_reversal_weight",
 )
+
+
+def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
+    """Names of the fields that a class adds to transformers' config."""
+    return set(config_class.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+
+
+def unknown_keys(config_class: type[PreTrainedConfig], keys: Iterable[str]) -> list[str]:
+    """Those of `keys` that neither `config_class` nor transformers' config machinery defines, in order."""
+    known = TRANSFORMERS_KEYS | set(GenerationConfig().to_dict()) | set(config_class.__dataclass_fields__)
+    if config_class is not FusionCaptionerConfig:
+        known |= TRANSFORMERS_4_KEYS | set(config_class.attribute_map) | set(signature(config_class).parameters)
+    unknown = sorted(key for key in keys if key not in known and not key.startswith("_"))
+    if unknown and config_class is not FusionCaptionerConfig:
+        # what a class derives from its fields is saved beside them, such as `stage_names` of backbones
+        derived = config_class().to_dict()
+        unknown = [key for key in unknown if key not in derived]
+    return unknown
+
+
+def unknown_key_error(config_class: type[PreTrainedConfig], key: str, value: Any, prefix: str = "") -> ValueError:
+    """The error about one of `unknown_keys`."""
+    return ValueError(
+        f"`{prefix}{key}` ({value!r}) is not a field of {config_class.__name__}; remove it or correct its spelling. "
+        f"Fields: {', '.join(sorted(own_fields(config_class)))}."
+    )
+
+
+def without_unknown_keys(config: PreTrainedConfig) -> PreTrainedConfig:
+    """`config`, or a copy that lacks its unknown keys: some configs on the Hub hold leftovers that no model reads (as
+    Swin's `path_norm`), and what this package saves must load again."""
+    unknown = unknown_keys(type(config), vars(config))
+    if unknown:
+        logger.warning(f"`vision_config`: {', '.join(unknown)} left out; {type(config).__name__} has no such field.")
+        config = deepcopy(config)
+        for key in unknown:
+            delattr(config, key)
+    return config
 
 
 C = TypeVar("C", bound=type)
@@ -157,13 +222,8 @@ class FusionCaptionerConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
 
     def __post_init__(self, **kwargs: Any) -> None:
-        known = TRANSFORMERS_KEYS | set(GenerationConfig().to_dict())
-        unknown = sorted(key for key in kwargs if key not in known and not key.startswith("_"))
-        if unknown:
-            raise ValueError(
-                f"`{unknown[0]}` ({kwargs[unknown[0]]!r}) is not a field of {type(self).__name__}; "
-                f"remove it or correct its spelling. Fields: {', '.join(sorted(self.own_fields()))}."
-            )
+        if unknown := unknown_keys(type(self), kwargs):
+            raise unknown_key_error(type(self), unknown[0], kwargs[unknown[0]])
         kwargs.pop("model_type", None)
         if isinstance(self.vision_config, dict):
             vision_type = self.vision_config.get("model_type", "resnet")
@@ -172,12 +232,17 @@ class FusionCaptionerConfig(PreTrainedConfig):
                     f"`vision_config` has `model_type` {vision_type!r}, which transformers does not know; "
                     'give that of a vision backbone, such as "resnet", "efficientnet", "vit" or "clip_vision_model".'
                 )
+            vision_class = CONFIG_MAPPING[vision_type]
+            if unknown := unknown_keys(vision_class, self.vision_config):
+                raise unknown_key_error(vision_class, unknown[0], self.vision_config[unknown[0]], "vision_config.")
+        elif isinstance(self.vision_config, PreTrainedConfig):
+            self.vision_config = without_unknown_keys(self.vision_config)
         super().__post_init__(**kwargs)
 
     @classmethod
     def own_fields(cls) -> set[str]:
         """Names of the fields that this class adds to transformers' config."""
-        return set(cls.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+        return own_fields(cls)
 
     @classmethod
     def plain(cls, **kwargs: Any) -> "FusionCaptionerConfig":

@@ -423,8 +423,8 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             logits_to_keep (`int`): logits of only that many last tokens; 0: of all.
             skip_logits (`bool`): return no logits, only the loss: words are then scored where there is a label, which
                 spares the padding (a third of a training step).
-            num_items_in_batch: labelled words over all gradient-accumulation steps, which `Trainer` passes so that
-                every word weighs the same.
+            num_items_in_batch: labelled words over all gradient-accumulation steps and processes, which `Trainer`
+                passes: each term is then this batch's share of it, by words, and `Trainer` sums the shares.
 
         Raises:
             ValueError: as the base model, and for labels that do not fit `input_ids` or the vocabulary.
@@ -486,16 +486,13 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             )
         self.model._check_token_ids(labels.masked_fill(labels == -100, 0))
         terms: dict[str, torch.Tensor] = {}
+        targets = labels[:, 1:]
+        labelled = targets != -100
         if self.config.caption_loss_weight:
-            targets = labels[:, 1:]
-            labelled = targets != -100
             scores = (
                 self.lm_head(hidden_states[:, :-1][labelled]) if logits is None else logits[:, :-1][labelled]
             )  # (N, V)
-            term = caption_loss(scores, targets[labelled], self.config.label_smoothing)
-            if num_items_in_batch is not None:
-                term = term * labelled.sum() / num_items_in_batch
-            terms["caption"] = term
+            terms["caption"] = caption_loss(scores, targets[labelled], self.config.label_smoothing)
         if self.alignment.is_active:
             terms |= self.alignment(
                 outputs.image_embeds,
@@ -506,6 +503,9 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
                 attention_mask,
                 self.model.fusion,
             )
+        if num_items_in_batch is not None:
+            share = labelled.sum() / num_items_in_batch
+            terms = {name: term * share for name, term in terms.items()}
         return terms
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from PIL import Image
 from tiny_models import tiny_model, tiny_tokenizer
 
 from fusion_captioner import FusionCaptionerImageProcessor, FusionCaptionerProcessor, __version__
-from fusion_captioner.cli import main
+from fusion_captioner.cli import TRAIN_EPILOG, main
+from fusion_captioner.training.arguments import RunArguments
 
 COMMANDS = ["train", "evaluate", "caption", "convert", "demo"]
 
@@ -47,6 +50,18 @@ def test_help_explains_and_imports_nothing_heavy() -> None:
         assert text.startswith(f"usage: fusion-captioner {command}")
     assert "--training.num_train_epochs" in helps[0][1]
     assert version[1].strip() == __version__
+
+
+def test_the_help_of_training_names_fields_that_exist() -> None:
+    fields_of = {item.name: {field.name for field in fields(item.type)} for item in fields(RunArguments)}
+    section, named = "", dict.fromkeys(fields_of, "")
+    for line in TRAIN_EPILOG.split("\n\n")[2].splitlines():
+        section = line.split(" ")[0] or section
+        named[section] += line.removeprefix(section)
+    for section, text in named.items():
+        # in the row of `data`, which is a plain list, every word is a field; elsewhere those with an underscore are
+        words = set(re.findall(r"\w+" if section == "data" else r"\w+_\w+", text))
+        assert words and words <= fields_of[section], words - fields_of[section]
 
 
 @pytest.fixture

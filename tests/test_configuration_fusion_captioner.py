@@ -8,6 +8,7 @@ from tiny_models import VISION_CONFIGS, tiny_config
 from transformers import AutoConfig, ResNetConfig, ViTConfig
 
 from fusion_captioner import FusionCaptionerConfig
+from fusion_captioner.training.convert_efficientnet_lite import efficientnet_lite_config
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,47 @@ def test_a_wrong_value_is_refused_after_construction_too() -> None:
 def test_an_unknown_key_is_refused_in_the_constructor() -> None:
     with pytest.raises(ValueError, match=r"`hidden_szie` \(3\) is not a field .*spelling.* hidden_size"):
         FusionCaptionerConfig(hidden_szie=3)
+
+
+@pytest.mark.parametrize("vision_type", VISION_CONFIGS)
+def test_an_unknown_key_of_the_vision_config_is_refused(tmp_path: Path, vision_type: str) -> None:
+    vision_config = {"model_type": vision_type, **VISION_CONFIGS[vision_type]}
+    message = r"`vision_config\.hidden_szie` \(3\) is not a field of .*spelling.* num_channels"
+    with pytest.raises(ValueError, match=message) as caught:
+        FusionCaptionerConfig(vision_config=vision_config | {"hidden_szie": 3})
+    assert "\n" not in str(caught.value)
+    tiny_config(vision_config=vision_config).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps(document | {"vision_config": document["vision_config"] | {"hidden_szie": 3}}))
+    for loader in (FusionCaptionerConfig, AutoConfig):
+        with pytest.raises(ValueError, match=message):
+            loader.from_pretrained(tmp_path)
+
+
+def test_what_transformers_stores_in_a_vision_config_is_accepted() -> None:
+    # of transformers 4, names that the class maps, what it derives, and what is private
+    keys = {"torchscript": False, "torch_dtype": "float32", "max_length": 20, "num_labels": 3, "_private": 1}
+    config = FusionCaptionerConfig(vision_config={"model_type": "swin", "num_layers": 4, "hidden_size": 768, **keys})
+    assert config.vision_config.num_labels == 3
+
+
+def test_leftovers_of_a_pretrained_vision_config_are_not_saved(tmp_path: Path) -> None:
+    given = ViTConfig(path_norm=True, hidden_size=24, num_attention_heads=2)
+    config = FusionCaptionerConfig(vision_config=given)
+    assert given.path_norm and not hasattr(config.vision_config, "path_norm")
+    config.save_pretrained(tmp_path)
+    assert FusionCaptionerConfig.from_pretrained(tmp_path).vision_config.hidden_size == 24
+
+
+@pytest.mark.parametrize("variant", ["lite0", "lite2"])
+def test_a_converted_efficientnet_lite_round_trips(tmp_path: Path, variant: str) -> None:
+    efficientnet_lite_config(variant).save_pretrained(tmp_path / "vision")
+    config = tiny_config(vision_config=AutoConfig.from_pretrained(tmp_path / "vision"))
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert loaded.vision_config.to_dict() == config.vision_config.to_dict()
+    assert loaded.vision_config.squeeze_expansion_ratio == 0
 
 
 def edited(folder: Path, **changes: object) -> Path:

@@ -48,9 +48,14 @@ class ModelArguments:
 @dataclass
 class DataArguments:
     """
-    The data; `source`, `layout` and what follows them up to `cache_dir` as in `load_caption_dataset`.
+    The data; `source`, `layout` and what follows them up to `cache_dir` are as in `load_caption_dataset`.
 
     Args:
+        splits: split → the source's split, or several joined by `+`; unset: all under their usual names, with
+            Karpathy's `restval` in `train`. `{train: train, val: val}` leaves `restval` out.
+        config_name, revision: configuration and branch, tag or commit of a Hub repository.
+        streaming: read the training images as they come, in an order shuffled in part, and keep no copy of them; needs
+            `training.max_steps`. The images of `eval_split` are held in memory, a file's as its path.
         train_split, eval_split: names of the splits; `eval_split` unset: no evaluation.
         captions_per_image: captions of an image in one row, drawn anew each epoch, or `"all"`: each a row.
         feature_cache: folder of cached grid features of the frozen image encoder; unset: images are read each epoch.
@@ -64,7 +69,10 @@ class DataArguments:
     image_column: str | None = None
     caption_column: str | None = None
     id_column: str | None = None
+    splits: dict[str, str] | None = None
+    config_name: str | None = None
     revision: str | None = None
+    streaming: bool = False
     skip_bad_images: bool = False
     cache_dir: str | None = None
     train_split: str = "train"
@@ -80,6 +88,15 @@ class DataArguments:
             raise ValueError(f"`data.feature_batch_size` ({self.feature_batch_size}) must be at least 1.")
         if not self.source:
             raise ValueError("`data.source` is missing; name the folder, or Hub repository, of the training data.")
+        if self.splits is not None and not isinstance(self.splits, dict):
+            raise ValueError(
+                f"`data.splits` ({self.splits!r}) must say what each split is made of, such as {{train: train+restval}}."
+            )
+        if self.streaming and self.feature_cache is not None:
+            raise ValueError(
+                f"`data.feature_cache` ({self.feature_cache}) holds features of all images, and `data.streaming` "
+                "(True) keeps none; unset one of them."
+            )
 
 
 @dataclass
@@ -102,6 +119,13 @@ class RunArguments:
     data: DataArguments
     tokenizer: TokenizerArguments
     training: FusionCaptionerTrainingArguments
+
+    def __post_init__(self) -> None:
+        if self.data.streaming and self.training.max_steps <= 0:
+            raise ValueError(
+                f"`training.max_steps` ({self.training.max_steps}) must be positive with `data.streaming`: the length of "
+                "a stream is not known; say how many steps to train."
+            )
 
 
 def read_run_arguments(path: str | Path, flags: Sequence[str] = ()) -> RunArguments:
@@ -187,6 +211,10 @@ def _typed(name: str, value: Any, annotation: str) -> Any:
         except ValueError:
             if "str" not in annotation:
                 raise ValueError(f"`{name}` ({value!r}) must be a number.") from None
+    if annotation.removeprefix("<class '").removesuffix("'>").removesuffix(" | None") == "str" and not isinstance(
+        value, str | None
+    ):
+        raise ValueError(f"`{name}` ({value!r}) must be text; put it in quotes.")
     for kind, expected in ((bool, "bool"), (int, "int")):
         plain = annotation.replace("<class '", "").replace("'>", "").removesuffix(" | None")
         if plain == expected and value is not None and not isinstance(value, kind):

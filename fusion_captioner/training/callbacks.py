@@ -6,14 +6,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
+from fusion_captioner.training.caption_sampling import CaptionDataset
 
 
 class UnfreezeImageEncoder(TrainerCallback):
     """
     Freezes the image encoder until an optimiser step is reached; a resumed run finds it as the broken one left it.
+    From that step on the training data gives images, as cached features are those of the frozen encoder.
 
     Args:
         from_step (`int`, *optional*): the first step that trains it; `None`: none does.
@@ -22,18 +25,20 @@ class UnfreezeImageEncoder(TrainerCallback):
     def __init__(self, from_step: int | None) -> None:
         self.from_step = from_step
 
-    def _apply(self, model: FusionCaptionerPreTrainedModel, step: int) -> None:
+    def _apply(self, model: FusionCaptionerPreTrainedModel, step: int, train_data: Dataset) -> None:
         if self.from_step is not None and step >= self.from_step:
             model.unfreeze_image_encoder()
+            if isinstance(train_data, CaptionDataset):
+                train_data.stop_reading_features()
         else:
             model.freeze_image_encoder()
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self._apply(model, state.global_step)
+    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        self._apply(model, state.global_step, train_dataloader.dataset)
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         if state.global_step == self.from_step:
-            self._apply(model, state.global_step)
+            self._apply(model, state.global_step, train_dataloader.dataset)
 
 
 class WeightAverage(TrainerCallback):

@@ -4,6 +4,7 @@ What is drawn is a function of seed, epoch and image id alone. So neither the or
 data-loader workers or processes, nor a restart in the middle of an epoch changes it.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -73,6 +74,7 @@ class CaptionDataset(torch.utils.data.Dataset):
         # Tensors in shared memory: workers that already run, holding a copy of this object, see the change too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._reads_features = torch.tensor(features is not None).share_memory_()
+        self._numbers: dict[str, int] | None = None
         self._first_caption: np.ndarray | None = None
         if captions_per_image == "all":
             lengths = pc.list_value_length(self._texts.with_format("arrow")[:]["captions"])
@@ -95,6 +97,13 @@ class CaptionDataset(torch.utils.data.Dataset):
     def stop_reading_features(self) -> None:
         """Give images from now on: the image encoder is trained, or images are augmented."""
         self._reads_features.fill_(False)
+
+    def images_of(self, image_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Rows of these images, with `image_id` and `image`."""
+        if self._numbers is None:
+            self._numbers = {image_id: number for number, image_id in enumerate(self._texts["image_id"])}
+        images = self._images[[self._numbers[image_id] for image_id in image_ids]]["image"]
+        return [{"image_id": image_id, "image": image} for image_id, image in zip(image_ids, images, strict=True)]
 
     def __len__(self) -> int:
         return len(self._texts) if self._first_caption is None else int(self._first_caption[-1])
@@ -133,29 +142,48 @@ class StreamedCaptionDataset(torch.utils.data.IterableDataset):
         rows: an `IterableDataset` with the columns `image`, `captions`, `image_id`; shuffle it before.
         captions_per_image: see [`CaptionDataset`].
         seed: likewise.
+        endless: begin anew behind the last row, as the next epoch. To the Trainer, which does not know how long a
+            stream is, the whole run is then one epoch, so that a resumed run goes on at the right row.
     """
 
-    def __init__(self, rows: datasets.IterableDataset, captions_per_image: int | str = 1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        rows: datasets.IterableDataset,
+        captions_per_image: int | str = 1,
+        seed: int = 0,
+        endless: bool = False,
+    ) -> None:
         _check_captions_per_image(captions_per_image)
         self.rows = rows
         self.captions_per_image = captions_per_image
         self.seed = seed
+        self.endless = endless
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the captions, and shuffle the stream, for another epoch from now on."""
+        """Draw the captions, and shuffle the stream, for another epoch from the next iteration on."""
         self._epoch.fill_(epoch)
-        self.rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for row in self.rows:
-            if self.captions_per_image == "all":
-                for caption in row["captions"]:
-                    yield row | {"captions": [caption]}
-            else:
-                count = int(self.captions_per_image)
-                drawn = draw_captions(row["captions"], count, self.seed, int(self._epoch), row["image_id"])
-                yield row | {"captions": drawn}
+        # A stream of its own: workers share the epoch of `self.rows`, and one may be further than another.
+        rows = self.rows.select_columns(["image", "captions", "image_id"])
+        for epoch in itertools.count(int(self._epoch)):
+            rows.set_epoch(epoch)
+            is_empty = True
+            for row in rows:
+                is_empty = False
+                yield from self._drawn(row, epoch)
+            # where there are more workers than files, some have no rows at all
+            if is_empty or not self.endless:
+                return
+
+    def _drawn(self, row: dict[str, Any], epoch: int) -> Iterator[dict[str, Any]]:
+        if self.captions_per_image == "all":
+            for caption in row["captions"]:
+                yield row | {"captions": [caption]}
+        else:
+            count = int(self.captions_per_image)
+            yield row | {"captions": draw_captions(row["captions"], count, self.seed, epoch, row["image_id"])}
 
 
 class SetCaptionEpoch(TrainerCallback):

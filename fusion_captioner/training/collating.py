@@ -36,6 +36,12 @@ class _ImageCollator:
             raise ValueError(
                 f"{cached} of {len(rows)} rows hold cached features, the others images; give all the same."
             )
+        return self.read_images(rows)
+
+    def read_images(
+        self, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[Mapping[str, Any]], dict[str, torch.Tensor]]:
+        """The rows whose `image` can be decoded, and `pixel_values` (B, 3, H, W) of them."""
         kept, pictures = [], []
         for row in rows:
             try:
@@ -64,6 +70,8 @@ class CaptionCollator(_ImageCollator):
         max_length: tokens at most, prompt and caption together; by default the tokenizer's `model_max_length`.
         dtype: of `pixel_values` and `image_hidden_states`.
         skip_bad_images: leave an image that cannot be decoded out of its batch, with a warning, instead of raising.
+        keep_image_ids: give `image_ids` beside cached features, by which `FusionCaptionerTrainer`, which sets it, finds
+            the images of batches that were made before the image encoder was unfrozen.
     """
 
     def __init__(
@@ -73,11 +81,13 @@ class CaptionCollator(_ImageCollator):
         max_length: int | None = None,
         dtype: torch.dtype = torch.float32,
         skip_bad_images: bool = False,
+        keep_image_ids: bool = False,
     ) -> None:
         super().__init__(processor, prompt, dtype, skip_bad_images)
         self.max_length = max_length
+        self.keep_image_ids = keep_image_ids
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """
         Args:
             rows: of a [`~fusion_captioner.training.caption_sampling.CaptionDataset`], k captions each.
@@ -93,7 +103,7 @@ class CaptionCollator(_ImageCollator):
         kept, batch = self._images(rows)
         return batch | self._captions(kept)
 
-    def _captions(self, kept: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def _captions(self, kept: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         numbers = {len(row["captions"]) for row in kept}
         if len(numbers) > 1:
             raise ValueError(
@@ -102,9 +112,9 @@ class CaptionCollator(_ImageCollator):
             )
         captions = [caption for row in kept for caption in row["captions"]]
         prompts = [row.get("prompt", self.prompt) for row in kept for _ in row["captions"]]
-        return dict(
-            self.processor(text=prompts, text_target=captions, max_length=self.max_length, return_tensors="pt")
-        )
+        texts = self.processor(text=prompts, text_target=captions, max_length=self.max_length, return_tensors="pt")
+        names = {"image_ids": [row["image_id"] for row in kept]} if self.keep_image_ids else {}
+        return dict(texts) | names
 
 
 class SelfCriticalCollator(CaptionCollator):

@@ -63,7 +63,7 @@ class TrainingRecord:
 
     Args:
         data: name of the data set, as on the Hub, or of its folder.
-        train_split, eval_split: its splits that the model was trained and scored on.
+        train_split, eval_split: its splits, several joined by `+`, that the model was trained and scored on.
         vision_model: name of the pretrained image encoder; None: it began with random weights.
         command: that made the model.
     """
@@ -77,10 +77,12 @@ class TrainingRecord:
     @classmethod
     def of_run(cls, run: RunArguments, command: str) -> TrainingRecord:
         """The record of a run of `fusion-captioner train`."""
+        sources = run.data.splits or {}
+        train, evaluated = run.data.train_split, run.data.eval_split
         return cls(
             data=_public_name(run.data.source),
-            train_split=run.data.train_split,
-            eval_split=run.data.eval_split,
+            train_split=sources.get(train, train),
+            eval_split=None if evaluated is None else sources.get(evaluated, evaluated),
             vision_model=_public_name(run.model.vision_model),
             command=command,
         )

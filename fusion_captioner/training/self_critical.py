@@ -74,6 +74,10 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         self.rewards = {name: REWARDS[name](references, self.model) for name in self.args.rewards}
         self._sampled: dict[str, list[float]] = defaultdict(list)
 
+    def _prepare_inputs(self, inputs):
+        image_ids = inputs["image_ids"]
+        return {**super()._prepare_inputs(inputs), "image_ids": image_ids}
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         image_ids, prompts = inputs.pop("image_ids"), inputs.pop("prompts")
@@ -89,7 +93,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
             input_ids=samples.input_ids, attention_mask=samples.attention_mask, image_hidden_states=regions
         ).logits
         loss = policy_loss(per_token_log_probabilities(logits, samples.input_ids), advantages, sampled[:, 1:])
-        self._count_terms({"policy": loss})
+        self._count_terms({"policy": loss}, 1 / self.current_gradient_accumulation_steps)
         loss = loss / self.current_gradient_accumulation_steps
         if self.args.cross_entropy_weight:
             weight = self.args.cross_entropy_weight

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase, set_seed
@@ -17,7 +18,8 @@ from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditi
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.arguments import DataArguments, ModelArguments, RunArguments, read_run_arguments
 from fusion_captioner.training.caption_datasets import load_caption_dataset
-from fusion_captioner.training.caption_sampling import CaptionDataset
+from fusion_captioner.training.caption_folder import FEATURES
+from fusion_captioner.training.caption_sampling import CaptionDataset, StreamedCaptionDataset
 from fusion_captioner.training.collating import CaptionCollator, SelfCriticalCollator
 from fusion_captioner.training.feature_cache import cached_features
 from fusion_captioner.training.feature_shards import ImageFeatures
@@ -28,6 +30,9 @@ from fusion_captioner.training.tokenizer_training import train_tokenizer
 from fusion_captioner.training.trainer import FusionCaptionerTrainer, newest_complete_checkpoint
 
 logger = logging.getLogger(__name__)
+
+# Rows of a stream among which the next is drawn. Images are not decoded yet: of the Hub's, some 100 MB.
+SHUFFLED_ROWS = 1000
 
 
 def train_from_yaml(path: str | Path, flags: Sequence[str] = (), resume: bool = False) -> dict[str, float]:
@@ -72,10 +77,11 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
 
     features: dict[str, ImageFeatures] = {}
     if run.data.feature_cache is not None:
-        if run.training.trains_image_encoder:
+        if run.training.train_image_encoder_from_step == 0:
             raise ValueError(
-                "`data.feature_cache` holds features of a frozen image encoder, and "
-                "`training.train_image_encoder_from_step` trains it; unset one of them."
+                f"`data.feature_cache` ({run.data.feature_cache}) holds features of a frozen image encoder, and "
+                "`training.train_image_encoder_from_step` (0) trains it from the start; unset one of them, or set the "
+                "step above 0."
             )
         cached = cached_features(
             splits,
@@ -88,7 +94,12 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
         splits = {name: split.rows for name, split in cached.items()}
         features = {name: split.features for name, split in cached.items()}
     seed = run.training.seed
-    train_data = CaptionDataset(splits["train"], run.data.captions_per_image, seed, features.get("train"))
+    train_data: CaptionDataset | StreamedCaptionDataset
+    if isinstance(splits["train"], datasets.IterableDataset):
+        shuffled = splits["train"].shuffle(seed=seed, buffer_size=SHUFFLED_ROWS)
+        train_data = StreamedCaptionDataset(shuffled, run.data.captions_per_image, seed, endless=True)
+    else:
+        train_data = CaptionDataset(splits["train"], run.data.captions_per_image, seed, features.get("train"))
     eval_data = CaptionDataset(splits["eval"], 1, seed, features.get("eval")) if "eval" in splits else None
     self_critical = isinstance(run.training, SelfCriticalArguments)
     trainer_class = SelfCriticalTrainer if self_critical else FusionCaptionerTrainer
@@ -122,32 +133,41 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
     return metrics
 
 
-def _load_splits(data: DataArguments) -> dict[str, datasets.Dataset]:
+def _load_splits(data: DataArguments) -> dict[str, Any]:
+    """`train` and, if wanted, `eval`: `Dataset`s, or when streaming an `IterableDataset` and a `Dataset` in memory."""
     loaded = load_caption_dataset(
         data.source,
         layout=data.layout,
+        splits=data.splits,
         images_folder=data.images_folder,
         image_column=data.image_column,
         caption_column=data.caption_column,
         id_column=data.id_column,
+        config_name=data.config_name,
         revision=data.revision,
+        streaming=data.streaming,
         cache_dir=data.cache_dir,
         skip_bad_images=data.skip_bad_images,
     )
-    splits = {}
+    splits: dict[str, Any] = {}
     wanted = {"train": (data.train_split, data.max_train_images), "eval": (data.eval_split, data.max_eval_images)}
     for role, (name, limit) in wanted.items():
         if name is None:
             continue
         if name not in loaded:
             raise ValueError(f"`data.{role}_split` ({name!r}) is not in {data.source}; there are {', '.join(loaded)}.")
-        splits[role] = loaded[name] if limit is None else loaded[name].select(range(min(limit, len(loaded[name]))))
-        if len(splits[role]) == 0:
+        rows = loaded[name] if limit is None else loaded[name].take(limit)
+        if data.streaming and role == "eval":
+            rows = datasets.Dataset.from_list(list(rows), features=FEATURES)
+        if next(iter(rows), None) is None:
             raise ValueError(f"{data.source}: the split {name!r} holds no image; give data, or a larger limit.")
+        splits[role] = rows
     return splits
 
 
-def build_processor(run: RunArguments, train_rows: datasets.Dataset) -> FusionCaptionerProcessor:
+def build_processor(
+    run: RunArguments, train_rows: datasets.Dataset | datasets.IterableDataset
+) -> FusionCaptionerProcessor:
     """The processor of the checkpoint that training goes on from, or of the vision model and the tokenizer."""
     if run.model.from_checkpoint is not None:
         return load_processor(run.model.from_checkpoint)
@@ -169,6 +189,8 @@ def build_processor(run: RunArguments, train_rows: datasets.Dataset) -> FusionCa
         )
     if run.tokenizer.path is not None:
         return FusionCaptionerProcessor(image_processor, _load_tokenizer(run.tokenizer.path))
+    if isinstance(train_rows, datasets.IterableDataset):
+        logger.info("reading the captions of the stream once, to train the tokenizer; `tokenizer.path` spares that")
     captions = (caption for captions in train_rows["captions"] for caption in captions)
     tokenizer = train_tokenizer(
         captions,

@@ -1,5 +1,6 @@
 """`FusionCaptionerTrainer`: transformers' `Trainer`, which scores generated captions and logs every loss term."""
 
+import json
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -42,10 +43,12 @@ class FusionCaptionerTrainer(Trainer):
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
         self._loss_terms: dict[str, torch.Tensor] = {}
-        self._loss_term_counts: dict[str, int] = {}
+        self._first_step_of_terms = 0
         self.evaluated_captions: dict[str, str] = {}
         self.score_signature = ""
         self.training_record = TrainingRecord()
+        if self.args.trains_image_encoder and isinstance(self.data_collator, CaptionCollator):
+            self.data_collator.keep_image_ids = isinstance(self.train_dataset, CaptionDataset)
         self.add_callback(SetCaptionEpoch())
         self.add_callback(UnfreezeImageEncoder(self.args.train_image_encoder_from_step))
         self.weight_average = WeightAverage(self.args.ema_decay) if self.args.ema_decay else None
@@ -80,27 +83,54 @@ class FusionCaptionerTrainer(Trainer):
             inputs = {**inputs, "skip_logits": True}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
-            self._count_terms(outputs.loss_terms)
+            if num_items_in_batch is None:
+                weight = 1 / self.current_gradient_accumulation_steps
+            else:
+                weight = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            self._count_terms(outputs.loss_terms, weight)
         return (loss, outputs) if return_outputs else loss
 
-    def _count_terms(self, terms: dict[str, torch.Tensor]) -> None:
-        """Take note of loss terms for the next line of the log, which tells the mean of each."""
+    def _count_terms(self, terms: dict[str, torch.Tensor], weight: float) -> None:
+        """Take note of loss terms for the next line of the log, as for the loss itself: shares of a step, to be summed
+        over its batches and averaged over processes."""
+        if not self._loss_terms:
+            self._first_step_of_terms = self.state.global_step
         for name, term in terms.items():
-            self._loss_terms[name] = self._loss_terms.get(name, 0.0) + term.detach()
-            self._loss_term_counts[name] = self._loss_term_counts.get(name, 0) + 1
+            self._loss_terms[name] = self._loss_terms.get(name, 0.0) + weight * term.detach()
+
+    def _prepare_inputs(self, inputs):
+        """`Trainer`'s, but with the images of a batch whose cached features are out of date: data loaders read ahead, so
+        that some batches were made before the image encoder was unfrozen."""
+        image_ids = inputs.pop("image_ids", None)
+        data, collator = self.train_dataset, self.data_collator
+        if (
+            image_ids is not None
+            and "image_hidden_states" in inputs
+            and isinstance(data, CaptionDataset)
+            and isinstance(collator, CaptionCollator)
+            and not data.reads_features
+        ):
+            del inputs["image_hidden_states"]
+            inputs |= collator.read_images(data.images_of(image_ids))[1]
+        return super()._prepare_inputs(inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
+        if "loss" in logs and self._loss_terms:
+            steps = self.state.global_step - self._first_step_of_terms
             for name, total in self._loss_terms.items():
-                mean = self.accelerator.gather(total / self._loss_term_counts[name]).mean()
-                logs[f"loss_{name}"] = round(float(mean), 4)
-            self._loss_terms, self._loss_term_counts = {}, {}
+                logs[f"loss_{name}"] = round(float(self.accelerator.gather(total / steps).mean()), 4)
+            self._loss_terms = {}
         super().log(logs, start_time)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
         """The mean loss, and with `predict_with_generate` the scores of generated captions."""
+        first_step = self.args.train_image_encoder_from_step
+        unfrozen = first_step is not None and self.state.global_step >= first_step
+        if unfrozen and isinstance(dataloader.dataset, CaptionDataset):
+            # their cached features are those of the frozen encoder
+            dataloader.dataset.stop_reading_features()
         average = self.weight_average.applied_to(self.model) if self.weight_average else nullcontext()
         with average:
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
@@ -116,7 +146,7 @@ class FusionCaptionerTrainer(Trainer):
             self.accelerator.unwrap_model(self.model),
             self.processing_class,
             dataset.rows,
-            dataset.features,
+            dataset.features if dataset.reads_features else None,
             batch_size=self.args.eval_batch_size,
             show_progress=not self.args.disable_tqdm and self.is_world_process_zero(),
             num_beams=self.args.generation_num_beams,
@@ -196,12 +226,20 @@ def newest_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
     The newest checkpoint of a run that was written to its end, or `None`.
 
-    `trainer_state.json` is the last file that `Trainer` writes of a checkpoint: a folder without it is what a kill
-    left behind.
+    `trainer_state.json` is the last file that `Trainer` writes of a checkpoint: a folder without it, or with a part of
+    it, is what a kill left behind.
     """
     complete: dict[int, str] = {}
     for folder in Path(output_dir).glob("checkpoint-*"):
         step = folder.name.removeprefix("checkpoint-")
-        if step.isdigit() and (folder / "trainer_state.json").is_file():
+        if step.isdigit() and _is_json(folder / "trainer_state.json"):
             complete[int(step)] = str(folder)
     return complete[max(complete)] if complete else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True

@@ -1,9 +1,11 @@
 """Settings of a training run beside those of the model and of the data."""
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import HubStrategy
 
 
@@ -23,7 +25,9 @@ class FusionCaptionerTrainingArguments(TrainingArguments):
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept beside the best."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
-    metric_for_best_model: str | None = field(default="CIDEr", metadata={"help": "Score that chooses the best."})
+    metric_for_best_model: str | None = field(
+        default="CIDEr", metadata={"help": "Score that chooses the best; without generated captions the loss."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate's decay."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
     hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "Only `end`: push when all is done."})
@@ -59,7 +63,15 @@ class FusionCaptionerTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             # said outright, because `bf16` on a CPU is refused without it
             self.use_cpu = True
+        if not self.predict_with_generate and self.metric_for_best_model == "CIDEr":
+            # nothing is generated that could be scored
+            self.metric_for_best_model = "loss"
         super().__post_init__()
+        accelerator_config = cast(AcceleratorConfig, self.accelerator_config)
+        if accelerator_config.dispatch_batches is None:
+            # The first process would make all batches of a stream and deal out their rows. But an image has one row of
+            # pixels and several of captions, and batches differ in length: each process makes its own.
+            accelerator_config.dispatch_batches = False
         if self.train_image_encoder_from_step is not None and self.train_image_encoder_from_step < 0:
             raise ValueError(
                 f"`train_image_encoder_from_step` ({self.train_image_encoder_from_step}) must be a step, 0 or later."

@@ -50,6 +50,7 @@ def test_every_recipe_of_the_repository_reads(path: Path) -> None:
         (["--training.seed", "many"], ["training.seed", "many", "whole number"]),
         (["--training.learning_rate", "fast"], ["training.learning_rate", "fast", "number"]),
         (["--data.skip_bad_images", "perhaps"], ["data.skip_bad_images", "true or false"]),
+        (["--data.config_name", "2017"], ["data.config_name", "2017", "text", "quotes"]),
         (["--optimizer.name", "adam"], ["optimizer", "section"]),
         (["--data.source", ""], ["data.source"]),
         (["--model.preset", "fancy"], ["model.preset", "fancy", "plain"]),

@@ -4,12 +4,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_captioner import caption_rows, tiny_model, tiny_processor
 from transformers import TrainerCallback
 
 from fusion_captioner.training.caption_sampling import CaptionDataset
 from fusion_captioner.training.collating import CaptionCollator
 from fusion_captioner.training.evaluation import generate_captions
+from fusion_captioner.training.feature_cache import cached_features
 from fusion_captioner.training.trainer import FusionCaptionerTrainer, newest_complete_checkpoint
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
@@ -61,6 +63,16 @@ def build(folder: Path, data: Path, callbacks=(), **settings) -> FusionCaptioner
     )
 
 
+def with_features(trainer: FusionCaptionerTrainer, folder: Path) -> FusionCaptionerTrainer:
+    """The same, its data reading from a feature cache."""
+    splits = {"train": trainer.train_dataset.rows, "val": trainer.eval_dataset.rows}
+    image_processor = trainer.processing_class.image_processor
+    cached = cached_features(splits, trainer.model, image_processor, folder)
+    trainer.train_dataset = CaptionDataset(splits["train"], 1, 0, cached["train"].features)
+    trainer.eval_dataset = CaptionDataset(splits["val"], 1, 0, cached["val"].features)
+    return trainer
+
+
 def losses(trainer: FusionCaptionerTrainer) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
 
@@ -74,7 +86,11 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path: Path, ema_dec
     with pytest.raises(KeyboardInterrupt):
         broken.train()
     # what a kill in the middle of saving leaves behind
-    (tmp_path / "broken" / "checkpoint-5").mkdir()
+    for step, text in {"5": None, "6": "", "7": '{"epoch": 1'}.items():
+        folder = tmp_path / "broken" / f"checkpoint-{step}"
+        folder.mkdir()
+        if text is not None:
+            (folder / "trainer_state.json").write_text(text)
     checkpoint = newest_complete_checkpoint(tmp_path / "broken")
     assert checkpoint is not None and checkpoint.endswith("checkpoint-3")
     resumed = build(tmp_path / "broken", tmp_path, **settings)
@@ -90,10 +106,23 @@ def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:
 
 
 def test_every_loss_term_is_logged_on_its_own(tmp_path: Path) -> None:
-    trainer = build(tmp_path / "out", tmp_path, num_train_epochs=1)
+    trainer = build(tmp_path / "out", tmp_path, num_train_epochs=1, report_to="tensorboard")
     trainer.train()
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert len(rows) == 4
+    for row in rows:
+        assert row["loss_caption"] == pytest.approx(row["loss"], abs=2e-4)
+    (events,) = (tmp_path / "out").rglob("events.out.tfevents.*")
+    shown = EventAccumulator(str(events)).Reload()
+    assert [point.step for point in shown.Scalars("train/loss_caption")] == [1, 2, 3, 4]
+
+
+def test_loss_terms_of_accumulated_batches_are_those_of_the_step(tmp_path: Path) -> None:
+    settings = {"num_train_epochs": 2, "gradient_accumulation_steps": 2, "logging_steps": 2}
+    trainer = build(tmp_path / "out", tmp_path, **settings)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert [row["step"] for row in rows] == [2, 4]
     for row in rows:
         assert row["loss_caption"] == pytest.approx(row["loss"], abs=2e-4)
 
@@ -130,6 +159,71 @@ def test_the_image_encoder_is_frozen_until_its_step_and_has_its_own_rate(tmp_pat
     assert sorted({group["lr"] for group in trainer.optimizer.param_groups}) == [1e-4, 1e-2]
     after = dict(trainer.model.model.image_encoder.named_parameters())
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+class Inputs:
+    """Notes, call by call, what the model was given: `(training, optimiser step, name of the images)`."""
+
+    def __init__(self, trainer: FusionCaptionerTrainer) -> None:
+        self.calls: list[tuple[bool, int, str]] = []
+
+        def note(model, arguments, keywords) -> None:
+            for name in {"pixel_values", "image_hidden_states"} & set(keywords):
+                self.calls.append((model.training, trainer.state.global_step, name))
+
+        trainer.model.register_forward_pre_hook(note, with_kwargs=True)
+
+    def names(self, training: bool) -> list[tuple[int, str]]:
+        """By optimiser step, each once."""
+        return list(dict.fromkeys((step, name) for mode, step, name in self.calls if mode is training))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_feature_cache_is_left_at_the_step_that_unfreezes_the_image_encoder(tmp_path: Path, workers: int) -> None:
+    """At that very step, however far the data loader reads ahead; and a run resumed before or behind it does the same."""
+    settings = {
+        "train_image_encoder_from_step": 3,
+        "num_train_epochs": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": None,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "predict_with_generate": False,
+        "dataloader_num_workers": workers,
+    }
+    trainer = with_features(build(tmp_path / "out", tmp_path, **settings), tmp_path / "features")
+    before = {name: weight.clone() for name, weight in trainer.model.model.image_encoder.named_parameters()}
+    inputs = Inputs(trainer)
+    trainer.train()
+    expected = [(step, "image_hidden_states" if step < 3 else "pixel_values") for step in range(8)]
+    assert inputs.names(training=True) == expected
+    evaluated = [(2, "image_hidden_states"), *((step, "pixel_values") for step in (4, 6, 8))]
+    assert inputs.names(training=False) == evaluated
+    after = dict(trainer.model.model.image_encoder.named_parameters())
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    for step in (2, 5) if workers == 0 else ():
+        resumed = with_features(build(tmp_path / "out", tmp_path, **settings), tmp_path / "features")
+        inputs = Inputs(resumed)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
+        assert inputs.names(training=True) == expected[step:]
+        assert losses(resumed) == losses(trainer)
+
+
+def test_generated_captions_are_those_of_the_encoder_as_it_is_now(tmp_path: Path) -> None:
+    settings = {"train_image_encoder_from_step": 1, "num_train_epochs": 1, "image_encoder_learning_rate": 1.0}
+    trainer = with_features(build(tmp_path / "out", tmp_path, **settings), tmp_path / "features")
+    trainer.train()
+    asked: list[set[str]] = []
+    generate = trainer.model.generate
+
+    def noting(**keywords):
+        asked.append(set(keywords))
+        return generate(**keywords)
+
+    trainer.model.generate = noting
+    trainer.evaluate()
+    assert asked and all("pixel_values" in names and "image_hidden_states" not in names for names in asked)
 
 
 def test_a_frozen_image_encoder_does_not_change(tmp_path: Path) -> None:

@@ -1,0 +1,206 @@
+"""`train` from a YAML file to a scored, saved captioner: which data it learns from, and that it does so again."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_recipe import log_history, losses, write_data, write_recipe
+from transformers import TrainerCallback
+
+from fusion_captioner.cli import main
+from fusion_captioner.training import train_captioner
+from fusion_captioner.training.arguments import read_run_arguments
+from fusion_captioner.training.train_captioner import train_from_yaml
+from fusion_captioner.training.trainer import FusionCaptionerTrainer
+
+
+@pytest.fixture
+def trainers(monkeypatch: pytest.MonkeyPatch) -> list[FusionCaptionerTrainer]:
+    """The trainers of the runs of a test, in order."""
+    made: list[FusionCaptionerTrainer] = []
+
+    class Kept(FusionCaptionerTrainer):
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            made.append(self)
+
+    monkeypatch.setattr(train_captioner, "FusionCaptionerTrainer", Kept)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("splits", "images"),
+    [(None, 5), ({"train": "train", "val": "val"}, 3), ({"train": "restval", "val": "val"}, 2)],
+)
+def test_restval_is_part_of_train_unless_the_recipe_says_otherwise(
+    tmp_path: Path, trainers: list, splits: dict | None, images: int
+) -> None:
+    data = write_data(tmp_path / "data", train=3, restval=2, val=2)
+    recipe = write_recipe(tmp_path / "recipe.yaml", data, data={"splits": splits}, training={"max_steps": 1})
+    metrics = train_from_yaml(recipe)
+    assert len(trainers[0].train_dataset) == images
+    assert metrics["eval_CIDEr"] >= 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"split `{'train' if splits is None else splits['train']}`" in card
+
+
+def test_a_split_that_the_recipe_does_not_make_is_named(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", write_data(tmp_path / "data"), data={"splits": {"train": "train"}})
+    with pytest.raises(ValueError, match=r"`data\.eval_split` \('val'\) is not in .*; there are train\."):
+        train_from_yaml(recipe)
+
+
+def test_the_configuration_of_a_hub_repository_reaches_the_loader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def load(source: str, **settings: Any) -> None:
+        asked.update(settings)
+        raise InterruptedError
+
+    monkeypatch.setattr(train_captioner, "load_caption_dataset", load)
+    recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path)
+    with pytest.raises(InterruptedError):
+        train_from_yaml(recipe, ["--data.config_name", "full", "--data.revision", "v1"])
+    assert (asked["config_name"], asked["revision"], asked["streaming"]) == ("full", "v1", False)
+
+
+def streamed(path: Path, data: Path, **training: Any) -> Path:
+    settings = {"max_steps": 10, "save_strategy": "steps", "save_steps": 3, **training}
+    return write_recipe(path, data, data={"streaming": True, "captions_per_image": 2}, training=settings)
+
+
+def test_a_stream_is_trained_on_evaluated_and_resumed(tmp_path: Path, trainers: list) -> None:
+    """Ten steps of two images are two and a half times the stream: its end stops nothing, nor does a restart."""
+    data = write_data(tmp_path / "data")
+    whole = streamed(tmp_path / "recipe.yaml", data)
+    metrics = train_from_yaml(whole)
+    unbroken = losses(tmp_path / "out")
+    assert list(unbroken) == list(range(1, 11))
+    assert "images=3" in trainers[0].score_signature and metrics["eval_loss"] > 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+    (tmp_path / "broken").mkdir()
+    broken = streamed(tmp_path / "broken" / "recipe.yaml", data)
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 8:
+                raise KeyboardInterrupt
+
+    class Stopping(FusionCaptionerTrainer):
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            self.add_callback(Stop())
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_captioner, "FusionCaptionerTrainer", Stopping)
+        train_from_yaml(broken)
+    train_from_yaml(broken, resume=True)
+    assert losses(tmp_path / "broken" / "out") == unbroken
+    assert trainers[-1].state.global_step == 10
+
+
+def test_a_stream_gives_each_pass_in_another_order_with_other_captions(tmp_path: Path, trainers: list) -> None:
+    data = write_data(tmp_path / "data")
+    train_from_yaml(streamed(tmp_path / "recipe.yaml", data, max_steps=1, save_strategy="no"))
+    rows = iter(trainers[0].train_dataset)
+    passes = [[next(rows) for _ in range(8)] for _ in range(3)]
+    for one in passes:
+        assert {row["image_id"] for row in one} == {str(number) for number in range(8)}
+    assert len({tuple(row["image_id"] for row in one) for one in passes}) == 3
+    of_first = [[row["captions"] for row in one if row["image_id"] == "0"] for one in passes]
+    assert of_first[0] != of_first[1] or of_first[1] != of_first[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--training.max_steps", "-1"], ["training.max_steps", "-1", "data.streaming"]),
+        (["--data.feature_cache", "features"], ["data.feature_cache", "features", "data.streaming"]),
+        (["--data.splits", "train"], ["data.splits", "'train'", "train+restval"]),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused(tmp_path: Path, flags: list[str], words: list[str]) -> None:
+    recipe = streamed(tmp_path / "recipe.yaml", tmp_path)
+    read_run_arguments(recipe)
+    with pytest.raises(ValueError) as caught:
+        read_run_arguments(recipe, flags)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_the_captions_of_the_evaluation_are_kept(tmp_path: Path) -> None:
+    train_from_yaml(write_recipe(tmp_path / "recipe.yaml", write_data(tmp_path / "data"), training={"max_steps": 1}))
+    lines = (tmp_path / "out" / "eval_captions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["image_id"] for line in lines] == ["8", "9", "10"]
+    assert log_history(tmp_path / "out")[-1]["eval_CIDEr"] >= 0
+
+
+def test_a_feature_cache_of_an_encoder_that_is_trained_from_the_start_is_refused(tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        write_data(tmp_path / "data"),
+        data={"feature_cache": str(tmp_path / "features")},
+        training={"train_image_encoder_from_step": 0},
+    )
+    with pytest.raises(ValueError, match=r"`data\.feature_cache`.*`training\.train_image_encoder_from_step` \(0\)"):
+        train_from_yaml(recipe)
+    assert not (tmp_path / "features").exists()
+
+
+HALF_WRITTEN = """
+import sys, time
+from pathlib import Path
+from transformers import TrainerState
+from fusion_captioner.cli import main
+
+save = TrainerState.save_to_json
+
+def save_or_wait(self, path):
+    # the last file of a checkpoint: all others are written
+    if Path(path).parent.name != "checkpoint-6":
+        return save(self, path)
+    print("half-written", flush=True)
+    time.sleep(120)
+
+TrainerState.save_to_json = save_or_wait
+main(sys.argv[1:])
+"""
+
+
+def test_a_run_killed_while_it_saves_is_resumed_as_if_unbroken(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    settings = {"save_strategy": "steps", "save_steps": 3, "ema_decay": 0.5}
+    recipes = {}
+    for name in ("unbroken", "broken"):
+        (tmp_path / name).mkdir()
+        recipes[name] = write_recipe(tmp_path / name / "recipe.yaml", data, training=settings)
+    assert main(["train", str(recipes["unbroken"])]) == 0
+
+    checkpoint = tmp_path / "broken" / "out" / "checkpoint-6"
+    command = [sys.executable, "-c", HALF_WRITTEN, "train", str(recipes["broken"])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = next((line for line in process.stdout if "half-written" in line), "")
+        process.kill()
+        errors = process.communicate()[1]
+    assert (said.strip(), process.returncode) == ("half-written", -signal.SIGKILL), errors
+    assert (checkpoint / "model.safetensors").is_file() and not (checkpoint / "trainer_state.json").exists()
+    assert not (tmp_path / "broken" / "out" / "model.safetensors").exists()
+
+    assert main(["train", str(recipes["broken"]), "--resume"]) == 0
+    histories = {name: log_history(tmp_path / name / "out") for name in recipes}
+    for rows in histories.values():
+        for row in rows:
+            for name in [name for name in row if name.endswith(("runtime", "per_second"))]:
+                del row[name]
+    summaries = [rows.pop(-2) for rows in histories.values()]
+    assert all("train_loss" in summary for summary in summaries)
+    assert [row["step"] for row in histories["unbroken"]] == [*range(1, 9), 8]
+    assert histories["broken"] == histories["unbroken"]
+    assert (checkpoint / "trainer_state.json").is_file()
