@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from fusion_captioner.training.augmentation import AUGMENTATIONS
 from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
@@ -58,6 +59,7 @@ class DataArguments:
             `training.max_steps`. The images of `eval_split` are held in memory, a file's as its path.
         train_split, eval_split: names of the splits; `eval_split` unset: no evaluation.
         captions_per_image: captions of an image in one row, drawn anew each epoch, or `"all"`: each a row.
+        augmentations: what is done to training images at random, of `flip`, `crop` and `colour`; see `augmentation.py`.
         feature_cache: folder of cached grid features of the frozen image encoder; unset: images are read each epoch.
         feature_batch_size: images at a time while the cache is made.
         max_train_images, max_eval_images: take the first so many.
@@ -78,6 +80,7 @@ class DataArguments:
     train_split: str = "train"
     eval_split: str | None = "val"
     captions_per_image: int | str = 1
+    augmentations: list[str] = field(default_factory=list)
     feature_cache: str | None = None
     feature_batch_size: int = 8
     max_train_images: int | None = None
@@ -91,6 +94,14 @@ class DataArguments:
         if self.splits is not None and not isinstance(self.splits, dict):
             raise ValueError(
                 f"`data.splits` ({self.splits!r}) must say what each split is made of, such as {{train: train+restval}}."
+            )
+        if not isinstance(self.augmentations, list) or set(self.augmentations) - set(AUGMENTATIONS):
+            raise ValueError(
+                f"`data.augmentations` ({self.augmentations!r}) must be a list of some of {', '.join(AUGMENTATIONS)}."
+            )
+        if self.streaming and self.augmentations:
+            raise ValueError(
+                f"`data.augmentations` ({self.augmentations}) are not for streams; unset them, or `data.streaming`."
             )
         if self.streaming and self.feature_cache is not None:
             raise ValueError(
@@ -121,6 +132,11 @@ class RunArguments:
     training: FusionCaptionerTrainingArguments
 
     def __post_init__(self) -> None:
+        if self.data.augmentations and self.data.feature_cache is not None and not self.training.trains_image_encoder:
+            raise ValueError(
+                f"`data.augmentations` ({self.data.augmentations}) change images, and with `data.feature_cache` and a "
+                "frozen image encoder none is read; unset one of them."
+            )
         if self.data.streaming and self.training.max_steps <= 0:
             raise ValueError(
                 f"`training.max_steps` ({self.training.max_steps}) must be positive with `data.streaming`: the length of "

@@ -50,6 +50,8 @@ class CaptionDataset(torch.utils.data.Dataset):
             image once for all of them. `"all"`: every caption is a row of its own, in every epoch.
         seed: of the drawing.
         features: cached features to give instead of images.
+        augmentations: keys of [`~fusion_captioner.training.augmentation.AUGMENTATIONS`] for the collator to apply to
+            images; what they draw is a function of seed, epoch and image id, too. Cached features are never augmented.
 
     Raises:
         ValueError: `captions_per_image` is neither `"all"` nor a positive number, or `features` lacks an image.
@@ -61,12 +63,14 @@ class CaptionDataset(torch.utils.data.Dataset):
         captions_per_image: int | str = 1,
         seed: int = 0,
         features: ImageFeatures | None = None,
+        augmentations: Sequence[str] = (),
     ) -> None:
         _check_captions_per_image(captions_per_image)
         self.captions_per_image = captions_per_image
         self.seed = seed
         self.rows = rows
         self.features = features
+        self.augmentations = tuple(augmentations)
         self._texts = rows.select_columns(["captions", "image_id"])
         self._images = rows.select_columns(["image"])
         if features is not None:
@@ -132,6 +136,8 @@ class CaptionDataset(torch.utils.data.Dataset):
         else:
             for row, image in zip(rows, self._images[numbers]["image"], strict=True):
                 row["image"] = image
+                if self.augmentations:
+                    row["augmentations"] = (self.augmentations, f"{self.seed}/{self.epoch}/{row['image_id']}")
         return rows
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fusion_captioner.training.annotated_images import bad_image_error
+from fusion_captioner.training.augmentation import augment
 from fusion_captioner.training.image_files import open_image
 
 logger = logging.getLogger(__name__)
@@ -45,13 +46,19 @@ class _ImageCollator:
         kept, pictures = [], []
         for row in rows:
             try:
-                pictures.append(open_image(row["image"], row["image_id"], self.processor.image_processor))
-                kept.append(row)
+                picture = open_image(row["image"], row["image_id"], self.processor.image_processor)
             except (OSError, ValueError) as error:
                 if not self.skip_bad_images:
                     raise bad_image_error(error) from error
                 self.num_skipped += 1
                 logger.warning("image left out of its batch (the %d. of this process): %s", self.num_skipped, error)
+                continue
+            if "augmentations" in row:
+                names, seed = row["augmentations"]
+                picture, captions = augment(picture, row["captions"], names, seed)
+                row = {**row, "captions": captions}
+            pictures.append(picture)
+            kept.append(row)
         if not pictures:
             raise ValueError(
                 f"none of the {len(rows)} images of a batch can be decoded (image_id {rows[0]['image_id']!r}, ...); "

@@ -99,7 +99,9 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
         shuffled = splits["train"].shuffle(seed=seed, buffer_size=SHUFFLED_ROWS)
         train_data = StreamedCaptionDataset(shuffled, run.data.captions_per_image, seed, endless=True)
     else:
-        train_data = CaptionDataset(splits["train"], run.data.captions_per_image, seed, features.get("train"))
+        train_data = CaptionDataset(
+            splits["train"], run.data.captions_per_image, seed, features.get("train"), run.data.augmentations
+        )
     eval_data = CaptionDataset(splits["eval"], 1, seed, features.get("eval")) if "eval" in splits else None
     self_critical = isinstance(run.training, SelfCriticalArguments)
     trainer_class = SelfCriticalTrainer if self_critical else FusionCaptionerTrainer

@@ -1,10 +1,15 @@
+from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_captioner import caption_rows, tiny_processor
 
+from fusion_captioner.training.arguments import read_run_arguments
 from fusion_captioner.training.augmentation import AUGMENTATIONS, augment, colour, crop, flip
+from fusion_captioner.training.caption_sampling import CaptionDataset
+from fusion_captioner.training.collating import CaptionCollator
 
 
 class Drawn(Random):
@@ -57,3 +62,31 @@ def test_what_is_drawn_is_a_function_of_the_seed(picture: Image.Image) -> None:
     np.testing.assert_array_equal(np.asarray(first[0]), np.asarray(again[0]))
     assert first[1] == again[1]
     assert first[0].size != other[0].size or (np.asarray(first[0]) != np.asarray(other[0])).any()
+
+
+def test_batches_of_an_epoch_are_augmented_the_same_whenever_they_are_made(tmp_path: Path) -> None:
+    rows, collate = caption_rows(tmp_path, 4), CaptionCollator(tiny_processor())
+    data = CaptionDataset(rows, 1, seed=0, augmentations=["flip", "crop", "colour"])
+    plain = collate([CaptionDataset(rows, 1, seed=0)[index] for index in range(4)])["pixel_values"]
+    first, again = (collate([data[index] for index in range(4)])["pixel_values"] for _ in range(2))
+    data.set_epoch(1)
+    later = collate([data[index] for index in range(4)])["pixel_values"]
+    assert first.equal(again) and first.shape == plain.shape
+    assert not first.equal(plain) and not first.equal(later)
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--data.augmentations", "[flip, twirl]"], "twirl"),
+        (["--data.augmentations", "flip"], "list"),
+        (["--data.augmentations", "[flip]", "--data.feature_cache", "features"], "data.feature_cache"),
+        (["--data.augmentations", "[flip]", "--data.streaming", "true"], "data.streaming"),
+    ],
+)
+def test_augmentations_that_cannot_be_are_refused(tmp_path: Path, flags: list[str], word: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: {source: photos}\n")
+    with pytest.raises(ValueError, match=r"`data.augmentations`") as caught:
+        read_run_arguments(recipe, flags)
+    assert word in str(caught.value)
