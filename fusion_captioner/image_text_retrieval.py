@@ -109,7 +109,8 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
             )
         texts, images = pairs.to(text_hidden_states.device).unbind(dim=1)
         mask = None if attention_mask is None else attention_mask[texts]
-        projected = self.model.project_regions(self.model.check_regions(image_hidden_states))
+        needed, images = images.unique(return_inverse=True)
+        projected = self.model.project_regions(self.model.check_regions(image_hidden_states[needed]))
         regions = tuple(tensor[images] for tensor in projected)
         joint, _, _ = self.model.fusion(text_hidden_states[texts], regions, mask)
         return self.alignment.match(joint, mask)
@@ -135,9 +136,7 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
         Raises:
             ValueError: if text or image is missing; with `return_loss`, if the texts do not divide among the images.
         """
-        if input_ids is None:
-            raise ValueError("`input_ids` is missing; give texts to compare, or use `get_image_features` for images.")
-        self.model._check_token_ids(input_ids)
+        input_ids = self.model.check_input_ids(input_ids)
         regions = self.model._image_regions(pixel_values, image_hidden_states)
         flat_regions = self.model.flatten_frames(regions)
         image_embeds = self.model._embed_image(flat_regions)

@@ -279,12 +279,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             ValueError: if text or image is missing, both forms of the image are given, or rows do not match.
         """
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        if input_ids is None or input_ids.shape[-1] == 0:
-            raise ValueError(
-                f"`input_ids` {'is missing' if input_ids is None else 'holds no token'}; give at least the BOS token "
-                "of each text."
-            )
-        self._check_token_ids(input_ids)
+        input_ids = self.check_input_ids(input_ids)
         cache = past_key_values
         regions = None
         if cache is None:
@@ -340,6 +335,20 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         if image_hidden_states is None:
             raise ValueError("the model takes either `pixel_values` or `image_hidden_states`, and got neither.")
         return self.check_regions(image_hidden_states)
+
+    def check_input_ids(self, input_ids: torch.LongTensor | None) -> torch.LongTensor:
+        """The texts, as they are.
+
+        Raises:
+            ValueError: if there is none, one has no token, or one has a token outside the vocabulary.
+        """
+        if input_ids is None or input_ids.shape[-1] == 0:
+            raise ValueError(
+                f"`input_ids` {'is missing' if input_ids is None else 'holds no token'}; give at least the BOS token "
+                "of each text."
+            )
+        self._check_token_ids(input_ids)
+        return input_ids
 
     def check_regions(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
         """The regions in the weights' data type.

@@ -76,7 +76,7 @@ class FusionCaptionerForMultipleChoice(OptionalModalitiesModel):
             valid = attention_mask.any(dim=-1)
         self._check_choices(valid, labels)
         state, weights = self.fuse(
-            input_ids.flatten(0, 1),
+            input_ids.flatten(0, 1),  # type: ignore[arg-type]  # whole numbers as they were
             None if attention_mask is None else attention_mask.flatten(0, 1),
             pixel_values,
             image_hidden_states,

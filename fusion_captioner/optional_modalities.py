@@ -70,7 +70,7 @@ class OptionalModalitiesModel(FusionCaptionerPreTrainedModel):
 
     def fuse(
         self,
-        input_ids: torch.Tensor | None,
+        input_ids: torch.LongTensor | None,
         attention_mask: torch.Tensor | None,
         pixel_values: torch.Tensor | None,
         image_hidden_states: torch.Tensor | None,
@@ -102,8 +102,7 @@ class OptionalModalitiesModel(FusionCaptionerPreTrainedModel):
         if pixel_values is not None or image_hidden_states is not None:
             embedded["image"] = base.embed_regions(base._image_regions(pixel_values, image_hidden_states))
         if input_ids is not None:
-            base._check_token_ids(input_ids)
-            embedded["text"], _, _ = base.text_encoder(input_ids, attention_mask)
+            embedded["text"], _, _ = base.text_encoder(base.check_input_ids(input_ids), attention_mask)
         if input_features is not None:
             embedded["audio"] = base.embed_audio(base.get_audio_hidden_states(input_features))
         rows = {name: len(states) // (texts_per_row if name == "text" else 1) for name, states in embedded.items()}

@@ -29,6 +29,8 @@ class FusionCaptionerForSequenceClassification(OptionalModalitiesModel):
 
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__(config)
+        # labels are often set on a config that exists, as by `from_pretrained(..., num_labels=3)`
+        config.validate_architecture()
         self.classifier = classification_layers(config, config.num_labels)  # type: ignore[arg-type]  # set by now
         self.post_init()
 

@@ -121,6 +121,7 @@ def test_choices_keep_their_text() -> None:
         (TEXT | IMAGE | {"attention_mask": torch.tensor([[1] * 6, [0] * 6, [1] * 6])}, None),
         (TEXT | {"attention_mask": torch.tensor([[1] * 6, [0] * 6, [1] * 6])}, "row 1 of the batch has neither"),
         (IMAGE | {"has_image": torch.tensor([True, True, False])}, "row 2 of the batch has neither"),
+        (IMAGE | {"input_ids": tokens(3)[:, :0]}, "`input_ids` holds no token"),
         (TEXT | {"pixel_values": pixels(2)}, r"different numbers of rows \(image: 2, text: 3\)"),
         (IMAGE | {"has_image": torch.ones(2)}, r"`has_image` \(2,\) must have one value for each of the 3 rows"),
         (TEXT | {"input_features": torch.zeros(3, 16, 100)}, "without audio encoder"),

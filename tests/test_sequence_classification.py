@@ -160,6 +160,15 @@ def test_shared_parts_load_from_a_captioner_and_the_rest_is_reported(tmp_path: P
     assert set(report["unexpected_keys"]) == own
 
 
+def test_class_weights_of_other_labels_are_refused_when_loading(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"`class_weights` \(\[1\.0, 2\.0\]\) .* 3 labels"):
+        FusionCaptionerForSequenceClassification.from_pretrained(tmp_path, num_labels=3, class_weights=[1.0, 2.0])
+    weights = [1.0, 2.0, 3.0]
+    model = FusionCaptionerForSequenceClassification.from_pretrained(tmp_path, num_labels=3, class_weights=weights)
+    assert model.config.class_weights == weights
+
+
 @pytest.mark.parametrize("auto_class", [AutoModelForSequenceClassification, AutoModelForImageClassification])
 def test_both_auto_classes_load_it(tmp_path: Path, auto_class: type) -> None:
     model = classifier()
