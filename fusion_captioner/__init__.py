@@ -15,6 +15,9 @@ __version__ = "0.1.0"
 _MODULES = {
     "FusionCaptionerConfig": "configuration_fusion_captioner",
     "FusionCaptionerForConditionalGeneration": "modeling_fusion_captioner",
+    "FusionCaptionerForImageTextRetrieval": "image_text_retrieval",
+    "FusionCaptionerForMultipleChoice": "multiple_choice",
+    "FusionCaptionerForSequenceClassification": "sequence_classification",
     "FusionCaptionerImageProcessor": "image_processing_fusion_captioner",
     "FusionCaptionerModel": "modeling_fusion_captioner",
     "FusionCaptionerProcessor": "processing_fusion_captioner",

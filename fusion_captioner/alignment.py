@@ -68,7 +68,9 @@ class AlignmentLosses(nn.Module):
     - contrastive: matching image and text embeddings are close, others are not;
     - adversarial: a critic behind a gradient reversal cannot tell the modalities apart;
     - reconstruction: from a text embedding the image's pooled features are rebuilt (the cross-modal generator);
-    - matching: the fused state tells true pairs from hard negatives (ALBEF: Li et al., 2021, section 3.2).
+    - matching: the fused states tell true pairs from hard negatives (ALBEF: Li et al., 2021, section 3.2). The score of
+      a pair is the mean over its tokens, so that every word is held against the regions that it attends to, and not
+      the sentence against them as one (as in SCAN: Lee et al., 2018, section 3.2).
     """
 
     def __init__(self, config: FusionCaptionerConfig, image_width: int) -> None:
@@ -82,7 +84,7 @@ class AlignmentLosses(nn.Module):
         if config.reconstruction_loss_weight:
             self.generator = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, image_width))
         if config.matching_loss_weight:
-            self.match_head = nn.Linear(hidden, 1)
+            self.match_head = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
 
     @property
     def is_active(self) -> bool:
@@ -135,33 +137,47 @@ class AlignmentLosses(nn.Module):
             )
         return terms
 
+    @property
+    def inverse_temperature(self) -> torch.Tensor:
+        """What cosine similarities are multiplied by; bounded, as CLIP's."""
+        return self.logit_scale.exp().clamp(max=100.0)
+
+    def match(self, fused_hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Matching logits `(T,)` of pairs, from their fused states `(T, L, D)`."""
+        scores = self.match_head(fused_hidden_states).squeeze(-1)  # (T, L)
+        if attention_mask is None:
+            return scores.mean(dim=1)
+        mask = attention_mask.to(scores.dtype)
+        return (scores * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
     def _contrastive(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         texts = len(text_embeds) // len(image_embeds)
         image_embeds, text_embeds = gather_over_processes(image_embeds), gather_over_processes(text_embeds)
         text_images = torch.arange(len(text_embeds), device=text_embeds.device) // texts
         if self.config.contrastive_loss_type == "hinge":
             return hardest_negative_loss(image_embeds, text_embeds, self.config.contrastive_margin, text_images)
-        return info_nce_loss(image_embeds, text_embeds, self.logit_scale.exp().clamp(max=100.0), text_images)
+        return info_nce_loss(image_embeds, text_embeds, self.inverse_temperature, text_images)
 
     def _matching(
         self, image_embeds, text_embeds, text_images, text_states, projected, attention_mask, fusion
     ) -> torch.Tensor:
-        """True pairs, and for each text one other image, drawn by similarity; a batch of one image has no negative."""
-        matches = [torch.ones(len(text_states), device=text_states.device)]
-        images = [text_images]
+        """True pairs; each text with another image; and each text's image with another text. The others are drawn by
+        similarity; a batch of one image has none."""
+        texts = torch.arange(len(text_embeds), device=text_embeds.device)
+        pairs = [(texts, text_images)]
         if len(image_embeds) > 1:
             with torch.no_grad():
-                similarity = text_embeds.float() @ image_embeds.float().T * self.logit_scale.exp()
-                similarity.scatter_(1, text_images.unsqueeze(1), -torch.inf)
-                images.append(torch.multinomial(similarity.softmax(dim=1), 1).squeeze(1))
-            matches.append(torch.zeros_like(matches[0]))
+                similarity = text_embeds.float() @ image_embeds.float().T * self.inverse_temperature  # (T, B)
+                own = text_images.unsqueeze(1) == torch.arange(len(image_embeds), device=text_embeds.device)
+                similarity.masked_fill_(own, -torch.inf)
+                other_images = torch.multinomial(similarity.softmax(dim=1), 1).squeeze(1)
+                other_texts = torch.multinomial(similarity.T.softmax(dim=1)[text_images], 1).squeeze(1)
+            pairs += [(texts, other_images), (other_texts, text_images)]
         scores = []
-        for chosen in images:
-            pair = tuple(tensor[chosen] for tensor in projected)
-            joint, _, _ = fusion(text_states, pair, attention_mask)
-            scores.append(self.match_logits(joint, attention_mask))
-        return matching_loss(torch.cat(scores), torch.cat(matches))
-
-    def match_logits(self, joint: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Scores `(T,)` that texts and images belong together, from their fused states `(T, L, D)`."""
-        return self.match_head(last_token(joint, attention_mask)).squeeze(-1)
+        for chosen_texts, chosen_images in pairs:
+            mask = None if attention_mask is None else attention_mask[chosen_texts]
+            regions = tuple(tensor[chosen_images] for tensor in projected)
+            joint, _, _ = fusion(text_states[chosen_texts], regions, mask)
+            scores.append(self.match(joint, mask))
+        matches = torch.cat([torch.full_like(score, float(number == 0)) for number, score in enumerate(scores)])
+        return matching_loss(torch.cat(scores), matches)

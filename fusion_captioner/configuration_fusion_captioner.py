@@ -59,8 +59,9 @@ POSITIVE_FIELDS = (
     "max_position_embeddings",
     "projection_dim",
     "bilinear_rank",
+    "num_audio_regions",
 )
-PROBABILITY_FIELDS = ("dropout", "attention_dropout", "word_dropout", "label_smoothing")
+PROBABILITY_FIELDS = ("dropout", "attention_dropout", "word_dropout", "modality_dropout", "label_smoothing")
 WEIGHT_FIELDS = (
     "caption_loss_weight",
     "contrastive_loss_weight",
@@ -141,6 +142,9 @@ class FusionCaptionerConfig(PreTrainedConfig):
         vision_config (`PreTrainedConfig` or `dict`, *optional*):
             Any transformers vision backbone (ResNet-50 by default; ViT, ConvNeXt, EfficientNet, MobileNet, CLIP and
             SigLIP vision towers, ...). A `dict` names its `model_type`.
+        audio_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any transformers audio encoder (Whisper, AST, wav2vec2, HuBERT, ...), for tasks that hear; by default none.
+        num_audio_regions (`int`, defaults to 16): regions that a sound becomes, whatever its length.
         vocab_size (`int`, defaults to 10000): entries of the tokenizer.
         hidden_size (`int`, defaults to 512): width of token states, projected regions and joint representations.
         text_encoder_type (`"lstm"`, `"gru"` or `"transformer"`): the causal text encoder.
@@ -161,6 +165,10 @@ class FusionCaptionerConfig(PreTrainedConfig):
         logit_scale_init_value (`float`, defaults to 2.6592): logarithm of the initial contrastive temperature's inverse.
         dropout, attention_dropout (`float`): on hidden states, and on attention weights.
         word_dropout (`float`, defaults to 0): share of input words hidden from the text encoder in training.
+        modality_dropout (`float`, defaults to 0): share of training rows of which the heads for classification and
+            multiple choice hide some modalities, so that what is left suffices.
+        class_weights (list of `float`, *optional*): of the classification loss, one a label: weight of the class, or,
+            with several labels a row, of the label's positive examples.
         label_smoothing (`float`, defaults to 0.1): of the caption loss.
         caption_loss_weight, contrastive_loss_weight, adversarial_loss_weight, reconstruction_loss_weight,
         matching_loss_weight (`float`): weight of each loss term; at 0 nothing of the term is built or computed.
@@ -182,10 +190,13 @@ class FusionCaptionerConfig(PreTrainedConfig):
     model_type = "fusion_captioner"
     _auto_class = "AutoConfig"
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet")
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet"),
+        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper", optional=True),
     }
 
     vision_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+    num_audio_regions: int = 16
     vocab_size: int = 10_000
     hidden_size: int = 512
     text_encoder_type: Literal["lstm", "gru", "transformer"] = "lstm"
@@ -205,6 +216,8 @@ class FusionCaptionerConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.0
     word_dropout: float | int = 0.0
+    modality_dropout: float | int = 0.0
+    class_weights: list[float | int] | None = None
     label_smoothing: float | int = 0.1
     caption_loss_weight: float | int = 1.0
     contrastive_loss_weight: float | int = 0.0
@@ -225,19 +238,25 @@ class FusionCaptionerConfig(PreTrainedConfig):
         if unknown := unknown_keys(type(self), kwargs):
             raise unknown_key_error(type(self), unknown[0], kwargs[unknown[0]])
         kwargs.pop("model_type", None)
-        if isinstance(self.vision_config, dict):
-            vision_type = self.vision_config.get("model_type", "resnet")
-            if vision_type not in CONFIG_MAPPING:
-                raise ValueError(
-                    f"`vision_config` has `model_type` {vision_type!r}, which transformers does not know; "
-                    'give that of a vision backbone, such as "resnet", "efficientnet", "vit" or "clip_vision_model".'
-                )
-            vision_class = CONFIG_MAPPING[vision_type]
-            if unknown := unknown_keys(vision_class, self.vision_config):
-                raise unknown_key_error(vision_class, unknown[0], self.vision_config[unknown[0]], "vision_config.")
-        elif isinstance(self.vision_config, PreTrainedConfig):
-            self.vision_config = without_unknown_keys(self.vision_config)
+        self._check_sub_config("vision_config", '"resnet", "efficientnet", "vit" or "clip_vision_model"')
+        self._check_sub_config("audio_config", '"whisper", "audio-spectrogram-transformer" or "wav2vec2"')
         super().__post_init__(**kwargs)
+
+    def _check_sub_config(self, name: str, examples: str) -> None:
+        """Refuse what transformers does not know of an encoder's config in a `dict`; leave it out of a ready config."""
+        sub_config = getattr(self, name)
+        if isinstance(sub_config, PreTrainedConfig):
+            setattr(self, name, without_unknown_keys(sub_config))
+        elif isinstance(sub_config, dict):
+            spec = self.sub_configs_defaults[name]
+            model_type = sub_config.get("model_type", None if spec.optional else spec.model_type)
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"`{name}` has `model_type` {model_type!r}, which transformers does not know; give that of a "
+                    f"suitable encoder, such as {examples}."
+                )
+            if unknown := unknown_keys(CONFIG_MAPPING[model_type], sub_config):
+                raise unknown_key_error(CONFIG_MAPPING[model_type], unknown[0], sub_config[unknown[0]], f"{name}.")
 
     @classmethod
     def own_fields(cls) -> set[str]:
@@ -288,6 +307,18 @@ class FusionCaptionerConfig(PreTrainedConfig):
                 f"`hidden_size` ({self.hidden_size}) must be divisible by `num_attention_heads` "
                 f"({self.num_attention_heads})."
             )
+        if self.class_weights is not None:
+            if len(self.class_weights) != self.num_labels:
+                raise ValueError(
+                    f"`class_weights` ({self.class_weights}) must hold one weight for each of the {self.num_labels} "
+                    "labels (`num_labels`)."
+                )
+            if min(self.class_weights) < 0 or not any(self.class_weights):
+                raise ValueError(f"`class_weights` ({self.class_weights}) must be 0 or positive, and one above 0.")
+            if self.problem_type == "regression" or self.num_labels == 1:
+                raise ValueError(
+                    f"`class_weights` ({self.class_weights}) weigh classes, and regression has none; leave them out."
+                )
         if self.matching_loss_weight and not self.contrastive_loss_weight:
             raise ValueError(
                 f"`matching_loss_weight` ({self.matching_loss_weight}) draws hard negatives by image and text "

@@ -1,5 +1,5 @@
-"""What transformers' `GenerationMixin` needs to know of the captioner: each image is encoded once a call, and the
-cache is a `CaptionCache`."""
+"""What transformers' `GenerationMixin` needs to know of the captioner: each image, and its sound, is encoded once a call,
+and the cache is a `CaptionCache`."""
 
 # mypy: disable-error-code="attr-defined, misc, override"
 # GenerationMixin types `self` as the finished model, which a mixin is not yet.
@@ -34,26 +34,32 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
                 raise ValueError("`generate` got an empty batch of images; give at least one.")
             # first of the keyword arguments: the number of BOS tokens is read off it
             model_kwargs = {"image_hidden_states": regions.to(self.device), **model_kwargs}
+            if (sounds := model_kwargs.pop("input_features", None)) is not None:
+                model_kwargs["audio_hidden_states"] = self.model.get_audio_hidden_states(sounds.to(self.device))
         return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
 
-    def _expand_inputs_for_generation(self, *args, image_hidden_states=None, **model_kwargs):
+    def _expand_inputs_for_generation(self, *args, image_hidden_states=None, audio_hidden_states=None, **model_kwargs):
         if image_hidden_states is not None:
             # beams could fill up what is missing, and give texts to the wrong images
             count_texts(len(model_kwargs["input_ids"]), len(image_hidden_states))
         input_ids, model_kwargs = super()._expand_inputs_for_generation(*args, **model_kwargs)
-        return input_ids, model_kwargs | {"image_hidden_states": image_hidden_states}
+        return input_ids, model_kwargs | {
+            "image_hidden_states": image_hidden_states,
+            "audio_hidden_states": audio_hidden_states,
+        }
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        regions = model_kwargs.get("image_hidden_states")
+        regions, sounds = model_kwargs.get("image_hidden_states"), model_kwargs.get("audio_hidden_states")
         if generation_config.cache_implementation is not None:
             raise ValueError(
                 f"`cache_implementation` ({generation_config.cache_implementation!r}) is not supported: recurrent "
                 "states have a fixed size and one kind of cache; leave it out."
             )
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
-            model_kwargs["past_key_values"] = CaptionCache(self.model.project_regions(regions))
+            model_kwargs["past_key_values"] = CaptionCache(self.model.project_regions(regions, sounds))
         if model_kwargs.get("past_key_values") is not None:
             model_kwargs.pop("image_hidden_states")
+            model_kwargs.pop("audio_hidden_states", None)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -61,11 +67,9 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, **kwargs):
         """As in transformers; the images travel in the cache, or, without one, as regions at every step."""
-        regions = kwargs.pop("image_hidden_states", None)
-        model_inputs = super().prepare_inputs_for_generation(input_ids, next_sequence_length, **kwargs)
-        if regions is not None:
-            model_inputs["image_hidden_states"] = regions
-        return model_inputs
+        names = ("image_hidden_states", "audio_hidden_states")
+        regions = {name: kwargs.pop(name) for name in names if name in kwargs}
+        return super().prepare_inputs_for_generation(input_ids, next_sequence_length, **kwargs) | regions
 
 
 def count_texts(texts: int, images: int) -> int:

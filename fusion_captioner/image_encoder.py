@@ -25,16 +25,16 @@ class ImageEncoder(nn.Module):
                 block.squeeze_excite = nn.Identity()
         self.frozen = False
         self.image_size = self._image_size(vision_config)
-        self.hidden_size = self._measure_hidden_size()
+        self.num_regions, self.hidden_size = self._measure_regions()
 
     @staticmethod
     def _image_size(vision_config: PreTrainedConfig) -> tuple[int, int]:
         size = getattr(vision_config, "image_size", None) or 224
         return (size, size) if isinstance(size, int) else tuple(size)
 
-    def _measure_hidden_size(self) -> int:
-        """Width of a region. Config classes name it differently, or not at all, so a forward pass over shapes alone
-        (the meta device: no memory, no arithmetic) tells."""
+    def _measure_regions(self) -> tuple[int, int]:
+        """Regions of an image of the config's size, and their width. Config classes name it differently, or not at
+        all, so a forward pass over shapes alone (the meta device: no memory, no arithmetic) tells."""
         tensors = {**dict(self.backbone.named_parameters()), **dict(self.backbone.named_buffers())}
         shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
         pixel_values = torch.empty(1, 3, *self.image_size, device="meta", dtype=self.dtype)
@@ -52,7 +52,7 @@ class ImageEncoder(nn.Module):
             ) from error
         finally:
             self.backbone.train(training)
-        return regions.shape[-1]
+        return regions.shape[1], regions.shape[2]
 
     def load_pretrained(self, name: str, revision: str | None = None) -> None:
         """

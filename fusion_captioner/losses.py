@@ -4,9 +4,13 @@ The training losses: pure functions of tensors, each returns a scalar.
 B: images, T = B·k: texts (the k texts of an image stand together), L: tokens, V: vocabulary, E: projection width
 """
 
+from typing import Literal
+
 import torch
 from torch.autograd import Function
 from torch.nn import functional as F
+
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
 
 def caption_loss(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
@@ -89,6 +93,29 @@ def reconstruction_loss(rebuilt: torch.Tensor, pooled: torch.Tensor) -> torch.Te
 def matching_loss(match_logits: torch.Tensor, matches: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of image-text pairs told true or false (Li et al., 2021, eq. 3); both of shape `(N,)`."""
     return F.binary_cross_entropy_with_logits(match_logits.float(), matches.float())
+
+
+def classification_loss(
+    logits: torch.Tensor, labels: torch.Tensor, problem_type: ProblemType, class_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    What transformers' heads for classification minimise: cross-entropy for `"single_label_classification"`, binary
+    cross-entropy for `"multi_label_classification"`, mean squared error for `"regression"`.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(B, C)`).
+        labels: `(B,)` class numbers, -100 is ignored; `(B, C)` of 0 and 1; or `(B,)` or `(B, C)` values.
+        class_weights (`torch.FloatTensor` of shape `(C,)`, *optional*): of a class; with several labels a row, of a
+            label's positive examples.
+    """
+    logits = logits.float()
+    if problem_type == "regression":
+        return F.mse_loss(logits, labels.float().view_as(logits))
+    if problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=class_weights)
+    if not (labels != -100).any():
+        return logits.sum() * 0.0  # the mean of nothing would be no number
+    return F.cross_entropy(logits, labels, weight=class_weights)
 
 
 class _ReverseGradient(Function):

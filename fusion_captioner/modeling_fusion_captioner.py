@@ -1,18 +1,19 @@
 """
-Fusion Captioner: the base model and the captioning head. START HERE.
+Fusion Captioner: the base model and the captioning head. START HERE. The other heads have a file each, which
+`auto_classes` at the end names.
 
     pixel_values ─ image encoder ─► regions ─┐
                                              ├─ fusion ─► joint ─ decoder ─► lm_head ─► logits
     input_ids ──── text encoder ──► states ──┘
 
 B: images, T = B·k: texts (the k texts of an image stand together; k = 1 unless said), L: tokens, P: regions,
-Dv: width of a region as the backbone gives it, D: hidden size, E: projection width, V: vocabulary
+Dv: width of a region as the backbone gives it, D: hidden size, E: projection width, V: vocabulary,
+A, Da: regions of a sound, and their width
 
 Under teacher forcing every part runs over the whole text in one call; there is no loop over time steps.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .alignment import AlignmentLosses, last_token
+from .audio_encoder import AudioEncoder
 from .caption_cache import CaptionCache
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .decoder import CaptionDecoder
@@ -43,7 +45,8 @@ class FusionCaptionerModelOutput(ModelOutput):
         projected_regions (tuple of `torch.FloatTensor`): what the fusion made of the regions.
         image_embeds (`torch.FloatTensor` of shape `(B, E)`): projected and normalised.
         text_embeds (`torch.FloatTensor` of shape `(T, E)`): projected and normalised.
-        attentions (tuple of one `torch.FloatTensor` of shape `(T, heads, L, P)`): where each token looked.
+        attentions (tuple of one `torch.FloatTensor` of shape `(T, heads, L, P)`): where each token looked; the regions
+            of a sound, where there is one, come after those of the image.
         past_key_values (`CaptionCache`).
     """
 
@@ -89,18 +92,17 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
     input_modalities = ["image", "text"]  # noqa: RUF012 (transformers' own form)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["ImageEncoder", "CausalLSTM", "CausalGRU", "TransformerLayer"]  # noqa: RUF012
+    _no_split_modules = ["ImageEncoder", "AudioEncoder", "CausalLSTM", "CausalGRU", "TransformerLayer"]  # noqa: RUF012
     _is_stateful = True
-    # what a saved folder says of itself, so that it loads where this package is not installed
-    _auto_map: ClassVar[dict[str, str]] = {
-        "AutoConfig": "configuration_fusion_captioner.FusionCaptionerConfig",
-        "AutoModel": "modeling_fusion_captioner.FusionCaptionerModel",
-        "AutoModelForImageTextToText": "modeling_fusion_captioner.FusionCaptionerForConditionalGeneration",
-    }
 
     def save_pretrained(self, *args, **kwargs) -> None:
-        """As in transformers; the code that the model is made of is saved beside it."""
-        self.config.auto_map = dict(self._auto_map)
+        """As in transformers; the code of all heads is saved beside the model, so that each of them loads from it where
+        this package is not installed."""
+        classes: dict[str, type] = {"AutoConfig": FusionCaptionerConfig, **auto_classes()}
+        self.config.auto_map = {
+            auto_class: f"{own_class.__module__.rpartition('.')[2]}.{own_class.__name__}"
+            for auto_class, own_class in classes.items()
+        }
         super().save_pretrained(*args, **kwargs)
 
     @torch.no_grad()
@@ -140,7 +142,7 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
 
 
 class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
-    """Image encoder, text encoder, fusion and projections: what all heads share."""
+    """Image encoder, text encoder, fusion, projections and, where configured, audio encoder: what all heads share."""
 
     _auto_class = "AutoModel"
 
@@ -152,6 +154,10 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             nn.Parameter(torch.zeros(config.max_frames, 1, image_width)) if config.max_frames else None
         )
         self.region_projection = nn.Linear(image_width, config.hidden_size)
+        self.audio_encoder: AudioEncoder | None = None
+        if config.audio_config is not None:
+            self.audio_encoder = AudioEncoder(config.audio_config, config.num_audio_regions)  # type: ignore[arg-type]
+            self.audio_projection = nn.Linear(self.audio_encoder.hidden_size, config.hidden_size)
         self.text_encoder = TextEncoder(config)
         self.fusion = FUSIONS[config.fusion_type](config)
         self.image_projection = nn.Linear(image_width, config.projection_dim, bias=False)
@@ -175,10 +181,40 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             )
         return (image_hidden_states + self.frame_embedding[: image_hidden_states.shape[1]]).flatten(1, 2)
 
-    def project_regions(self, image_hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """From `image_hidden_states` to what the fusion needs of an image, one row an image."""
-        regions = self.flatten_frames(image_hidden_states.to(self.region_projection.weight.dtype))
-        return self.fusion.project_regions(self.region_projection(regions))
+    def embed_regions(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
+        """From `image_hidden_states` to regions `(B, P, D)` for the fusion."""
+        return self.region_projection(self.flatten_frames(image_hidden_states.to(self.region_projection.weight.dtype)))
+
+    def embed_audio(self, audio_hidden_states: torch.Tensor) -> torch.Tensor:
+        """From `audio_hidden_states (B, A, Da)` to further regions `(B, A, D)` for the fusion."""
+        return self.audio_projection(audio_hidden_states.to(self.audio_projection.weight.dtype))
+
+    def project_regions(
+        self, image_hidden_states: torch.Tensor, audio_hidden_states: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """What the fusion needs of images and, where there are any, their sounds: one row an image."""
+        regions = self.embed_regions(image_hidden_states)
+        if audio_hidden_states is not None:
+            if len(audio_hidden_states) != len(regions):
+                raise ValueError(
+                    f"{len(audio_hidden_states)} sounds do not fit {len(regions)} images; give one sound an image."
+                )
+            regions = torch.cat((regions, self.embed_audio(audio_hidden_states)), dim=1)
+        return self.fusion.project_regions(regions)
+
+    def get_audio_hidden_states(self, input_features: torch.Tensor) -> torch.Tensor:
+        """
+        Regions `(B, A, Da)` of sounds: what the models take as `audio_hidden_states` in place of `input_features`.
+
+        Raises:
+            ValueError: if the model has no audio encoder.
+        """
+        if self.audio_encoder is None:
+            raise ValueError(
+                f"`input_features` {tuple(input_features.shape)} are given to a model without audio encoder; leave them "
+                "out, or build the model with `audio_config`."
+            )
+        return self.audio_encoder(input_features)
 
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None
@@ -219,6 +255,8 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         attention_mask: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_hidden_states: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_hidden_states: torch.Tensor | None = None,
         past_key_values: CaptionCache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
@@ -231,7 +269,9 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             attention_mask (`torch.LongTensor` of shape `(T, past + L)`, *optional*): 1 at tokens, 0 at padding.
             pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)` or `(B, F, 3, H, W)`), or
             image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)` or `(B, F, P, Dv)`).
-            past_key_values (`CaptionCache`, *optional*): of the tokens so far; the images are then in it.
+            input_features (`torch.FloatTensor` with B rows, *optional*): sounds, as the audio encoder takes them, or
+            audio_hidden_states (`torch.FloatTensor` of shape `(B, A, Da)`): what the audio encoder made of them.
+            past_key_values (`CaptionCache`, *optional*): of the tokens so far; images and sounds are then in it.
             use_cache, output_attentions (`bool`).
             return_embeds (`bool`): whether `image_embeds` and `text_embeds` are wanted.
 
@@ -239,22 +279,22 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             ValueError: if text or image is missing, both forms of the image are given, or rows do not match.
         """
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        if input_ids is None or input_ids.shape[-1] == 0:
-            raise ValueError(
-                f"`input_ids` {'is missing' if input_ids is None else 'holds no token'}; give at least the BOS token "
-                "of each text."
-            )
-        self._check_token_ids(input_ids)
+        input_ids = self.check_input_ids(input_ids)
         cache = past_key_values
         regions = None
         if cache is None:
             regions = self._image_regions(pixel_values, image_hidden_states)
             count_texts(len(input_ids), len(regions))
-            projected = self.project_regions(regions)
+            if input_features is not None:
+                audio_hidden_states = self.get_audio_hidden_states(input_features)
+            projected = self.project_regions(regions, audio_hidden_states)
             cache = CaptionCache(projected) if use_cache else None
-        elif pixel_values is not None or image_hidden_states is not None:
+        elif any(
+            given is not None for given in (pixel_values, image_hidden_states, input_features, audio_hidden_states)
+        ):
             raise ValueError(
-                "`past_key_values` holds the images already; leave out `pixel_values` and `image_hidden_states`."
+                "`past_key_values` holds the images already, and their sounds; leave out `pixel_values`, "
+                "`image_hidden_states`, `input_features` and `audio_hidden_states`."
             )
         else:
             projected = cache.projected_regions
@@ -295,6 +335,20 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         if image_hidden_states is None:
             raise ValueError("the model takes either `pixel_values` or `image_hidden_states`, and got neither.")
         return self.check_regions(image_hidden_states)
+
+    def check_input_ids(self, input_ids: torch.LongTensor | None) -> torch.LongTensor:
+        """The texts, as they are.
+
+        Raises:
+            ValueError: if there is none, one has no token, or one has a token outside the vocabulary.
+        """
+        if input_ids is None or input_ids.shape[-1] == 0:
+            raise ValueError(
+                f"`input_ids` {'is missing' if input_ids is None else 'holds no token'}; give at least the BOS token "
+                "of each text."
+            )
+        self._check_token_ids(input_ids)
+        return input_ids
 
     def check_regions(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
         """The regions in the weights' data type.
@@ -395,7 +449,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             use_cache=False,
             return_embeds=False,
         )
-        return self.alignment.match_logits(outputs.fused_hidden_states, attention_mask).sigmoid()
+        return self.alignment.match(outputs.fused_hidden_states, attention_mask).sigmoid()
 
     def forward(
         self,
@@ -403,6 +457,8 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         attention_mask: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_hidden_states: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_hidden_states: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         past_key_values: CaptionCache | None = None,
         use_cache: bool | None = None,
@@ -416,8 +472,8 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
     ) -> FusionCaptionerOutput | tuple:
         """
         Args:
-            input_ids, attention_mask, pixel_values, image_hidden_states, past_key_values, use_cache: see
-                `FusionCaptionerModel.forward`.
+            input_ids, attention_mask, pixel_values, image_hidden_states, input_features, audio_hidden_states,
+            past_key_values, use_cache: see `FusionCaptionerModel.forward`.
             labels (`torch.LongTensor` of shape `(T, L)`, *optional*): aligned with `input_ids`, -100 on prompt and
                 padding; the model shifts them.
             logits_to_keep (`int`): logits of only that many last tokens; 0: of all.
@@ -436,6 +492,8 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             attention_mask=attention_mask,
             pixel_values=pixel_values,
             image_hidden_states=image_hidden_states,
+            input_features=input_features,
+            audio_hidden_states=audio_hidden_states,
             past_key_values=past_key_values,
             use_cache=use_cache,
             output_attentions=output_attentions,
@@ -509,8 +567,30 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         return terms
 
 
+def auto_classes() -> dict[str, type[FusionCaptionerPreTrainedModel]]:
+    """
+    The head behind each `Auto*` class of transformers.
+
+    The other heads import this file, so they are imported in here. transformers finds the code that belongs to a model
+    by lines of this form: whichever head is saved, all of them are saved with it.
+    """
+    from .image_text_retrieval import FusionCaptionerForImageTextRetrieval
+    from .multiple_choice import FusionCaptionerForMultipleChoice
+    from .sequence_classification import FusionCaptionerForSequenceClassification
+
+    return {
+        "AutoModel": FusionCaptionerModel,
+        "AutoModelForImageTextToText": FusionCaptionerForConditionalGeneration,
+        "AutoModelForZeroShotImageClassification": FusionCaptionerForImageTextRetrieval,
+        "AutoModelForSequenceClassification": FusionCaptionerForSequenceClassification,
+        "AutoModelForImageClassification": FusionCaptionerForSequenceClassification,
+        "AutoModelForMultipleChoice": FusionCaptionerForMultipleChoice,
+    }
+
+
 __all__ = [
     "FusionCaptionerForConditionalGeneration",
     "FusionCaptionerModel",
     "FusionCaptionerPreTrainedModel",
+    "auto_classes",
 ]

@@ -1,6 +1,6 @@
 """Images and text to model inputs, and tokens back to text.
 
-Legend: B: images, k: texts an image, L: tokens, F: frames of a video, H, W: height and width in pixels.
+Legend: B: images, k: texts an image, L: tokens, F: frames of a video, N: choices, H, W: height and width in pixels.
 """
 
 from functools import cached_property
@@ -46,7 +46,7 @@ class FusionCaptionerProcessor(ProcessorMixin):
     """An image processor and a tokenizer in one.
 
     The processor places the special tokens itself, whatever the tokenizer would do: a prompt is `[BOS] prompt`, a row to
-    learn from is `[BOS] prompt caption [EOS]`. BOS is the tokenizer's `bos_token` or, like BERT's, `cls_token`, or, where
+    learn from is `[BOS] prompt caption [EOS]`, a choice is `[BOS] question choice [EOS]`. BOS is the tokenizer's `bos_token` or, like BERT's, `cls_token`, or, where
     there is neither, `eos_token`; EOS is its `eos_token` or `sep_token`.
 
     Args:
@@ -93,6 +93,7 @@ class FusionCaptionerProcessor(ProcessorMixin):
         text: str | list[str] | None = None,
         text_target: str | list[str] | list[list[str]] | None = None,
         *,
+        choices: list[list[str]] | None = None,
         add_eos: bool = False,
         padding: bool | str = True,
         truncation: bool | None = None,
@@ -114,6 +115,9 @@ class FusionCaptionerProcessor(ProcessorMixin):
                 standing together; a single string serves every image. "" is a lone BOS.
             text_target: captions: one, one for every row, or a list of k for every image. `text` then holds the prompt
                 before each: none, one string, one an image or one a row.
+            choices: for each question the answers to choose from, for [`FusionCaptionerForMultipleChoice`]; `text` then
+                holds the questions: none, one string for all, or one each. Where a question has fewer choices than
+                another, rows of padding take their place.
             add_eos: ends `text` with EOS, as the text embeddings of retrieval want it, and pads it on the right.
             padding: True or `"longest"`, `"max_length"`, or False for rows of different lengths (lists only).
             truncation: by default, captions that are too long lose their end, never their EOS, and prompts that are too
@@ -130,7 +134,8 @@ class FusionCaptionerProcessor(ProcessorMixin):
         Returns:
             those that apply of
             - `pixel_values`: float32 (B, 3, H, W), for videos (B, F, 3, H, W);
-            - `input_ids`, `attention_mask`: (B*k, L), prompts padded on the left, everything else on the right;
+            - `input_ids`, `attention_mask`: (B*k, L), prompts padded on the left, everything else on the right; with
+              `choices` (B, N, L);
             - `labels`, with `text_target`: `input_ids`, but -100 on BOS, prompt and padding.
 
         Raises:
@@ -140,9 +145,11 @@ class FusionCaptionerProcessor(ProcessorMixin):
         if videos is not None or audio is not None:
             given = "videos" if videos is not None else "audio"
             raise ValueError(f"`{given}` cannot be processed; give the frames of a video as a list within `images`.")
-        if images is None and text is None and text_target is None:
-            raise ValueError("nothing to process; give `images`, `text` or `text_target`.")
-        if add_eos and (text is None or text_target is not None):
+        if images is None and text is None and text_target is None and choices is None:
+            raise ValueError("nothing to process; give `images`, `text`, `text_target` or `choices`.")
+        if choices is not None and text_target is not None:
+            raise ValueError("`choices` and `text_target` are for different heads; give one of them.")
+        if add_eos and (text is None or text_target is not None or choices is not None):
             raise ValueError("`add_eos` (True) is for `text` alone; captions in `text_target` end in EOS anyway.")
         image_settings = {**(images_kwargs or {}), **kwargs}
         unknown = [name for name in image_settings if name not in self.image_processor.valid_kwargs.__annotations__]
@@ -153,7 +160,13 @@ class FusionCaptionerProcessor(ProcessorMixin):
         if images is not None:
             data.update(self.image_processor(images, return_tensors=return_tensors or "np", **image_settings))
         num_images = len(data["pixel_values"]) if images is not None else None
-        if text is not None or text_target is not None:
+        if text is not None or text_target is not None or choices is not None:
+            counts: list[int] = []
+            if choices is not None:
+                counts = _count_choices(num_images, choices)
+                text = _questions(text, counts)
+                text_target = [choice for answers in choices for choice in answers]
+                num_images = None  # an image of its own for each question, not for each choice
             prompts, captions = _rows(num_images, text, text_target)
             limit = self._limit(max_length)
             encode = {"sanitize_control_tokens": True} if sanitize_control_tokens else {}
@@ -166,11 +179,16 @@ class FusionCaptionerProcessor(ProcessorMixin):
             else:
                 rows, labels = self._learnable_rows(rows, prompts, captions, limit, truncation)
             width = _padded_width(rows, padding, limit, pad_to_multiple_of)
+            if choices is not None:
+                rows, labels = _with_missing_choices(rows, counts), None
             on_the_left = captions is None and not add_eos
             data["input_ids"] = _padded(rows, width, self.tokenizer.pad_token_id, on_the_left)
             data["attention_mask"] = _padded([[1] * len(row) for row in rows], width, 0, on_the_left)
             if labels is not None:
                 data["labels"] = _padded(labels, width, IGNORED, on_the_left)
+            if choices is not None:
+                for name in ("input_ids", "attention_mask"):
+                    data[name] = [data[name][i : i + max(counts)] for i in range(0, len(rows), max(counts))]
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _limit(self, max_length: int | None) -> int | None:
@@ -259,6 +277,39 @@ def _captions(num_images: int | None, text_target: str | list[str] | list[list[s
     if empty is not None:
         raise ValueError(f"`text_target[{empty}]` is empty; leave out captions without text.")
     return captions
+
+
+def _count_choices(num_images: int | None, choices: list[list[str]]) -> list[int]:
+    """How many choices each question has."""
+    if not isinstance(choices, list | tuple) or not choices:
+        raise ValueError(f"`choices` ({choices!r}) must be a list with the list of choices of each question.")
+    for index, answers in enumerate(choices):
+        if not isinstance(answers, list | tuple) or not answers:
+            raise ValueError(
+                f"`choices[{index}]` ({answers!r}) must be a list of at least one text; leave the question out."
+            )
+        for number, answer in enumerate(answers):
+            if not isinstance(answer, str) or not answer.strip():
+                raise ValueError(f"`choices[{index}][{number}]` ({answer!r}) must be a text that is not empty.")
+    if num_images is not None and num_images != len(choices):
+        raise ValueError(
+            f"`choices` holds those of {len(choices)} questions for {num_images} `images`; give one each."
+        )
+    return [len(answers) for answers in choices]
+
+
+def _questions(text: str | list[str] | None, counts: list[int]) -> list[str]:
+    """The question before each choice."""
+    questions = [text or ""] * len(counts) if text is None or isinstance(text, str) else _texts(text, "text")
+    if len(questions) != len(counts):
+        raise ValueError(f"`text` holds {len(questions)} questions for `choices` of {len(counts)}; give one for each.")
+    return [question for question, count in zip(questions, counts) for _ in range(count)]
+
+
+def _with_missing_choices(rows: list[list[int]], counts: list[int]) -> list[list[int]]:
+    """As many rows for each question, empty ones where it has fewer choices."""
+    remaining = iter(rows)
+    return [next(remaining) if number < count else [] for count in counts for number in range(max(counts))]
 
 
 def _texts(texts: Any, name: str) -> list[str]:

@@ -1,7 +1,8 @@
 """Loads captioners where `fusion_captioner` cannot be imported, as one does who has only a folder or a name.
 
 `python hub_form_load.py REQUEST.json ANSWER.json`. The request holds `image` (a path), `sources` (keyword arguments of
-`from_pretrained`, one an entry), and optionally `save_to`, a folder to save the first one to, and `snippet`, code to run.
+`from_pretrained`, one an entry), and optionally `save_to`, a folder to save the first one to, `snippet`, code to run, and
+`heads`, folders by the `Auto*` class to load them with.
 """
 
 import contextlib
@@ -35,6 +36,32 @@ def describe(model, base_model, processor, image: str) -> dict:
     }
 
 
+def head_logits(model) -> list[list[float]]:
+    """Scores of made-up images and texts, whichever head it is."""
+    import torch
+
+    pixel_values = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+    input_ids = torch.arange(4, 16).view(2, 6)
+    if "MultipleChoice" in type(model).__name__:
+        input_ids = input_ids.view(2, 2, 3)
+    with torch.no_grad():
+        outputs = model(pixel_values=pixel_values, input_ids=input_ids)
+    logits = outputs.logits_per_image if "Retrieval" in type(model).__name__ else outputs.logits
+    return [[round(value, 4) for value in row] for row in logits.tolist()]
+
+
+def load_head(name: str, auto_class: str, save_to: str) -> dict:
+    import transformers
+
+    model = getattr(transformers, auto_class).from_pretrained(name, trust_remote_code=True)
+    model.save_pretrained(save_to)
+    return {
+        "class": type(model).__name__,
+        "module": type(model).__module__.split(".")[0],
+        "logits": head_logits(model),
+    }
+
+
 def load(image: str, source: dict, save_to: str | None) -> dict:
     from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 
@@ -60,7 +87,9 @@ def main() -> None:
     sys.meta_path.insert(0, Absent())
     request = json.loads(Path(sys.argv[1]).read_text())
     image = request["image"]
-    answer = {"loaded": [], "printed": ""}
+    answer = {"loaded": [], "printed": "", "heads": {}}
+    for auto_class, name in request.get("heads", {}).items():
+        answer["heads"][auto_class] = load_head(name, auto_class, f"{name}_again")
     for source in request["sources"]:
         first = not answer["loaded"]
         answer["loaded"].append(load(image, source, request.get("save_to") if first else None))

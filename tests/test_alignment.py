@@ -18,7 +18,7 @@ TERMS = {
     "contrastive": {"logit_scale"},
     "adversarial": {"critic.0.weight", "critic.0.bias", "critic.2.weight", "critic.2.bias"},
     "reconstruction": {"generator.0.weight", "generator.0.bias", "generator.2.weight", "generator.2.bias"},
-    "matching": {"match_head.weight", "match_head.bias"},
+    "matching": {"match_head.0.weight", "match_head.0.bias", "match_head.2.weight", "match_head.2.bias"},
 }
 
 
@@ -102,25 +102,41 @@ def test_reconstruction_rebuilds_the_pooled_features_of_the_text_s_own_image() -
     torch.testing.assert_close(output.loss_terms["reconstruction"], expected)
 
 
-def test_matching_scores_true_pairs_and_another_image() -> None:
-    model, ids = tiny_model(**weights("contrastive", "matching")), tokens(4)
+def test_matching_scores_true_pairs_another_image_and_another_text() -> None:
+    model, ids = tiny_model(**weights("contrastive", "matching")), tokens(2)
     ids[:, -1], mask = 0, torch.ones_like(ids)
     mask[:, -1] = 0
     output = model(pixel_values=pixels(), input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100))
-    scores = []
-    for images in (pixels(), pixels().flip(0)):  # of two images, the other one is the only negative
-        fused = model.model(input_ids=ids, attention_mask=mask, pixel_values=images).fused_hidden_states
-        scores.append(model.alignment.match_head(fused[:, -2]).squeeze(-1))
-    expected = matching_loss(torch.cat(scores), torch.tensor([1, 1, 1, 1, 0, 0, 0, 0]))
+
+    def scores(texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        fused = model.model(input_ids=texts, attention_mask=mask, pixel_values=images).fused_hidden_states
+        return model.alignment.match_head(fused[:, :-1]).mean(dim=(1, 2))  # without the padding
+
+    # of two images with a text each, the other one is the only negative
+    pairs = ((ids, pixels()), (ids, pixels().flip(0)), (ids.flip(0), pixels()))
+    expected = matching_loss(torch.cat([scores(*pair) for pair in pairs]), torch.tensor([1, 1, 0, 0, 0, 0]))
     torch.testing.assert_close(output.loss_terms["matching"], expected)
+
+
+def test_negatives_are_of_other_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = tiny_model(**weights("contrastive", "matching")), tokens(6)
+    drawn = []
+    draw = torch.multinomial
+    monkeypatch.setattr(torch, "multinomial", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1])
+    for _ in range(20):
+        model(pixel_values=pixels(3), input_ids=ids, labels=ids)
+    own = torch.tensor([0, 0, 1, 1, 2, 2])
+    images, texts = torch.cat(drawn[0::2], dim=1), torch.cat(drawn[1::2], dim=1)  # (T, 20) each
+    assert (images != own[:, None]).all()
+    assert (own[texts] != own[:, None]).all()
+    assert all(len(row.unique()) == 2 for row in images)
 
 
 def test_matching_of_one_image_has_true_pairs_only() -> None:
     model, ids = tiny_model(**weights("contrastive", "matching")), tokens(2)
     output = model(pixel_values=pixels(1), input_ids=ids, labels=ids)
-    scores = model.alignment.match_head(
-        model.model(input_ids=ids, pixel_values=pixels(1)).fused_hidden_states[:, -1]
-    ).squeeze(-1)
+    fused = model.model(input_ids=ids, pixel_values=pixels(1)).fused_hidden_states
+    scores = model.alignment.match_head(fused).mean(dim=(1, 2))
     torch.testing.assert_close(output.loss_terms["matching"], matching_loss(scores, torch.ones(2)))
 
 

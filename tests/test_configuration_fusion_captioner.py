@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import VISION_CONFIGS, tiny_config
-from transformers import AutoConfig, ResNetConfig, ViTConfig
+from transformers import AutoConfig, ResNetConfig, ViTConfig, WhisperConfig
 
 from fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.training.convert_efficientnet_lite import efficientnet_lite_config
@@ -30,6 +30,15 @@ from fusion_captioner.training.convert_efficientnet_lite import efficientnet_lit
         ({"decoder_type": "mamba"}, ["decoder_type", "mamba", "transformer"]),
         ({"decoder_input": "image"}, ["decoder_input", "image", "joint_and_embedding"]),
         ({"contrastive_loss_type": "triplet"}, ["contrastive_loss_type", "triplet", "info_nce"]),
+        ({"modality_dropout": 1.0}, ["modality_dropout", "(1.0)", "below 1"]),
+        ({"num_audio_regions": 0}, ["num_audio_regions", "(0)", "at least 1"]),
+        ({"class_weights": [1.0, 2.0, 3.0]}, ["class_weights", "[1.0, 2.0, 3.0]", "2 labels", "num_labels"]),
+        ({"class_weights": [1.0, -2.0]}, ["class_weights", "[1.0, -2.0]", "0 or positive"]),
+        ({"class_weights": [0.0, 0.0]}, ["class_weights", "one above 0"]),
+        ({"class_weights": [1.0], "num_labels": 1}, ["class_weights", "regression", "leave them out"]),
+        ({"class_weights": [1.0, 2.0], "problem_type": "regression"}, ["class_weights", "regression"]),
+        ({"audio_config": {"model_type": "wisper"}}, ["audio_config", "wisper", "wav2vec2"]),
+        ({"audio_config": {"d_model": 8}}, ["audio_config", "model_type", "whisper"]),
         ({"vision_config": {"model_type": "resnest"}}, ["vision_config", "resnest", "vit"]),
     ],
 )
@@ -170,3 +179,15 @@ def test_the_plain_preset_is_the_plain_captioner_and_can_be_overridden() -> None
         "gated",
         "joint_and_embedding",
     )
+
+
+def test_audio_config_is_a_config_a_dict_or_absent(tmp_path: Path) -> None:
+    assert FusionCaptionerConfig().audio_config is None
+    assert "audio_config" not in FusionCaptionerConfig().to_diff_dict()
+    for given in (WhisperConfig(d_model=16), {"model_type": "whisper", "d_model": 16}):
+        FusionCaptionerConfig(audio_config=given, num_labels=3, class_weights=[1, 2.5, 0]).save_pretrained(tmp_path)
+        loaded = AutoConfig.from_pretrained(tmp_path)
+        assert isinstance(loaded.audio_config, WhisperConfig)
+        assert (loaded.audio_config.d_model, loaded.class_weights) == (16, [1, 2.5, 0])
+    FusionCaptionerConfig().save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).audio_config is None

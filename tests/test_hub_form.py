@@ -11,18 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub_form_load import describe
+from hub_form_load import describe, head_logits
 from hub_form_push import captioner
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import fusion_captioner
 from fusion_captioner.training.model_card import HUB_METRICS, SCORES
 
 PACKAGE = Path(fusion_captioner.__file__).parent
-NOT_SHIPPED = {"__init__.py", "auto_registration.py", "cli.py"}
+NOT_SHIPPED = {"__init__.py", "auto_registration.py", "cli.py", "memory_reuse.py"}
 SHIPPED = {path.name for path in PACKAGE.glob("*.py")} - NOT_SHIPPED
 CLASSES = [
     "FusionCaptionerConfig",
@@ -139,6 +140,55 @@ def test_loads_with_the_package_without_remote_code(saved):
     found = describe(model, base_model, processor, str(folder / "photo.jpg"))
     assert found["tokens"] == expected["tokens"]
     assert found["embedding"] == pytest.approx(expected["embedding"], abs=1e-3)
+
+
+HEADS = {
+    "AutoModelForZeroShotImageClassification": "FusionCaptionerForImageTextRetrieval",
+    "AutoModelForSequenceClassification": "FusionCaptionerForSequenceClassification",
+    "AutoModelForImageClassification": "FusionCaptionerForSequenceClassification",
+    "AutoModelForMultipleChoice": "FusionCaptionerForMultipleChoice",
+}
+
+
+def test_every_head_loads_without_the_package_and_saves_itself_again_whole(saved, tmp_path):
+    config = captioner()[0].config
+    config.contrastive_loss_weight = 1.0
+    expected, heads = {}, {}
+    for auto_class, name in HEADS.items():
+        model = getattr(fusion_captioner, name)(config).eval()
+        heads[auto_class] = str(tmp_path / auto_class)
+        model.save_pretrained(heads[auto_class])
+        expected[auto_class] = {"class": name, "module": "transformers_modules", "logits": head_logits(model)}
+    save_photo(tmp_path)
+    answer = load_without_package(tmp_path, own_environment(tmp_path / "home"), sources=[], heads=heads)["heads"]
+    for auto_class, folder in heads.items():
+        logits = [answer[auto_class].pop("logits"), expected[auto_class].pop("logits")]
+        assert np.array(logits[0]) == pytest.approx(np.array(logits[1]), abs=1e-3)
+        assert answer[auto_class] == expected[auto_class]
+        before, after = (
+            {path.name: path.read_bytes() for path in Path(name).iterdir()} for name in (folder, f"{folder}_again")
+        )
+        assert set(before) == set(after)
+        assert {name for name in before if name.endswith(".py")} == SHIPPED
+        assert auto_map(before["config.json"]) == auto_map(after["config.json"])
+        assert set(auto_map(before["config.json"])) == {
+            "AutoConfig",
+            "AutoModel",
+            "AutoModelForImageTextToText",
+            *HEADS,
+        }
+
+
+def test_every_head_starts_from_a_captioner_without_the_package(saved, tmp_path):
+    shutil.copytree(saved[0] / "captioner", tmp_path / "captioner")
+    save_photo(tmp_path)
+    heads = {name: str(tmp_path / "captioner") for name in ("AutoModelForSequenceClassification",)}
+    answer = load_without_package(tmp_path, own_environment(tmp_path / "home"), sources=[], heads=heads)["heads"]
+    assert answer["AutoModelForSequenceClassification"]["class"] == "FusionCaptionerForSequenceClassification"
+    source, found = (load_file(tmp_path / name / "model.safetensors") for name in ("captioner", "captioner_again"))
+    shared = [name for name in source if name.startswith("model.")]
+    assert len(shared) > 20
+    assert all((source[name] == found[name]).all() for name in shared)
 
 
 # Over HTTP: one process pushes, one loads by name, and one loads from the cache when the server is gone.

@@ -65,6 +65,55 @@ def text_of(processor: FusionCaptionerProcessor, ids: Any) -> str:
     return processor.decode(ids, skip_special_tokens=True)
 
 
+# Choices
+
+
+def test_each_choice_is_a_row_behind_its_question_and_missing_ones_are_padding():
+    processor = made_processor()
+    choices = [["red", "two red dogs"], ["the beach"]]
+    batch = processor(
+        images=[noise(), noise(1)], text=["what colour is it?", "where?"], choices=choices, return_tensors="pt"
+    )
+    assert batch["pixel_values"].shape == (2, 3, 16, 16)
+    assert "labels" not in batch
+    assert batch["input_ids"].shape == batch["attention_mask"].shape
+    assert batch["input_ids"].shape[:2] == (2, 2)
+    assert not batch["attention_mask"][1, 1].any()
+    for question, number, text in ((0, 0, "what colour is it? red"), (1, 0, "where? the beach")):
+        row = batch["input_ids"][question, number][batch["attention_mask"][question, number].bool()].tolist()
+        assert (row[0], row[-1]) == (processor.bos_token_id, processor.eos_token_id)
+        assert row == processor(text=text, add_eos=True)["input_ids"][0]
+    assert batch["attention_mask"][:, :, 0].tolist() == [[1, 1], [1, 0]]  # padded on the right
+
+
+def test_one_question_or_none_serves_all():
+    processor = made_processor()
+    alone = processor(choices=[["red", "dogs"], ["beach", "dog"]], return_tensors="pt")
+    assert alone["input_ids"].shape[:2] == (2, 2)
+    asked = processor(text="what?", choices=[["red", "dogs"], ["beach", "dog"]], return_tensors="pt")
+    added = asked["attention_mask"].sum(dim=-1) - alone["attention_mask"].sum(dim=-1)
+    assert (added == added[0, 0]).all() and added[0, 0] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"choices": []}, r"`choices` \(\[\]\) must be a list"),
+        ({"choices": [["red"], []]}, r"`choices\[1\]` \(\[\]\) must be a list of at least one"),
+        ({"choices": ["red"]}, r"`choices\[0\]` \('red'\) must be a list"),
+        ({"choices": [["red", " "]]}, r"`choices\[0\]\[1\]` \(' '\) must be a text that is not empty"),
+        ({"choices": [["red"]], "text": ["a", "b"]}, "`text` holds 2 questions for `choices` of 1"),
+        ({"choices": [["red"]], "images": [noise(), noise()]}, "those of 1 questions for 2 `images`"),
+        ({"choices": [["red"]], "text_target": "red"}, "`choices` and `text_target`"),
+        ({"choices": [["red"]], "text": "what?", "add_eos": True}, "`add_eos`"),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        made_processor()(**arguments)
+    assert "\n" not in str(caught.value)
+
+
 # Rows to continue
 
 

@@ -1,14 +1,19 @@
 """Captioners of a few thousand weights, and inputs for them."""
 
+from typing import TypeVar
+
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.fusion import FUSIONS
-from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
+from fusion_captioner.modeling_fusion_captioner import (
+    FusionCaptionerForConditionalGeneration,
+    FusionCaptionerPreTrainedModel,
+)
 
 VOCAB_SIZE = 50
 FUSION_TYPES = list(FUSIONS)
@@ -25,6 +30,35 @@ VISION_CONFIGS = {
     "clip_vision_model": TRANSFORMER | PATCHES,
     "siglip_vision_model": TRANSFORMER | PATCHES,
 }
+# encoders of each of the two kinds of input: log-mel spectrograms and waveforms
+AUDIO_CONFIGS = {
+    "whisper": {
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "decoder_ffn_dim": 16,
+        "num_mel_bins": 16,
+        "max_source_positions": 50,
+        "vocab_size": 10,
+        "max_target_positions": 4,
+        "pad_token_id": 0,
+        "decoder_start_token_id": 1,
+    },
+    "audio-spectrogram-transformer": TRANSFORMER
+    | {"num_mel_bins": 16, "max_length": 100, "patch_size": 8, "frequency_stride": 8, "time_stride": 8},
+    "wav2vec2": TRANSFORMER
+    | {
+        "conv_dim": [8, 8],
+        "conv_kernel": [10, 8],
+        "conv_stride": [10, 8],
+        "num_conv_pos_embeddings": 4,
+        "num_conv_pos_embedding_groups": 2,
+    },
+}
+Head = TypeVar("Head", bound=FusionCaptionerPreTrainedModel)
 
 
 def tiny_config(**fields) -> FusionCaptionerConfig:
@@ -63,12 +97,17 @@ def calibrate(module: torch.nn.Module, pixel_values: torch.Tensor) -> None:
     module.eval()
 
 
-def tiny_model(**fields) -> FusionCaptionerForConditionalGeneration:
-    """A captioner in evaluation mode, the same at every call."""
+def tiny_head(head: type[Head], **fields) -> Head:
+    """A model of this class in evaluation mode, the same at every call."""
     torch.manual_seed(0)
-    model = FusionCaptionerForConditionalGeneration(tiny_config(**fields)).eval()
+    model = head(tiny_config(**fields)).eval()
     randomize(model)
     return model
+
+
+def tiny_model(**fields) -> FusionCaptionerForConditionalGeneration:
+    """A captioner in evaluation mode, the same at every call."""
+    return tiny_head(FusionCaptionerForConditionalGeneration, **fields)
 
 
 def pixels(number: int = 2, *frames: int, seed: int = 0) -> torch.Tensor:
@@ -87,3 +126,20 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(WordLevel(words, unk_token="w3"))
     tokenizer.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def audio_config(audio_type: str = "whisper") -> dict:
+    """A tiny audio encoder's config."""
+    return {"model_type": audio_type, **AUDIO_CONFIGS[audio_type]}
+
+
+def sounds(*frequencies: float) -> torch.Tensor:
+    """A second of a sine wave of each frequency, at 16 kHz: `(sounds, 16000)`."""
+    time = torch.arange(16000) / 16000
+    return torch.stack([torch.sin(2 * torch.pi * frequency * time) for frequency in frequencies])
+
+
+def log_mel(waves: torch.Tensor) -> torch.Tensor:
+    """What Whisper's feature extractor makes of sounds, for the tiny Whisper: `(sounds, 16, 100)`."""
+    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=1)
+    return extractor(list(waves.numpy()), sampling_rate=16000, return_tensors="pt")["input_features"]

@@ -1,8 +1,20 @@
-"""Caption metrics without Java, PyTorch or downloads. Each takes predictions and references and says what it is."""
+"""Metrics of captions, retrieval and labels without Java, PyTorch or downloads. Each takes predictions and references and says what it is."""
 
 from fusion_captioner.metrics.caption_scores import score_captions
 from fusion_captioner.metrics.cider import CiderD, DocumentFrequencies
+from fusion_captioner.metrics.classification import auroc, auroc_interval, classification_scores
 from fusion_captioner.metrics.diversity import caption_diversity
+from fusion_captioner.metrics.retrieval import retrieval_recall
 from fusion_captioner.metrics.tokenization import tokenize_caption
 
-__all__ = ["CiderD", "DocumentFrequencies", "caption_diversity", "score_captions", "tokenize_caption"]
+__all__ = [
+    "CiderD",
+    "DocumentFrequencies",
+    "auroc",
+    "auroc_interval",
+    "caption_diversity",
+    "classification_scores",
+    "retrieval_recall",
+    "score_captions",
+    "tokenize_caption",
+]

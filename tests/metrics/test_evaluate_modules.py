@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 import fusion_captioner
-from fusion_captioner.metrics import score_captions
+from fusion_captioner.metrics import retrieval_recall, score_captions
 
 MODULES = Path(fusion_captioner.__file__).parent / "metrics" / "evaluate_modules"
 NAMES = sorted(path.name for path in MODULES.iterdir() if (path / f"{path.name}.py").is_file())
 PREDICTIONS = ["a dog runs on the grass", "two men ride bikes"]
 REFERENCES = [["a brown dog is running on grass", "a dog runs"], ["two people on bikes"]]
+# four images, the first with two texts, the similarities to all five
+SIMILARITY = [[0.5, 0.1, 0.6, 0, 0], [0.3, 0, 0.2, 0, 0], [0.4, 0, 0, 0.1, 0.9], [0, 0, 0, 0, 0.8]]
+IMAGE_TEXTS = [[0, 1], [2], [3], [4]]
 
 # In a process of its own: evaluate reads its settings at import, and every connection is refused.
 SCRIPT = """
@@ -24,9 +27,11 @@ def refuse(*arguments):
 socket.socket.connect = refuse
 import evaluate
 
-folder, names, predictions, references = json.loads(sys.argv[1])
+folder, names, predictions, references, similarity, image_texts = json.loads(sys.argv[1])
 results = {}
 for name in names:
+    if name == "retrieval_recall":
+        continue
     module = evaluate.load(f"{folder}/{name}")
     results[name] = module.compute(predictions=predictions, references=references)
     module.add_batch(predictions=predictions, references=references)
@@ -34,14 +39,17 @@ for name in names:
 only_cider = evaluate.load(f"{folder}/caption_scores").compute(
     predictions=predictions, references=references, metrics=["CIDEr"]
 )
-print(json.dumps([results, only_cider]))
+module = evaluate.load(f"{folder}/retrieval_recall")
+results["retrieval_recall"] = module.compute(predictions=similarity, references=image_texts)
+in_folds = module.compute(predictions=similarity, references=image_texts, fold_size=2, ranks=[1])
+print(json.dumps([results, only_cider, in_folds]))
 """
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path_factory.mktemp("hf"))}
-    arguments = json.dumps([str(MODULES), NAMES, PREDICTIONS, REFERENCES])
+    arguments = json.dumps([str(MODULES), NAMES, PREDICTIONS, REFERENCES, SIMILARITY, IMAGE_TEXTS])
     process = subprocess.run(
         [sys.executable, "-c", SCRIPT, arguments], env=environment, capture_output=True, text=True
     )
@@ -55,6 +63,7 @@ def test_they_load_from_a_path_without_network_and_give_the_same_scores(results)
         "bleu": {name: scores[name] for name in ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")},
         "caption_scores": scores,
         "cider": {"CIDEr": scores["CIDEr"]},
+        "retrieval_recall": retrieval_recall(SIMILARITY, [0, 0, 1, 2, 3]),
         "meteor_exact_stem": {"METEOR-exact-stem": scores["METEOR-exact-stem"]},
         "rouge_l": {"ROUGE-L": scores["ROUGE-L"]},
     }
@@ -62,3 +71,4 @@ def test_they_load_from_a_path_without_network_and_give_the_same_scores(results)
 
 def test_options_reach_the_metric(results):
     assert set(results[1]) == {"CIDEr", "signature"}
+    assert results[2] == retrieval_recall(SIMILARITY, [0, 0, 1, 2, 3], fold_size=2, ranks=[1])

@@ -1,0 +1,171 @@
+"""
+Retrieval head: images and texts in one space to search in, and a closer look at the best candidates.
+
+B: images, T: texts, L: tokens, P: regions, Dv: width of a region, D: hidden size, E: projection width, N: pairs
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+
+from .alignment import AlignmentLosses
+from .configuration_fusion_captioner import FusionCaptionerConfig
+from .generation_fusion_captioner import count_texts
+from .modeling_fusion_captioner import FusionCaptionerModel, FusionCaptionerPreTrainedModel
+
+
+@dataclass
+class FusionCaptionerRetrievalOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): the weighted sum of `loss_terms`, with `return_loss=True`.
+        logits_per_image (`torch.FloatTensor` of shape `(B, T)`): scaled similarities.
+        logits_per_text (`torch.FloatTensor` of shape `(T, B)`): the same, transposed.
+        image_embeds (`torch.FloatTensor` of shape `(B, E)`), text_embeds (`(T, E)`): projected and normalised.
+        loss_terms (`dict` of scalars): each term that is on, unweighted.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    loss_terms: dict[str, torch.Tensor] | None = None
+
+
+class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
+    """
+    Two towers that meet in one space, trained by the contrastive loss (`contrastive_loss_type`: InfoNCE or hinge), and,
+    with a `matching_loss_weight` above 0, a score of fused pairs to re-rank the towers' best candidates by.
+
+    Texts end in EOS, whose state stands for all of them: `processor(text=..., add_eos=True)`.
+
+    Raises:
+        ValueError: if `contrastive_loss_weight` is 0.
+
+    Example:
+
+        >>> inputs = processor(images=photos, text=captions, add_eos=True, return_tensors="pt")
+        >>> model(**inputs).logits_per_image.argmax(dim=1)
+        tensor([0, 1])
+    """
+
+    _auto_class = "AutoModelForZeroShotImageClassification"
+    # the loss compares the rows of one batch: accumulated batches are averaged, not weighted by rows
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: FusionCaptionerConfig) -> None:
+        super().__init__(config)
+        if not config.contrastive_loss_weight:
+            raise ValueError(
+                f"`contrastive_loss_weight` ({config.contrastive_loss_weight}) must be above 0 for retrieval: it trains "
+                "the space that is searched; set it, for example by `from_pretrained(..., contrastive_loss_weight=1.0)`."
+            )
+        self.model = FusionCaptionerModel(config)
+        self.alignment = AlignmentLosses(config, self.model.image_encoder.hidden_size)
+        self.post_init()
+
+    def get_image_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
+        """See `FusionCaptionerModel.get_image_features`."""
+        return self.model.get_image_features(*args, **kwargs)
+
+    def get_text_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
+        """See `FusionCaptionerModel.get_text_features`."""
+        return self.model.get_text_features(*args, **kwargs)
+
+    def rerank(
+        self,
+        pairs: torch.LongTensor,
+        text_hidden_states: torch.Tensor,
+        image_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        How well texts and images match when they are fused, which costs more than comparing embeddings and is meant for
+        the best candidates. Texts and images are encoded once, however many pairs they are in.
+
+        Args:
+            pairs (`torch.LongTensor` of shape `(N, 2)`): row of the text and row of the image of each pair.
+            text_hidden_states (`torch.FloatTensor` of shape `(T, L, D)`): `get_text_features(...).last_hidden_state`.
+            image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)`): `get_image_hidden_states(...)`.
+            attention_mask (`torch.LongTensor` of shape `(T, L)`, *optional*): of the texts.
+
+        Returns:
+            matching logits `(N,)`.
+
+        Raises:
+            ValueError: if the model has no matching score, or `pairs` has another shape.
+        """
+        if not self.config.matching_loss_weight:
+            raise ValueError(
+                f"`matching_loss_weight` ({self.config.matching_loss_weight}) is 0, so that the model has no matching "
+                "score to re-rank by; train it with a `matching_loss_weight` above 0."
+            )
+        if pairs.dim() != 2 or pairs.shape[1] != 2:
+            raise ValueError(
+                f"`pairs` {tuple(pairs.shape)} must have the shape (pairs, 2): row of text, row of image."
+            )
+        texts, images = pairs.to(text_hidden_states.device).unbind(dim=1)
+        mask = None if attention_mask is None else attention_mask[texts]
+        needed, images = images.unique(return_inverse=True)
+        projected = self.model.project_regions(self.model.check_regions(image_hidden_states[needed]))
+        regions = tuple(tensor[images] for tensor in projected)
+        joint, _, _ = self.model.fusion(text_hidden_states[texts], regions, mask)
+        return self.alignment.match(joint, mask)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_hidden_states: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> FusionCaptionerRetrievalOutput | tuple:
+        """
+        Args:
+            input_ids, attention_mask (`torch.LongTensor` of shape `(T, L)`).
+            pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)` or `(B, F, 3, H, W)`), or
+            image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)` or `(B, F, P, Dv)`).
+            return_loss (`bool`): whether the texts belong to the images, k to each, those of one image next to each
+                other, and the loss is wanted. Without it any number of texts is compared with any number of images.
+
+        Raises:
+            ValueError: if text or image is missing; with `return_loss`, if the texts do not divide among the images.
+        """
+        input_ids = self.model.check_input_ids(input_ids)
+        regions = self.model._image_regions(pixel_values, image_hidden_states)
+        flat_regions = self.model.flatten_frames(regions)
+        image_embeds = self.model._embed_image(flat_regions)
+        text_states, _, _ = self.model.text_encoder(input_ids, attention_mask)
+        text_embeds = self.model._embed_text(text_states, attention_mask)
+        logits_per_text = self.alignment.inverse_temperature * text_embeds @ image_embeds.T
+
+        loss, loss_terms = None, None
+        if return_loss:
+            count_texts(len(text_embeds), len(image_embeds))
+            loss_terms = self.alignment(
+                image_embeds,
+                text_embeds,
+                flat_regions.mean(dim=1),
+                text_states,
+                self.model.project_regions(regions) if self.config.matching_loss_weight else (),
+                attention_mask,
+                self.model.fusion,
+            )
+            loss = sum(getattr(self.config, f"{name}_loss_weight") * term for name, term in loss_terms.items())
+        result = FusionCaptionerRetrievalOutput(
+            loss=loss,
+            logits_per_image=logits_per_text.T,
+            logits_per_text=logits_per_text,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            loss_terms=loss_terms,
+        )
+        return result.to_tuple() if return_dict is False else result
+
+
+__all__ = ["FusionCaptionerForImageTextRetrieval"]
