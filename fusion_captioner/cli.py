@@ -11,12 +11,15 @@ from collections.abc import Sequence
 
 from fusion_captioner import __version__
 
+RUNTIMES = ["onnx", "openvino"]
+
 EPILOG = """\
 examples:
   fusion-captioner convert --out lite2                       ImageNet weights of a small backbone
   fusion-captioner train configs/flickr8k_cpu.yaml --data.source flickr8k
   fusion-captioner evaluate runs/captioner --source flickr8k --split val --beams 1 3
   fusion-captioner caption photo.jpg holiday/ --model runs/captioner
+  fusion-captioner export runs/captioner --to openvino --out runs/captioner-openvino
 
 `fusion-captioner COMMAND --help` explains a command."""
 
@@ -86,7 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Caption images: files, folders (all images in them) and URLs. One JSON line an image on stdout.",
     )
     caption.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or URL")
-    caption.add_argument("--model", required=True, help="folder or Hub name of the captioner")
+    caption.add_argument("--model", required=True, help="folder or Hub name of the captioner, or folder of an export")
+    caption.add_argument("--runtime", choices=["torch", *RUNTIMES], help="what it runs on (default: what it is for)")
     caption.add_argument("--prompt", default="", help="words that the caption begins with, or a question")
     caption.add_argument("--beams", type=int, default=3, help="beam size; 1 is greedy (default: 3)")
     caption.add_argument("--num-captions", type=int, default=1, help="captions an image (default: 1)")
@@ -96,6 +100,17 @@ def build_parser() -> argparse.ArgumentParser:
     caption.add_argument("--batch-size", type=int, default=8, help="images at a time (default: 8)")
     caption.add_argument("--seed", type=int, default=0, help="of --sample (default: 0)")
     _add_hub_flags(caption)
+
+    export = commands.add_parser(
+        "export",
+        help="write a captioner that runs without torch",
+        description="Write a captioner as a folder that `caption --model FOLDER` runs without torch.",
+        epilog="The runtimes are packages: pip install 'fusion-captioner[openvino]' or 'fusion-captioner[onnx]'",
+    )
+    export.add_argument("model", metavar="CHECKPOINT", help="folder or Hub name of the captioner")
+    export.add_argument("--to", required=True, choices=RUNTIMES, help="runtime to export for")
+    export.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
+    _add_hub_flags(export)
 
     convert = commands.add_parser(
         "convert",
@@ -152,8 +167,6 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from fusion_captioner.memory_reuse import keep_freed_memory
 
     keep_freed_memory()
-    from fusion_captioner import auto_registration  # noqa: F401
-
     if options.command == "train":
         from fusion_captioner.training.train_captioner import train_from_yaml
 
@@ -167,6 +180,10 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         from fusion_captioner.inference.caption_command import caption
 
         return caption(options)
+    if options.command == "export":
+        from fusion_captioner.inference.export_captioner import export
+
+        return export(options)
     from fusion_captioner.training.demo import run_demo
 
     return run_demo(options.out, options.data)
