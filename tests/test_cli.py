@@ -13,7 +13,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from fusion_captioner import FusionCaptionerImageProcessor, FusionCaptionerProcessor, __version__
 from fusion_captioner.cli import main
 
-COMMANDS = ["train", "evaluate", "caption", "convert", "demo"]
+COMMANDS = ["train", "evaluate", "caption", "export", "convert", "demo"]
 
 # what the console script runs, for each line of flags, and whether anything heavy was imported
 HELP_SCRIPT = """

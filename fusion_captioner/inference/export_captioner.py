@@ -63,11 +63,7 @@ def export_captioner(
     """
     if runtime not in EXPORTERS:
         raise ValueError(f"`runtime` ({runtime!r}) must be one of {', '.join(map(repr, EXPORTERS))}.")
-    settings = {
-        name: getattr(processor.image_processor, name)
-        for name in processor.image_processor.valid_kwargs.__annotations__
-    }
-    if not settings["do_resize"]:
+    if not processor.image_processor.do_resize:
         raise ValueError(
             "`do_resize` (False) of the image processor must be true: an export takes images of one size."
         )
@@ -87,10 +83,12 @@ def export_captioner(
     }
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
+    # gone first and back last: a folder without it is no export
+    (folder / DESCRIPTION).unlink(missing_ok=True)
     write = EXPORTERS[runtime]
 
     model = deepcopy(model).eval().float().cpu()  # the caller's stays what it is
-    size = (settings["size"]["height"], settings["size"]["width"])
+    size = (processor.image_processor.size["height"], processor.image_processor.size["width"])
     image_part, region_shapes = export_image_part(model, size)
     write(image_part, [["images", 3, *size]], folder / IMAGE_PART)
     decoder_step, states = export_decoder_step(model, region_shapes)
@@ -102,7 +100,6 @@ def export_captioner(
     processor.tokenizer.save_pretrained(folder)
     processor.image_processor.to_json_file(folder / IMAGE_SETTINGS)
     description |= {"regions": region_shapes, "states": states}
-    # last: a folder without it is no export
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
     return folder
 

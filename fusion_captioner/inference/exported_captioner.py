@@ -62,8 +62,8 @@ class ExportedCaptioner:
 
     def preprocess(self, images: Sequence[ImageSource]) -> np.ndarray:
         """Images of any kind to float32 `(B, 3, H, W)`, as [`FusionCaptionerImageProcessor`] makes them."""
-        if not images:
-            raise ValueError("`images` is empty; give at least one image.")
+        if isinstance(images, str | bytes | Path) or not images:
+            raise ValueError(f"`images` ({images!r:.60}) must be a list of at least one image.")
         return images_to_pixel_values(images, self.image_settings)
 
     def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +126,11 @@ class ExportedCaptioner:
         search = SearchSettings(**(self.description["generation"]["settings"] | settings))
         eos_ids = np.asarray(self.description["generation"]["eos_token_ids"], np.int64)
         pad_id = self.description["generation"]["pad_token_id"]
+        if pixel_values.shape[1:] != (3, *self.image_size):
+            raise ValueError(
+                f"`pixel_values` {pixel_values.shape} must have the shape (images, 3, {', '.join(map(str, self.image_size))}"
+                "); make them with `preprocess`."
+            )
         if input_ids is None:
             input_ids = np.full((len(pixel_values), 1), self.description["generation"]["bos_token_id"], np.int64)
         if len(pixel_values) == 0 or len(input_ids) == 0 or len(input_ids) % len(pixel_values):
@@ -174,10 +179,10 @@ class ExportedCaptioner:
             prompt: the words that captions begin with, or a question: one for all, or one an image.
             seed, settings: as in `generate`.
         """
+        pixel_values = self.preprocess(images)
         prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(images):
             raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one, or one an image.")
-        pixel_values = self.preprocess(images)
         input_ids, mask = self.encode(prompts)
         generated = self.generate(pixel_values, input_ids, mask, seed=seed, **settings)
         texts = self.decode(generated[:, input_ids.shape[1] :])

@@ -160,7 +160,7 @@ def search_with_beams(
         ends &= np.arange(candidates) < beams
         scores = scores / np.float32((position + 1) ** penalty)
         scores = scores + ~may_improve * NEVER + ~ends * NEVER
-        merged_scores = np.concatenate((finished_scores, scores), axis=1)
+        merged_scores: np.ndarray = np.concatenate((finished_scores, scores), axis=1)
         best_finished = _top(merged_scores, beams)
         finished_scores = np.take_along_axis(merged_scores, best_finished, axis=1)
         finished = np.take_along_axis(np.concatenate((finished, texts), axis=1), best_finished[:, :, None], axis=1)
