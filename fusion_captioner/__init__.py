@@ -1,14 +1,14 @@
 """
 Fusion Captioner: image captioning by cross-modal fusion, on transformers.
 
-Importing the package registers its classes with transformers' `Auto*` classes, except in the console script, which
-must answer `--help` and run exported models without loading torch, and registers when it needs a model.
+Importing the package registers its classes with transformers' `Auto*` classes. This is done when transformers is
+loaded: the package itself loads neither it nor torch, so that `--help` answers at once and exports run without them.
 """
 
-import os
-import sys
 from importlib import import_module
 from typing import Any
+
+from .lazy_registration import register_when_transformers_loads
 
 __version__ = "0.1.0"
 
@@ -36,5 +36,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-if os.path.basename(sys.argv[0]).removesuffix(".exe") != "fusion-captioner":
-    import_module(f"{__name__}.auto_registration")
+register_when_transformers_loads()

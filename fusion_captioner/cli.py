@@ -11,12 +11,15 @@ from collections.abc import Sequence
 
 from fusion_captioner import __version__
 
+RUNTIMES = ["onnx", "openvino"]
+
 EPILOG = """\
 examples:
   fusion-captioner convert --out lite2                       ImageNet weights of a small backbone
   fusion-captioner train configs/flickr8k_cpu.yaml --data.source flickr8k
   fusion-captioner evaluate runs/captioner --source flickr8k --split val --beams 1 3
   fusion-captioner caption photo.jpg holiday/ --model runs/captioner
+  fusion-captioner export runs/captioner --to openvino --out runs/captioner-openvino
 
 `fusion-captioner COMMAND --help` explains a command."""
 
@@ -94,9 +97,11 @@ def build_parser() -> argparse.ArgumentParser:
         description="Caption images: files, folders (all images in them) and URLs. One JSON line an image on stdout.",
     )
     caption.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or URL")
-    caption.add_argument("--model", required=True, help="folder or Hub name of the captioner")
+    caption.add_argument("--model", required=True, help="folder or Hub name of the captioner, or folder of an export")
+    caption.add_argument("--runtime", choices=["torch", *RUNTIMES], help="what it runs on (default: what it is for)")
     caption.add_argument("--prompt", default="", help="words that the caption begins with, or a question")
     caption.add_argument("--beams", type=int, default=3, help="beam size; 1 is greedy (default: 3)")
+    _add_length_penalty(caption)
     caption.add_argument("--num-captions", type=int, default=1, help="captions an image (default: 1)")
     caption.add_argument("--sample", action="store_true", help="draw words at random instead of taking the best")
     caption.add_argument("--temperature", type=float, default=1.0, help="of --sample (default: 1.0)")
@@ -104,6 +109,17 @@ def build_parser() -> argparse.ArgumentParser:
     caption.add_argument("--batch-size", type=int, default=8, help="images at a time (default: 8)")
     caption.add_argument("--seed", type=int, default=0, help="of --sample (default: 0)")
     _add_hub_flags(caption)
+
+    export = commands.add_parser(
+        "export",
+        help="write a captioner that runs without torch",
+        description="Write a captioner as a folder that `caption --model FOLDER` runs without torch.",
+        epilog="The runtimes are packages: pip install 'fusion-captioner[openvino]' or 'fusion-captioner[onnx]'",
+    )
+    export.add_argument("model", metavar="CHECKPOINT", help="folder or Hub name of the captioner")
+    export.add_argument("--to", required=True, choices=RUNTIMES, help="runtime to export for")
+    export.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
+    _add_hub_flags(export)
 
     convert = commands.add_parser(
         "convert",
@@ -166,39 +182,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _keep_stderr_quiet(reads_data: bool) -> None:
-    """No bars and notes that nobody asked for, which bury what matters; a terminal still shows bars of long work."""
-    from huggingface_hub.utils import enable_progress_bars
-    from huggingface_hub.utils.logging import set_verbosity_error
-    from transformers.utils.logging import disable_progress_bar
-
-    set_verbosity_error()  # a line for each of five vain attempts to reach the Hub
-    disable_progress_bar()
-    if sys.stderr.isatty():
-        enable_progress_bars()
-    if not reads_data:
-        return
-    from datasets import disable_progress_bars
-    from datasets.utils.logging import CRITICAL, set_verbosity
-
-    set_verbosity(CRITICAL)  # it logs the errors that it raises
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-
-
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     if options.command == "convert":
-        _keep_stderr_quiet(reads_data=False)
+        from fusion_captioner.inference.quiet_stderr import keep_stderr_quiet
         from fusion_captioner.training.convert_efficientnet_lite import convert_efficientnet_lite
 
+        keep_stderr_quiet(reads_data=False)
         print(convert_efficientnet_lite(options.variant, options.weights, options.image_size, out=options.out))
         return 0
     from fusion_captioner.memory_reuse import keep_freed_memory
 
     keep_freed_memory()
-    from fusion_captioner import auto_registration  # noqa: F401
+    if options.command == "caption":
+        from fusion_captioner.inference.caption_command import caption
 
-    _keep_stderr_quiet(reads_data=options.command != "caption")
+        return caption(options)
+    from fusion_captioner.inference.quiet_stderr import keep_stderr_quiet
+
+    keep_stderr_quiet(reads_data=True)
     if options.command == "train":
         from fusion_captioner.training.train_captioner import train_from_yaml
 
@@ -208,10 +209,10 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         from fusion_captioner.inference.evaluate_command import evaluate
 
         return evaluate(options)
-    if options.command == "caption":
-        from fusion_captioner.inference.caption_command import caption
+    if options.command == "export":
+        from fusion_captioner.inference.export_captioner import export
 
-        return caption(options)
+        return export(options)
     from fusion_captioner.training.demo import run_demo
 
     return run_demo(options.out, options.data)

@@ -5,7 +5,8 @@ B: images, k: texts an image (captions, beams or samples; the k rows of an image
 P: regions, D: hidden size, R: bilinear rank
 
 Each class does its work in two steps, so that an image is projected once however many texts or tokens meet it:
-`project_regions` makes the image's side, and `forward` joins it with token states.
+`project_regions` makes the image's side, and `forward` joins it with token states. Rows are counted by `shape[0]`,
+since `len` would fix their number in exports.
 """
 
 import math
@@ -64,8 +65,9 @@ class PooledFusion(Fusion):
         return (self.project_pooled(regions.mean(dim=1)),)
 
     def forward(self, text_states, projected, attention_mask=None, state=None, output_attentions=False):
-        texts = len(text_states) // len(projected[0])
-        image = projected[0].repeat_interleave(texts, dim=0).unsqueeze(1)
+        rows, images = text_states.shape[0], projected[0].shape[0]
+        # as `repeat_interleave` does, which the ONNX exporter gets wrong where the number of texts is dynamic
+        image = projected[0].unsqueeze(1).expand(-1, rows // images, -1).reshape(rows, 1, -1)
         return self.join(text_states, image), None, None
 
 
@@ -162,7 +164,7 @@ class AttentionFusion(Fusion):
     def forward(self, text_states, projected, attention_mask=None, state=None, output_attentions=False):
         key, value = projected
         rows, length, width = text_states.shape
-        query = self._split(self.query(text_states), len(key))  # (B, heads, k*L, D/heads)
+        query = self._split(self.query(text_states), key.shape[0])  # (B, heads, k*L, D/heads)
         dropout = self.attention_dropout if self.training else 0.0
         weights = None
         if output_attentions:
@@ -204,8 +206,8 @@ class CoAttentionFusion(AttentionFusion):
     def forward(self, text_states, projected, attention_mask=None, state=None, output_attentions=False):
         key, value = projected
         rows, length, width = text_states.shape
-        texts = rows // len(key)
-        query = self._split(self.query(text_states), len(key))
+        texts = rows // key.shape[0]
+        query = self._split(self.query(text_states), key.shape[0])
         affinities = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).float()  # (B, heads, k*L, P)
         weights = affinities.softmax(dim=-1).to(query.dtype)
         context = nn.functional.dropout(weights, self.attention_dropout, self.training) @ value
@@ -213,10 +215,11 @@ class CoAttentionFusion(AttentionFusion):
         seen = self._by_text(affinities, rows).mean(dim=1)  # (B*k, L, P)
         if attention_mask is not None:
             seen = seen.masked_fill(attention_mask[:, -length:, None] == 0, self.MASKED)
-        seen = seen.logcumsumexp(dim=1)
+        if length > 1:  # exporters know no logcumsumexp, and a single step needs none
+            seen = seen.logcumsumexp(dim=1)
         if state is not None:
             seen = torch.logaddexp(seen, state[0].unsqueeze(1))
-        region_weights = seen.softmax(dim=-1).to(query.dtype).view(len(key), texts * length, -1)
+        region_weights = seen.softmax(dim=-1).to(query.dtype).view(key.shape[0], texts * length, -1)
         regions = value.transpose(1, 2).flatten(2)  # (B, P, D)
         reweighted = (region_weights @ regions).view(rows, length, width)
 

@@ -9,6 +9,7 @@ import base64
 import os
 import stat
 import warnings
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -144,6 +145,46 @@ def resize_image(
         )
     # Pictures more than twice too large are first averaged over whole blocks: 5 times faster at 12 megapixels, 46 dB
     return image.resize((width, height), resample, box=box, reducing_gap=2.0)
+
+
+def images_to_pixel_values(
+    images: Sequence[ImageSource], settings: Mapping[str, Any], names: Sequence[str | None] | None = None
+) -> np.ndarray:
+    """Reads and prepares images, written in place one by one, so that no second copy of the batch is ever made.
+
+    Args:
+        images: what [`load_image`] opens.
+        settings: valid ones of [`FusionCaptionerImageProcessor`], all of them.
+        names: what error messages call each image, None for those that have a path.
+
+    Returns:
+        float32 (B, 3, H, W).
+
+    Raises:
+        ValueError: an image that cannot be read (or FileNotFoundError, OSError), or of another size than the first with
+            `do_resize` off.
+    """
+    target = (settings["size"]["height"], settings["size"]["width"]) if settings["do_resize"] else None
+    scale, offset = normalization(
+        settings["image_mean"] if settings["do_normalize"] else None,
+        settings["image_std"] if settings["do_normalize"] else None,
+        settings["rescale_factor"] if settings["do_rescale"] else None,
+    )
+    pixel_values = np.empty((len(images), 3, *(target or (0, 0))), np.float32)
+    for index, image in enumerate(images):
+        picture = load_image(image, target_size=target, name=names[index] if names else None)
+        if target is not None:
+            picture = resize_image(picture, target, settings["resize_mode"], Image.Resampling(settings["resample"]))
+        elif index == 0:
+            pixel_values = np.empty((len(images), 3, picture.height, picture.width), np.float32)
+        height, width = pixel_values.shape[2:]
+        if picture.size != (width, height):
+            raise ValueError(
+                f"`images` have different sizes, {height}x{width} and {picture.height}x{picture.width} (height x width); "
+                "set `do_resize=True` or give images of one size."
+            )
+        write_normalized(picture, pixel_values[index], scale, offset)
+    return pixel_values
 
 
 def write_normalized(image: Image.Image, out: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> None:

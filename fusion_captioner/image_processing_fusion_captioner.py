@@ -15,7 +15,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 
-from .image_loading import RESIZE_MODES, load_image, normalization, resize_image, write_normalized
+from .image_loading import RESIZE_MODES, images_to_pixel_values
 
 
 class FusionCaptionerImageProcessorKwargs(TypedDict, total=False):
@@ -109,35 +109,10 @@ class FusionCaptionerImageProcessor(PilBackend):
         settings = _checked({name: getattr(self, name) for name in SETTINGS} | overrides)
         videos, are_videos = _as_videos(images)
         frames = [frame for video in videos for frame in video]
-        pixel_values = _pixel_values(frames, _names(videos, are_videos), settings)
+        pixel_values = images_to_pixel_values(frames, settings, _names(videos, are_videos))
         if are_videos:
             pixel_values = pixel_values.reshape(len(videos), -1, *pixel_values.shape[1:])
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
-
-
-def _pixel_values(images: list[Any], names: list[str | None], settings: dict[str, Any]) -> np.ndarray:
-    """(N, 3, H, W), written in place image by image, so that no second copy of the batch is ever made."""
-    target = (settings["size"]["height"], settings["size"]["width"]) if settings["do_resize"] else None
-    scale, offset = normalization(
-        settings["image_mean"] if settings["do_normalize"] else None,
-        settings["image_std"] if settings["do_normalize"] else None,
-        settings["rescale_factor"] if settings["do_rescale"] else None,
-    )
-    pixel_values = np.empty((len(images), 3, *(target or (0, 0))), np.float32)
-    for index, (image, name) in enumerate(zip(images, names)):
-        picture = load_image(image, target_size=target, name=name)
-        if target is not None:
-            picture = resize_image(picture, target, settings["resize_mode"], settings["resample"])
-        elif index == 0:
-            pixel_values = np.empty((len(images), 3, picture.height, picture.width), np.float32)
-        height, width = pixel_values.shape[2:]
-        if picture.size != (width, height):
-            raise ValueError(
-                f"`images` have different sizes, {height}x{width} and {picture.height}x{picture.width} (height x width); "
-                "set `do_resize=True` or give images of one size."
-            )
-        write_normalized(picture, pixel_values[index], scale, offset)
-    return pixel_values
 
 
 def _as_videos(images: Any) -> tuple[list[list[Any]], bool]:

@@ -1,4 +1,7 @@
-"""`fusion-captioner caption`: images in, JSON lines out; one bad image does not stop the others."""
+"""`fusion-captioner caption`: images in, JSON lines out; one bad image does not stop the others.
+
+torch is imported only where a checkpoint runs on it.
+"""
 
 import argparse
 import json
@@ -6,15 +9,23 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 from PIL import Image
 
 from fusion_captioner.image_loading import load_image
-from fusion_captioner.inference.loading import load_captioner
+from fusion_captioner.inference.exported_captioner import ExportedCaptioner, is_export
 
-IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
+
+class Captioner(Protocol):
+    """What the command needs of a captioner, on whichever runtime."""
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+
+    def caption(
+        self, images: list[Image.Image], prompt: str, *, seed: int | None = None, **settings: Any
+    ) -> list[list[str]]: ...
 
 
 def find_images(sources: list[str]) -> Iterator[str]:
@@ -32,9 +43,8 @@ def find_images(sources: list[str]) -> Iterator[str]:
             continue
         path = Path(source).expanduser()
         if path.is_dir():
-            files = sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-            )
+            suffixes = Image.registered_extensions()
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
             if not files:
                 raise ValueError(f"{source}: the folder holds no images; check the path.")
             yield from map(str, files)
@@ -42,6 +52,36 @@ def find_images(sources: list[str]) -> Iterator[str]:
             yield str(path)
         else:
             raise FileNotFoundError(f"{source}: no such file or folder; check the path.")
+
+
+def load(model: str, revision: str, runtime: str | None) -> Captioner:
+    """The captioner on the runtime that is asked for, by default the one that `model` is for.
+
+    Raises:
+        ValueError: if `model` is for another runtime; and what loading raises.
+    """
+    exported = is_export(model)
+    if exported and runtime != "torch":
+        captioner = ExportedCaptioner(model)
+        if runtime is not None and captioner.runtime != runtime:
+            raise ValueError(
+                f"{model}: was exported for --runtime {captioner.runtime}, not {runtime}; leave --runtime out, or export "
+                f"the checkpoint with --to {runtime}."
+            )
+        return captioner
+    if exported:
+        raise ValueError(
+            f"{model}: is an export, which torch does not run; leave --runtime out, or give the checkpoint."
+        )
+    if runtime in ("onnx", "openvino"):
+        raise ValueError(
+            f"{model}: is no export; write one with: fusion-captioner export {model} --to {runtime} --out FOLDER"
+        )
+    from fusion_captioner.inference.quiet_stderr import keep_stderr_quiet
+    from fusion_captioner.inference.torch_captioner import TorchCaptioner
+
+    keep_stderr_quiet(reads_data=False)
+    return TorchCaptioner(model, revision)
 
 
 def caption(options: argparse.Namespace) -> int:
@@ -56,7 +96,7 @@ def caption(options: argparse.Namespace) -> int:
     if not 0 < options.temperature < float("inf"):
         raise ValueError(f"--temperature ({options.temperature}) must be above 0, such as 0.7.")
     images = list(find_images(options.images))
-    model, processor = load_captioner(options.model, options.revision)
+    captioner = load(options.model, options.revision, options.runtime)
     settings: dict[str, Any] = {
         "max_new_tokens": options.max_new_tokens,
         "num_return_sequences": options.num_captions,
@@ -65,23 +105,28 @@ def caption(options: argparse.Namespace) -> int:
             if options.sample
             else {"num_beams": options.beams}
         ),
+        **({} if options.length_penalty is None else {"length_penalty": options.length_penalty}),
     }
-    torch.manual_seed(options.seed)
-    size = processor.image_processor.size
-    target = (size["height"], size["width"])
+    if settings["num_beams"] == 1:
+        # the captioner's own length penalty is one of beam search
+        settings["length_penalty"] = 1.0
     bad = 0
     with ThreadPoolExecutor(max_workers=2) as readers:
         for start in range(0, len(images), options.batch_size):
             batch = images[start : start + options.batch_size]
-            pictures = []
-            for name, picture in zip(batch, readers.map(lambda name: _read(name, target), batch)):
+            names, pictures = [], []
+            for name, picture in zip(batch, readers.map(lambda name: _read(name, captioner.image_size), batch)):
                 if isinstance(picture, str):
                     bad += 1
                     print(f"fusion-captioner: {picture}", file=sys.stderr)
                 else:
-                    pictures.append((name, picture))
+                    names.append(name)
+                    pictures.append(picture)
             if pictures:
-                for line in _caption_batch(model, processor, pictures, options.prompt, settings):
+                seed = options.seed + start  # other draws for other batches
+                captions = captioner.caption(pictures, options.prompt, seed=seed, **settings)
+                for name, texts in zip(names, captions):
+                    line = {"image": name, "caption": texts[0]} | ({"captions": texts} if len(texts) > 1 else {})
                     print(json.dumps(line, ensure_ascii=False), flush=True)
     if bad and len(images) > 1:
         print(f"fusion-captioner: {bad} of {len(images)} images could not be captioned", file=sys.stderr)
@@ -94,15 +139,3 @@ def _read(name: str, target: tuple[int, int]) -> Image.Image | str:
         return load_image(name, target_size=target)
     except (ValueError, OSError) as error:
         return " ".join(str(error).split())
-
-
-@torch.inference_mode()
-def _caption_batch(model, processor, pictures, prompt: str, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    prompts = [prompt] * len(pictures)
-    inputs = processor(images=[picture for _, picture in pictures], text=prompts, return_tensors="pt")
-    generated = model.generate(**inputs.to(model.device), **settings)[:, inputs["input_ids"].shape[1] :]
-    texts = [text.strip() for text in processor.batch_decode(generated, skip_special_tokens=True)]
-    per_image = settings["num_return_sequences"]
-    for index, (name, _) in enumerate(pictures):
-        captions = texts[index * per_image : (index + 1) * per_image]
-        yield {"image": name, "caption": captions[0]} | ({"captions": captions} if per_image > 1 else {})

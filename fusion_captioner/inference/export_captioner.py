@@ -1,0 +1,177 @@
+"""`fusion-captioner export`: a captioner as files that run without torch."""
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from copy import deepcopy
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from fusion_captioner import __version__
+from fusion_captioner.inference.export_parts import Shape, export_decoder_step, export_image_part
+from fusion_captioner.inference.exported_captioner import (
+    DECODER_STEP,
+    DESCRIPTION,
+    FORMAT,
+    IMAGE_PART,
+    IMAGE_SETTINGS,
+)
+from fusion_captioner.inference.loading import load_captioner
+from fusion_captioner.inference.runtimes import import_runtime
+from fusion_captioner.inference.token_search import SearchSettings
+from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
+from fusion_captioner.processing_fusion_captioner import NO_LIMIT, FusionCaptionerProcessor
+
+# Fields of a generation config that say nothing about which tokens are chosen, or that the description holds
+_NO_MATTER = {
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "transformers_version",
+    "use_cache",
+    "_from_model_config",
+}
+
+
+def export_captioner(
+    model: FusionCaptionerForConditionalGeneration,
+    processor: FusionCaptionerProcessor,
+    runtime: str,
+    folder: str | Path,
+) -> Path:
+    """
+    Write a captioner as a folder that [`ExportedCaptioner`] loads: the image part and the decoder step, the config,
+    the tokenizer, the settings of the image processor, and a description.
+
+    Args:
+        model, processor: the captioner. It takes images of the image processor's `size`, and no videos.
+        runtime: `"onnx"` or `"openvino"`.
+        folder: is made where it does not exist.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ValueError: if the captioner holds what an export cannot: other settings of generation than
+            [`SearchSettings`] has, a tokenizer without `tokenizer.json`, or images that are not resized.
+        ImportError: the runtime's packages are not installed.
+    """
+    if runtime not in EXPORTERS:
+        raise ValueError(f"`runtime` ({runtime!r}) must be one of {', '.join(map(repr, EXPORTERS))}.")
+    if not processor.image_processor.do_resize:
+        raise ValueError(
+            "`do_resize` (False) of the image processor must be true: an export takes images of one size."
+        )
+    if not processor.tokenizer.is_fast:
+        raise ValueError("the tokenizer has no `tokenizer.json`; an export needs one of the library tokenizers.")
+    description = {
+        "format": FORMAT,
+        "runtime": runtime,
+        "package_version": __version__,
+        "checkpoint": weights_fingerprint(model),
+        "vocab_size": model.config.vocab_size,
+        "max_positions": model.config.max_position_embeddings
+        if "transformer" in (model.config.text_encoder_type, model.config.decoder_type)
+        else None,
+        "generation": _generation(model),
+        "tokenizer": _tokenizer(processor),
+    }
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    # gone first and back last: a folder without it is no export
+    (folder / DESCRIPTION).unlink(missing_ok=True)
+    write = EXPORTERS[runtime]
+
+    model = deepcopy(model).eval().float().cpu()  # the caller's stays what it is
+    size = (processor.image_processor.size["height"], processor.image_processor.size["width"])
+    image_part, region_shapes = export_image_part(model, size)
+    write(image_part, [["images", 3, *size]], folder / IMAGE_PART)
+    decoder_step, states = export_decoder_step(model, region_shapes)
+    attends = description["max_positions"] is not None
+    token_shapes: list[Shape] = [["images", "texts"], ["images", "texts", "seen" if attends else 1]]
+    write(decoder_step, [*token_shapes, *region_shapes, *(state["shape"] for state in states)], folder / DECODER_STEP)
+
+    model.config.to_json_file(folder / "config.json")
+    processor.tokenizer.save_pretrained(folder)
+    processor.image_processor.to_json_file(folder / IMAGE_SETTINGS)
+    description |= {"regions": region_shapes, "states": states}
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+    return folder
+
+
+def export(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    # the exporter names every operator of packages that are not installed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    model, processor = load_captioner(options.model, options.revision)
+    print(export_captioner(model, processor, options.to, options.out))
+    return 0
+
+
+def write_onnx(program: ExportedProgram, shapes: list[Shape], path: Path) -> None:
+    """`PATH.onnx`, weights included; batch normalisation is folded into the convolutions by the exporter."""
+    import_runtime("onnxscript", "onnx")
+    exported = torch.onnx.export(program, dynamo=True, verbose=False)
+    exported.save(path.with_suffix(".onnx"), external_data=False)
+
+
+def write_openvino(program: ExportedProgram, shapes: list[Shape], path: Path) -> None:
+    """`PATH.xml` and `PATH.bin`; batch normalisation is folded into the convolutions by the conversion."""
+    openvino = import_runtime("openvino", "openvino")
+    converted = openvino.convert_model(program)
+    # the conversion makes all sizes dynamic; fixed ones let the runtime choose its kernels beforehand
+    fixed = [[size if isinstance(size, int) else -1 for size in shape] for shape in shapes]
+    converted.reshape({port: openvino.PartialShape(shape) for port, shape in zip(converted.inputs, fixed)})
+    openvino.save_model(converted, path.with_suffix(".xml"), compress_to_fp16=False)
+
+
+EXPORTERS: dict[str, Callable[[ExportedProgram, list[Shape], Path], None]] = {
+    "onnx": write_onnx,
+    "openvino": write_openvino,
+}
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """A hash of all weights and their names."""
+    digest = blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _generation(model: FusionCaptionerForConditionalGeneration) -> dict[str, Any]:
+    """Special tokens of generation, and settings that the checkpoint itself brings."""
+    config = model.generation_config
+    settings = {}
+    for name, value in config.to_diff_dict().items():
+        is_neutral = not value or (value == 1 and value is not True)  # as a penalty of 1 is
+        if name in SearchSettings.__dataclass_fields__:
+            settings[name] = value
+        elif not is_neutral and name not in _NO_MATTER and not name.startswith(("output_", "return_")):
+            raise ValueError(
+                f"the generation config sets `{name}` ({value!r}), which exports do not have; they have "
+                f"{', '.join(SearchSettings.__dataclass_fields__)}. Remove it from `model.generation_config`."
+            )
+    eos = config.eos_token_id
+    eos_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    pad = config.pad_token_id if config.pad_token_id is not None else (eos_ids or [0])[0]
+    return {"bos_token_id": config.bos_token_id, "eos_token_ids": eos_ids, "pad_token_id": pad, "settings": settings}
+
+
+def _tokenizer(processor: FusionCaptionerProcessor) -> dict[str, Any]:
+    tokenizer = processor.tokenizer
+    limit = tokenizer.model_max_length
+    is_bpe = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"
+    return {
+        "bos_token_id": processor.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "model_max_length": limit if limit < NO_LIMIT else None,
+        # transformers leaves the spaces of BPE tokenizers alone
+        "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces) and not is_bpe,
+    }

@@ -1,0 +1,133 @@
+"""
+The two parts of a captioner that leave torch: the image part, run once an image, and the decoder step, run once a token.
+
+B: images, k: texts an image (prompts, beams or samples), S: tokens a text has so far, this one included, V: vocabulary
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from fusion_captioner.causal_layers import State
+from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
+
+# How the description of an export names the sizes that change from call to call.
+IMAGES, TEXTS, PAST = "images", "texts", "past"
+Shape = list[str | int]
+
+
+class ImagePart(nn.Module):
+    """`pixel_values (B, 3, H, W)` to what the fusion needs of the images: a tuple of tensors with B rows each."""
+
+    def __init__(self, captioner: FusionCaptionerForConditionalGeneration) -> None:
+        super().__init__()
+        self.captioner = captioner
+
+    def forward(self, pixel_values: torch.Tensor) -> State:
+        return self.captioner.model.project_regions(self.captioner.get_image_hidden_states(pixel_values))
+
+
+class DecoderStep(nn.Module):
+    """
+    One token of every text: its logits, and all that is carried from token to token, as inputs and as outputs.
+
+    Texts and images are two dimensions of their own here, so that their numbers may change independently.
+    """
+
+    def __init__(self, captioner: FusionCaptionerForConditionalGeneration, counts: list[int]) -> None:
+        super().__init__()
+        self.captioner = captioner
+        self.counts = counts
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *tensors: torch.Tensor) -> State:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, k)`): the token.
+            attention_mask (`torch.LongTensor` of shape `(B, k, S)`): 0 where the text is padding. Without Transformer
+                layers it is asked about this token only, `(B, k, 1)`.
+            tensors: those of the image part, then the states of text encoder, fusion and decoder, as many as `counts`.
+
+        Returns:
+            logits `(B, k, V)`, and the states after the token, in the order of the inputs.
+        """
+        groups, start = [], 0
+        for count in self.counts:
+            groups.append(tensors[start : start + count])
+            start += count
+        regions, *states = groups
+        texts = input_ids.shape[:2]
+        text_state, fusion_state, decoder_state = (tuple(state.flatten(0, 1) for state in group) for group in states)
+        mask = attention_mask.flatten(0, 1)  # (B*k, S)
+
+        base = self.captioner.model
+        text_states, embeddings, text_state = base.text_encoder(input_ids.reshape(-1, 1), mask, text_state, True)
+        fused, _, fusion_state = base.fusion(text_states, regions, mask, fusion_state or None)
+        hidden_states, decoder_state = self.captioner.decoder(fused, embeddings, mask, decoder_state, True)
+        logits = self.captioner.lm_head(hidden_states)[:, 0]
+        outputs = (logits, *text_state, *(fusion_state or ()), *decoder_state)
+        return tuple(output.unflatten(0, texts) for output in outputs)
+
+
+def export_image_part(
+    captioner: FusionCaptionerForConditionalGeneration, image_size: tuple[int, int]
+) -> tuple[ExportedProgram, list[Shape]]:
+    """The image part for images of `(H, W)`, and the shapes of its outputs."""
+    part = ImagePart(captioner)
+    pixel_values = torch.zeros(2, 3, *image_size)
+    with torch.no_grad():
+        program = torch.export.export(part, (pixel_values,), dynamic_shapes=({0: Dim(IMAGES)},))
+        outputs = part(pixel_values)
+    return program, [[IMAGES, *output.shape[1:]] for output in outputs]
+
+
+def export_decoder_step(
+    captioner: FusionCaptionerForConditionalGeneration, region_shapes: list[Shape]
+) -> tuple[ExportedProgram, list[dict[str, Any]]]:
+    """The decoder step, and its states: their names and shapes."""
+    images, texts, past = 2, 3, 4
+    sizes: dict[str | int, int] = {IMAGES: images, TEXTS: texts, PAST: past}
+    config = captioner.config
+    dimensions = {
+        IMAGES: Dim(IMAGES),
+        TEXTS: Dim(TEXTS),
+        PAST: Dim(PAST, min=0, max=config.max_position_embeddings - 1),
+    }
+
+    state_shapes = [
+        _layer_shapes(config.text_encoder_type, config.num_text_encoder_layers, config),
+        [[IMAGES, TEXTS, region_shapes[0][2]]] if config.fusion_type == "co_attention" else [],
+        _layer_shapes(config.decoder_type, config.num_hidden_layers, config),
+    ]
+    shapes = [*region_shapes, *(shape for group in state_shapes for shape in group)]
+    attends = "transformer" in (config.text_encoder_type, config.decoder_type)
+    inputs = (
+        torch.ones(images, texts, dtype=torch.long),
+        torch.ones(images, texts, past + 1 if attends else 1, dtype=torch.long),
+        *(torch.zeros([sizes.get(size, size) for size in shape]) for shape in shapes),
+    )
+    mask_dimensions = {0: dimensions[IMAGES], 1: dimensions[TEXTS]} | ({2: dimensions[PAST] + 1} if attends else {})
+    dynamic_shapes = (
+        {0: dimensions[IMAGES], 1: dimensions[TEXTS]},
+        mask_dimensions,
+        tuple({axis: dimensions[size] for axis, size in enumerate(shape) if size in dimensions} for shape in shapes),
+    )
+    step = DecoderStep(captioner, [len(region_shapes), *map(len, state_shapes)])
+    with torch.no_grad():
+        program = torch.export.export(step, inputs, dynamic_shapes=dynamic_shapes)
+    names = ("text", "fusion", "decoder")
+    states = [
+        {"name": f"{name}_state_{index}", "shape": shape}
+        for name, group in zip(names, state_shapes)
+        for index, shape in enumerate(group)
+    ]
+    return program, states
+
+
+def _layer_shapes(layer_type: str, num_layers: int, config: Any) -> list[Shape]:
+    """Shapes of the state that `causal_layers.py` carries, behind images and texts."""
+    if layer_type == "transformer":
+        width = config.hidden_size // config.num_attention_heads
+        return [[IMAGES, TEXTS, config.num_attention_heads, PAST, width] for _ in range(2 * num_layers)]
+    return [[IMAGES, TEXTS, num_layers, config.hidden_size] for _ in range(2 if layer_type == "lstm" else 1)]

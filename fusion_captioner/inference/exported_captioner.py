@@ -1,0 +1,231 @@
+"""
+An exported captioner: images in, captions out, with NumPy, Pillow, tokenizers and a runtime, and never torch.
+
+B: images, k: prompts an image, T = B*k: texts, L: tokens, H, W: height and width in pixels
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from fusion_captioner.image_loading import ImageSource, images_to_pixel_values
+from fusion_captioner.inference.decoder_states import DecoderStates
+from fusion_captioner.inference.runtimes import RUNTIMES
+from fusion_captioner.inference.token_search import SearchSettings, search_one_by_one, search_with_beams
+
+DESCRIPTION = "exported_captioner.json"
+IMAGE_SETTINGS = "preprocessor_config.json"
+IMAGE_PART, DECODER_STEP = "image_part", "decoder_step"
+FORMAT = 1
+
+
+class ExportedCaptioner:
+    """
+    A captioner that `fusion-captioner export` wrote.
+
+    Args:
+        folder: the folder of the export.
+        num_threads: of the runtime; by default as many as there are cores.
+
+    Raises:
+        FileNotFoundError: the folder is no export.
+        ValueError: the export is of another format than this version reads.
+        ImportError: the runtime's package is not installed.
+
+    Example:
+
+        >>> captioner = ExportedCaptioner("runs/captioner-openvino")
+        >>> captioner.caption(["photo.jpg"], num_beams=3)
+        [['a brown dog runs through the snow']]
+    """
+
+    def __init__(self, folder: str | Path, num_threads: int | None = None) -> None:
+        folder = Path(folder).expanduser()
+        self.description = read_description(folder)
+        self.image_settings: dict[str, Any] = json.loads((folder / IMAGE_SETTINGS).read_text())
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.runtime: str = self.description["runtime"]
+        load = RUNTIMES[self.runtime]
+        self._image_part = load(folder, IMAGE_PART, num_threads)
+        self._decoder_step = load(folder, DECODER_STEP, num_threads)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """`(H, W)` that images are resized to."""
+        return self.image_settings["size"]["height"], self.image_settings["size"]["width"]
+
+    def preprocess(self, images: Sequence[ImageSource]) -> np.ndarray:
+        """Images of any kind to float32 `(B, 3, H, W)`, as [`FusionCaptionerImageProcessor`] makes them."""
+        if isinstance(images, str | bytes | Path) or not images:
+            raise ValueError(f"`images` ({images!r:.60}) must be a list of at least one image.")
+        return images_to_pixel_values(images, self.image_settings)
+
+    def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Prompts to tokens behind BOS, padded on the left, as [`FusionCaptionerProcessor`] makes them.
+
+        Returns:
+            `input_ids` and `attention_mask`, int64 (T, L).
+
+        Raises:
+            ValueError: if a prompt is longer than the tokenizer allows.
+        """
+        special, limit = self.description["tokenizer"], self.description["tokenizer"]["model_max_length"]
+        encodings = self.tokenizer.encode_batch(list(prompts), add_special_tokens=False)
+        rows = [[special["bos_token_id"], *encoding.ids] for encoding in encodings]
+        longest = max(map(len, rows))
+        if limit is not None and longest > limit:
+            raise ValueError(f"a prompt of {longest} tokens is longer than the maximum of {limit}; shorten it.")
+        input_ids = np.full((len(rows), longest), special["pad_token_id"], np.int64)
+        mask = np.zeros_like(input_ids)
+        for index, row in enumerate(rows):
+            input_ids[index, longest - len(row) :] = row
+            mask[index, longest - len(row) :] = 1
+        return input_ids, mask
+
+    def decode(self, token_ids: np.ndarray) -> list[str]:
+        """Tokens `(T, L)` to texts, without special tokens."""
+        texts = self.tokenizer.decode_batch(token_ids.tolist(), skip_special_tokens=True)
+        if self.description["tokenizer"]["clean_up_tokenization_spaces"]:
+            texts = [_clean_up_spaces(text) for text in texts]
+        return [text.strip() for text in texts]
+
+    def generate(
+        self,
+        pixel_values: np.ndarray,
+        input_ids: np.ndarray | None = None,
+        attention_mask: np.ndarray | None = None,
+        *,
+        seed: int | None = None,
+        **settings: Any,
+    ) -> np.ndarray:
+        """
+        What transformers' `generate` gives for the same arguments.
+
+        Args:
+            pixel_values: float32 (B, 3, H, W).
+            input_ids: int64 (T, L), prompts padded on the left, the k of an image next to each other; by default BOS.
+            attention_mask: int64 (T, L), 0 at padding; by default no padding.
+            seed: of `do_sample`.
+            settings: see [`SearchSettings`].
+
+        Returns:
+            int64 (T*num_return_sequences, L + new tokens): prompts and what follows them.
+
+        Raises:
+            ValueError: a setting out of range, prompts that do not divide among the images, or a text too long for
+                Transformer layers.
+            TypeError: a setting that does not exist.
+        """
+        search = SearchSettings(**(self.description["generation"]["settings"] | settings))
+        eos_ids = np.asarray(self.description["generation"]["eos_token_ids"], np.int64)
+        pad_id = self.description["generation"]["pad_token_id"]
+        if pixel_values.shape[1:] != (3, *self.image_size):
+            raise ValueError(
+                f"`pixel_values` {pixel_values.shape} must have the shape (images, 3, {', '.join(map(str, self.image_size))}"
+                "); make them with `preprocess`."
+            )
+        if input_ids is None:
+            input_ids = np.full((len(pixel_values), 1), self.description["generation"]["bos_token_id"], np.int64)
+        if len(pixel_values) == 0 or len(input_ids) == 0 or len(input_ids) % len(pixel_values):
+            raise ValueError(
+                f"{len(input_ids)} rows of `input_ids` do not divide among {len(pixel_values)} images; give the same "
+                "number of texts for each image, at least one, those of one image next to each other."
+            )
+        if attention_mask is None:
+            attention_mask = np.ones_like(input_ids)
+        wrong = input_ids[(input_ids < 0) | (input_ids >= self.description["vocab_size"])]
+        if wrong.size:
+            raise ValueError(
+                f"token id {wrong[0]} is outside the vocabulary of {self.description['vocab_size']}; use the "
+                "tokenizer of this export."
+            )
+        states = DecoderStates(
+            self._decoder_step,
+            self.description["states"],
+            self._image_part((pixel_values,)),
+            len(input_ids) // len(pixel_values),
+            self.description["max_positions"],
+        )
+        for position in range(input_ids.shape[1]):
+            logits = states.advance(input_ids[:, position], attention_mask[:, position])
+        states.repeat(search.rows_per_text)
+        logits = logits.repeat(search.rows_per_text, axis=0)
+        if search.num_beams > 1:
+            chosen = search_with_beams(logits, states.advance, states.reorder, search, eos_ids, pad_id)
+        else:
+            chosen = search_one_by_one(logits, states.advance, search, eos_ids, pad_id, np.random.default_rng(seed))
+        return np.concatenate((input_ids.repeat(search.num_return_sequences, axis=0), chosen), axis=1)
+
+    def caption(
+        self,
+        images: Sequence[ImageSource],
+        prompt: str | Sequence[str] = "",
+        *,
+        seed: int | None = None,
+        **settings: Any,
+    ) -> list[list[str]]:
+        """
+        Captions, `num_return_sequences` of each image.
+
+        Args:
+            images: of any kind, see [`load_image`].
+            prompt: the words that captions begin with, or a question: one for all, or one an image.
+            seed, settings: as in `generate`.
+        """
+        pixel_values = self.preprocess(images)
+        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != len(images):
+            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one, or one an image.")
+        input_ids, mask = self.encode(prompts)
+        generated = self.generate(pixel_values, input_ids, mask, seed=seed, **settings)
+        texts = self.decode(generated[:, input_ids.shape[1] :])
+        per_image = len(texts) // len(images)
+        return [texts[start : start + per_image] for start in range(0, len(texts), per_image)]
+
+
+def is_export(folder: str | Path) -> bool:
+    """Whether `folder` holds an exported captioner."""
+    return (Path(folder).expanduser() / DESCRIPTION).is_file()
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """
+    What an export says of itself.
+
+    Raises:
+        FileNotFoundError: the folder is no export.
+        ValueError: its description is damaged, or of another format.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: has no {DESCRIPTION}; give a folder that `fusion-captioner export` wrote.")
+    try:
+        description = json.loads(path.read_text())
+        found = description["format"], description["runtime"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: is damaged ({type(error).__name__}: {error}); export the captioner again."
+        ) from error
+    if found[0] != FORMAT or found[1] not in RUNTIMES:
+        raise ValueError(
+            f"{path}: is of format {found[0]} for the runtime {found[1]!r}, and this version reads format {FORMAT} for "
+            f"{' and '.join(map(repr, RUNTIMES))}; export the captioner again."
+        )
+    return description
+
+
+def _clean_up_spaces(text: str) -> str:
+    """As tokenizers of transformers do with `clean_up_tokenization_spaces`."""
+    for old in (" .", " ?", " !", " ,"):
+        text = text.replace(old, old[1:])
+    text = text.replace(" ' ", "'")
+    for old in (" n't", " 'm", " 's", " 've", " 're"):
+        text = text.replace(old, old[1:])
+    return text

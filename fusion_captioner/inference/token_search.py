@@ -1,0 +1,220 @@
+"""
+Choosing tokens from logits, without torch: greedy, by chance, or with beams.
+
+Token for token what transformers' `generate` chooses; beams follow its `_beam_search` with `early_stopping=False`.
+
+T: texts (rows), V: vocabulary, B: searches, N: beams of a search, C: candidates kept a step, L: longest text in tokens
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+# Stands for "never": far below any score, and finite, as in transformers.
+NEVER = np.float32(-1e9)
+
+# From the token of each text, (T,), to the logits after it, (T, V).
+Step = Callable[[np.ndarray], np.ndarray]
+# Row `i` goes on as what row `order[i]` was.
+Reorder = Callable[[np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """
+    How tokens are chosen; the names, defaults and meanings are those of transformers' `generate`.
+
+    Args:
+        max_new_tokens, min_new_tokens (`int`): tokens behind the prompt.
+        num_beams (`int`): 1 is greedy, or sampling with `do_sample`.
+        num_return_sequences (`int`): texts an input, at most `num_beams`, or any number with `do_sample`.
+        length_penalty (`float`): the exponent of the length that a finished beam's score is divided by.
+        do_sample (`bool`): draw tokens by their probabilities, after `temperature`, `top_k` (0: all) and `top_p`.
+
+    Raises:
+        ValueError: names the setting, its value and what would be right.
+    """
+
+    max_new_tokens: int = 20
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    length_penalty: float = 1.0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` ({getattr(self, name)}) must be at least 1.")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(
+                f"`min_new_tokens` ({self.min_new_tokens}) must be 0 to `max_new_tokens` ({self.max_new_tokens})."
+            )
+        if self.do_sample and self.num_beams > 1:
+            raise ValueError(f"`do_sample` does not go with `num_beams` ({self.num_beams}); set `num_beams=1`.")
+        if not self.do_sample and self.num_return_sequences > self.num_beams:
+            raise ValueError(
+                f"`num_return_sequences` ({self.num_return_sequences}) needs at least as many `num_beams` "
+                f"({self.num_beams}), or `do_sample=True`."
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"`temperature` ({self.temperature}) must be positive.")
+        if self.top_k < 0:
+            raise ValueError(f"`top_k` ({self.top_k}) must be 0 (all tokens) or positive.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"`top_p` ({self.top_p}) must be above 0 and at most 1.")
+
+    @property
+    def rows_per_text(self) -> int:
+        """Rows that an input takes while tokens are chosen."""
+        return self.num_return_sequences if self.do_sample else self.num_beams
+
+
+def search_one_by_one(
+    logits: np.ndarray,
+    step: Step,
+    settings: SearchSettings,
+    eos_ids: np.ndarray,
+    pad_id: int,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """
+    Greedy search or sampling: each row for itself.
+
+    Args:
+        logits: float32 (T, V), after the prompts.
+        step: gives the logits after the tokens that were chosen.
+        eos_ids: int64, the tokens that end a text; what follows them is `pad_id`.
+        random: draws the tokens of `do_sample`.
+
+    Returns:
+        int64 (T, new tokens).
+    """
+    tokens = np.full((len(logits), settings.max_new_tokens), pad_id, np.int64)
+    running = np.ones(len(logits), bool)
+    for position in range(settings.max_new_tokens):
+        if position:
+            logits = step(tokens[:, position - 1])
+        if position < settings.min_new_tokens:
+            logits = _without(logits, eos_ids)
+        chosen = _drawn(logits, settings, random) if settings.do_sample else logits.argmax(axis=-1)
+        tokens[running, position] = chosen[running]
+        running &= ~np.isin(chosen, eos_ids)
+        if not running.any():
+            return tokens[:, : position + 1]
+    return tokens
+
+
+def search_with_beams(
+    logits: np.ndarray, step: Step, reorder: Reorder, settings: SearchSettings, eos_ids: np.ndarray, pad_id: int
+) -> np.ndarray:
+    """
+    Beam search.
+
+    Args:
+        logits: float32 (B*N, V), after the prompts; the N rows of a search stand together.
+        step, eos_ids, pad_id: as in `search_one_by_one`.
+        reorder: makes rows of the decoder's states follow the beams.
+
+    Returns:
+        int64 (B*num_return_sequences, new tokens), best first.
+    """
+    beams, length, penalty = settings.num_beams, settings.max_new_tokens, settings.length_penalty
+    searches = len(logits) // beams
+    candidates = max(2, 1 + len(eos_ids)) * beams  # enough that N remain if all the best end
+    fill = pad_id or (int(eos_ids[0]) if len(eos_ids) else 0)  # as transformers fills, where the padding token is 0
+    running = np.full((searches, beams, length), fill, np.int64)
+    finished = running.copy()
+    finished_lengths = np.zeros((searches, beams), np.int64)
+    # beams start alike, so that the first step takes all of its candidates from the first one
+    running_scores = np.where(np.arange(beams) == 0, np.float32(0), NEVER)[None].repeat(searches, axis=0)
+    finished_scores = np.full((searches, beams), NEVER)
+    is_finished = np.zeros((searches, beams), bool)
+    may_improve = np.ones((searches, 1), bool)
+
+    for position in range(length):
+        if position:
+            logits = step(running[:, :, position - 1].reshape(-1))
+        scores = _log_softmax(logits)
+        if position < settings.min_new_tokens:
+            scores = _without(scores, eos_ids)
+        vocab_size = scores.shape[-1]
+        scores = (scores.reshape(searches, beams, -1) + running_scores[:, :, None]).reshape(searches, -1)
+        best = _top(scores, candidates)  # (B, C)
+        scores = np.take_along_axis(scores, best, axis=1)
+        parents, words = best // vocab_size, best % vocab_size
+        texts = np.take_along_axis(running, parents[:, :, None], axis=1)  # (B, C, L)
+        texts[:, :, position] = words
+        ends = np.isin(words, eos_ids) | (position + 1 == length)
+
+        open_scores = scores + ends * NEVER
+        kept = _top(open_scores, beams)
+        running = np.take_along_axis(texts, kept[:, :, None], axis=1)
+        running_scores = np.take_along_axis(open_scores, kept, axis=1)
+
+        # candidates beyond the first N are there to go on with, not to end
+        ends &= np.arange(candidates) < beams
+        scores = scores / np.float32((position + 1) ** penalty)
+        scores = scores + ~may_improve * NEVER + ~ends * NEVER
+        merged_scores: np.ndarray = np.concatenate((finished_scores, scores), axis=1)
+        best_finished = _top(merged_scores, beams)
+        finished_scores = np.take_along_axis(merged_scores, best_finished, axis=1)
+        finished = np.take_along_axis(np.concatenate((finished, texts), axis=1), best_finished[:, :, None], axis=1)
+        lengths = np.concatenate((finished_lengths, np.full_like(best, position + 1)), axis=1)
+        finished_lengths = np.take_along_axis(lengths, best_finished, axis=1)
+        is_finished = np.take_along_axis(np.concatenate((is_finished, ends), axis=1), best_finished, axis=1)
+
+        # a search goes on while its best open beam, were it to end now, would beat its worst finished one
+        best_open = running_scores[:, :1] / np.float32((position + 1) ** penalty)
+        worst_finished = np.where(is_finished, finished_scores.min(axis=1, keepdims=True), NEVER)
+        may_improve &= (best_open > worst_finished).any(axis=1, keepdims=True)
+        if not may_improve.any():
+            break
+        if position + 1 < length:
+            order = np.take_along_axis(parents, kept, axis=1) + beams * np.arange(searches)[:, None]
+            reorder(order.reshape(-1))
+
+    returned = settings.num_return_sequences
+    longest = finished_lengths[:, :returned].max()
+    return finished[:, :returned, :longest].reshape(searches * returned, longest)
+
+
+def _top(scores: np.ndarray, number: int) -> np.ndarray:
+    """Places of the `number` highest scores of each row, highest first."""
+    if number < scores.shape[-1]:
+        places = np.argpartition(-scores, number - 1, axis=-1)[:, :number]
+    else:
+        places = np.broadcast_to(np.arange(scores.shape[-1]), scores.shape)
+    order = np.argsort(-np.take_along_axis(scores, places, axis=-1), axis=-1, kind="stable")
+    return np.take_along_axis(places, order, axis=-1)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _without(scores: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
+    scores = scores.copy()
+    scores[:, token_ids] = -np.inf
+    return scores
+
+
+def _drawn(logits: np.ndarray, settings: SearchSettings, random: np.random.Generator) -> np.ndarray:
+    """A token a row, drawn from what `temperature`, `top_k` and `top_p` leave, in this order."""
+    logits = logits.astype(np.float64) / settings.temperature
+    if 0 < settings.top_k < logits.shape[-1]:
+        least = -np.partition(-logits, settings.top_k - 1, axis=-1)[:, settings.top_k - 1, None]
+        logits = np.where(logits < least, -np.inf, logits)
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    probabilities = np.exp(_log_softmax(np.take_along_axis(logits, order, axis=-1)))
+    # the probability of all that is likelier: the first token always stays
+    before = probabilities.cumsum(axis=-1) - probabilities
+    probabilities[before >= settings.top_p] = 0
+    threshold = random.random((len(logits), 1)) * probabilities.sum(axis=-1, keepdims=True)
+    place = (probabilities.cumsum(axis=-1) > threshold).argmax(axis=-1)
+    return np.take_along_axis(order, place[:, None], axis=-1)[:, 0]

@@ -1,0 +1,207 @@
+"""Exports give the tokens that torch gives, on both runtimes, and need no torch."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_exports import Export, tiny_processor
+from tiny_models import FUSION_TYPES, LAYER_TYPES, VISION_CONFIGS, calibrate, pixels, tiny_model, tokens
+
+from fusion_captioner.inference.export_captioner import export_captioner
+from fusion_captioner.inference.exported_captioner import ExportedCaptioner
+
+BOS, PAD = 1, 0
+RUNTIMES = ["onnx", "openvino"]
+# every fusion with every decoder; the text encoders and runtimes take turns
+MODELS = [
+    (fusion_type, decoder_type, LAYER_TYPES[(index + index // 3) % 3], RUNTIMES[index % 2])
+    for index, (fusion_type, decoder_type) in enumerate(itertools.product(FUSION_TYPES, LAYER_TYPES))
+]
+SEARCHES = {
+    "greedy": {},
+    "greedy, not too short": {"min_new_tokens": 5},
+    "beams": {"num_beams": 3},
+    "beams, all of them": {"num_beams": 4, "num_return_sequences": 4, "length_penalty": 0.3},
+    "beams, not too short": {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 2.0, "min_new_tokens": 3},
+}
+
+
+def prompts() -> dict[str, torch.Tensor]:
+    """A prompt of three words and one of one word, behind BOS, padded on the left."""
+    ids = torch.tensor([[BOS, 11, 12, 13], [PAD, PAD, BOS, 14]])
+    return {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+
+
+def assert_same_tokens(model, exported: ExportedCaptioner, pixel_values: torch.Tensor, **inputs: torch.Tensor) -> None:
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    for name, settings in SEARCHES.items():
+        expected = model.generate(pixel_values=pixel_values, max_new_tokens=7, **inputs, **settings)
+        found = exported.generate(pixel_values.numpy(), max_new_tokens=7, **arrays, **settings)
+        assert found.tolist() == expected.tolist(), name
+
+
+@pytest.mark.parametrize(("fusion_type", "decoder_type", "text_encoder_type", "runtime"), MODELS)
+def test_tokens_are_those_of_torch(
+    export: Export, fusion_type: str, decoder_type: str, text_encoder_type: str, runtime: str
+) -> None:
+    fields = {"fusion_type": fusion_type, "decoder_type": decoder_type, "text_encoder_type": text_encoder_type}
+    model, exported = tiny_model(**fields), ExportedCaptioner(export(runtime, **fields), num_threads=1)
+    for images in (1, 3):
+        assert_same_tokens(model, exported, pixels(images))
+    assert_same_tokens(model, exported, pixels(2), **prompts())
+    # three texts an image
+    assert_same_tokens(model, exported, pixels(2), input_ids=tokens(6, 3))
+
+
+@pytest.mark.parametrize(
+    ("vision", "runtime"),
+    [("vit", "onnx"), ("efficientnet", "openvino"), ("efficientnet", "onnx"), ("vit", "openvino")],
+)
+def test_other_image_encoders(tmp_path: Path, vision: str, runtime: str) -> None:
+    size = VISION_CONFIGS[vision]["image_size"]
+    model = tiny_model(vision_config={"model_type": vision, **VISION_CONFIGS[vision]})
+    pixel_values = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    calibrate(model.model.image_encoder, pixel_values)
+    exported = ExportedCaptioner(export_captioner(model, tiny_processor(size), runtime, tmp_path), num_threads=1)
+    assert_same_tokens(model, exported, pixel_values)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_stack_that_reads_the_embedding(export: Export, runtime: str) -> None:
+    fields = {"decoder_input": "joint_and_embedding", "num_hidden_layers": 2, "num_text_encoder_layers": 2}
+    model, exported = tiny_model(**fields), ExportedCaptioner(export(runtime, **fields), num_threads=1)
+    assert_same_tokens(model, exported, pixels(2), **prompts())
+
+
+@pytest.fixture
+def exported(export: Export) -> ExportedCaptioner:
+    return ExportedCaptioner(export("onnx"), num_threads=1)
+
+
+def test_samples_repeat_with_their_seed(exported: ExportedCaptioner) -> None:
+    settings = {"do_sample": True, "num_return_sequences": 3, "temperature": 2.0, "max_new_tokens": 6}
+    first, again, other = (exported.generate(pixels(2).numpy(), seed=seed, **settings) for seed in (1, 1, 2))
+    assert first.shape[0] == 6
+    assert first.tolist() == again.tolist() != other.tolist()
+    greedy = exported.generate(pixels(2).numpy(), max_new_tokens=6)
+    likeliest = exported.generate(pixels(2).numpy(), do_sample=True, top_k=1, seed=3, max_new_tokens=6)
+    assert likeliest.tolist() == greedy.tolist()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[str]:
+    """A turned JPEG larger than needed, and a grey PNG with a transparent half."""
+    noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    paths = [tmp_path / "turned.jpg", tmp_path / "grey.png"]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise).save(paths[0], exif=exif)
+    grey = Image.fromarray(noise[..., 0]).convert("LA")
+    grey.putalpha(Image.fromarray((noise[..., 1] > 127).astype(np.uint8) * 255))
+    grey.save(paths[1])
+    return [str(path) for path in paths]
+
+
+def test_pictures_and_prompts_are_prepared_as_by_the_processor(exported: ExportedCaptioner, photos: list[str]) -> None:
+    texts = ["w11 w12 w13", "w14"]
+    inputs = tiny_processor()(images=photos, text=texts, return_tensors="np")
+    assert np.array_equal(exported.preprocess(photos), inputs["pixel_values"])
+    input_ids, attention_mask = exported.encode(texts)
+    assert np.array_equal(input_ids, inputs["input_ids"])
+    assert np.array_equal(attention_mask, inputs["attention_mask"])
+
+
+def test_captions_are_those_of_torch(exported: ExportedCaptioner, photos: list[str]) -> None:
+    model, processor, settings = tiny_model(), tiny_processor(), {"num_beams": 3, "num_return_sequences": 2}
+    inputs = processor(images=photos, text=["w5"] * 2, return_tensors="pt")
+    generated = model.generate(**inputs, max_new_tokens=6, **settings)[:, inputs["input_ids"].shape[1] :]
+    texts = [text.strip() for text in processor.batch_decode(generated, skip_special_tokens=True)]
+    assert exported.caption(photos, "w5", max_new_tokens=6, **settings) == [texts[:2], texts[2:]]
+
+
+NO_TORCH_SCRIPT = """
+import json, sys
+from fusion_captioner.inference.exported_captioner import ExportedCaptioner
+folder, photo = sys.argv[1:]
+captions = ExportedCaptioner(folder, num_threads=1).caption([photo], num_beams=2)
+print(json.dumps([captions, [name for name in ("torch", "transformers", "openvino_telemetry") if sys.modules.get(name)]]))
+"""
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_torch_is_never_imported(export: Export, photos: list[str], runtime: str) -> None:
+    folder = export(runtime)
+    finished = subprocess.run(
+        [sys.executable, "-c", NO_TORCH_SCRIPT, str(folder), photos[0]], capture_output=True, text=True, check=True
+    )
+    captions, heavy = json.loads(finished.stdout)
+    assert heavy == []
+    assert captions == ExportedCaptioner(folder, num_threads=1).caption(photos[:1], num_beams=2)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"input_ids": np.ones((3, 1), np.int64)}, ["3 rows", "2 images"]),
+        ({"pixel_values": pixels(2)[..., 1:].numpy()}, ["`pixel_values` (2, 3, 32, 31)", "(images, 3, 32, 32)"]),
+        ({"input_ids": np.full((2, 1), 50)}, ["token id 50", "vocabulary of 50"]),
+        ({"num_return_sequences": 2}, ["`num_return_sequences` (2)", "`num_beams` (1)"]),
+        ({"do_sample": True, "num_beams": 2}, ["`do_sample`", "`num_beams` (2)"]),
+        ({"max_new_tokens": 0}, ["`max_new_tokens` (0)"]),
+        ({"min_new_tokens": 30}, ["`min_new_tokens` (30)", "(20)"]),
+        ({"temperature": 0.0}, ["`temperature` (0.0)"]),
+        ({"top_p": 0.0}, ["`top_p` (0.0)"]),
+    ],
+)
+def test_wrong_arguments(exported: ExportedCaptioner, inputs: dict, words: list[str]) -> None:
+    with pytest.raises(ValueError) as error:
+        exported.generate(**({"pixel_values": pixels(2).numpy()} | inputs))
+    assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_one_image_in_place_of_a_list(exported: ExportedCaptioner) -> None:
+    with pytest.raises(ValueError, match=r"`images` \('photo\.jpg'\) must be a list"):
+        exported.caption("photo.jpg")
+
+
+def test_a_text_too_long_for_transformer_layers(export: Export) -> None:
+    exported = ExportedCaptioner(export("onnx", decoder_type="transformer"), num_threads=1)
+    with pytest.raises(ValueError, match=r"41 tokens .* `max_position_embeddings` \(40\)"):
+        exported.generate(pixels(1).numpy(), max_new_tokens=60, min_new_tokens=60)
+
+
+def test_a_folder_that_is_no_export(export: Export, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"exported_captioner\.json"):
+        ExportedCaptioner(tmp_path)
+    for text, words in (("{", "damaged"), ('{"format": 99, "runtime": "onnx"}', "format 99")):
+        (tmp_path / "exported_captioner.json").write_text(text)
+        with pytest.raises(ValueError, match=words):
+            ExportedCaptioner(tmp_path)
+
+
+def test_what_an_export_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'tensorrt'"):
+        export_captioner(tiny_model(), tiny_processor(), "tensorrt", tmp_path)
+    model = tiny_model()
+    model.generation_config.repetition_penalty = 1.5
+    with pytest.raises(ValueError, match=r"`repetition_penalty` \(1.5\)"):
+        export_captioner(model, tiny_processor(), "onnx", tmp_path)
+    processor = tiny_processor()
+    processor.image_processor.do_resize = False
+    with pytest.raises(ValueError, match="`do_resize`"):
+        export_captioner(tiny_model(), processor, "onnx", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_description_says(export: Export) -> None:
+    description = json.loads((export("onnx", decoder_type="transformer") / "exported_captioner.json").read_text())
+    assert description["runtime"] == "onnx"
+    assert description["max_positions"] == 40
+    assert len(description["checkpoint"]) == 32
+    assert description["states"][-1] == {"name": "decoder_state_1", "shape": ["images", "texts", 2, "past", 8]}
