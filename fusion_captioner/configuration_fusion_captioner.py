@@ -98,12 +98,12 @@ def unknown_key_error(config_class: type[PreTrainedConfig], key: str, value: Any
     )
 
 
-def without_unknown_keys(config: PreTrainedConfig) -> PreTrainedConfig:
+def without_unknown_keys(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
     """`config`, or a copy that lacks its unknown keys: some configs on the Hub hold leftovers that no model reads (as
     Swin's `path_norm`), and what this package saves must load again."""
     unknown = unknown_keys(type(config), vars(config))
     if unknown:
-        logger.warning(f"`vision_config`: {', '.join(unknown)} left out; {type(config).__name__} has no such field.")
+        logger.warning(f"`{name}`: {', '.join(unknown)} left out; {type(config).__name__} has no such field.")
         config = deepcopy(config)
         for key in unknown:
             delattr(config, key)
@@ -246,7 +246,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
         """Refuse what transformers does not know of an encoder's config in a `dict`; leave it out of a ready config."""
         sub_config = getattr(self, name)
         if isinstance(sub_config, PreTrainedConfig):
-            setattr(self, name, without_unknown_keys(sub_config))
+            setattr(self, name, without_unknown_keys(sub_config, name))
         elif isinstance(sub_config, dict):
             spec = self.sub_configs_defaults[name]
             model_type = sub_config.get("model_type", None if spec.optional else spec.model_type)
