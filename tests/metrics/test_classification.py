@@ -40,13 +40,13 @@ def test_auroc_is_the_share_of_pairs_in_order(scores: list, labels: list, expect
 
 
 def test_the_interval_holds_what_its_level_says() -> None:
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(1)
     true_area, inside = 0.7602, 0  # of normal scores whose means are one standard deviation apart: Φ(1/√2)
-    for seed in range(40):
+    for seed in range(100):
         labels = np.arange(80) % 2
         lower, upper = auroc_interval(generator.normal(size=80) + labels, labels, samples=100, seed=seed)
         inside += lower <= true_area <= upper
-    assert 0.85 <= inside / 40 <= 1.0
+    assert 0.87 <= inside / 100 < 1.0
 
 
 def test_the_interval_is_the_same_every_time_and_narrows_with_more_rows() -> None:
