@@ -184,3 +184,8 @@ def test_wrong_settings_are_named(tmp_path: Path, settings: dict, words: list[st
     with pytest.raises(ValueError) as caught:
         SelfCriticalArguments(output_dir=str(tmp_path), **settings)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_evaluation_is_that_of_every_captioner(tmp_path: Path) -> None:
+    metrics = build(tmp_path, tmp_path).evaluate()
+    assert {"eval_loss", "eval_CIDEr", "eval_BLEU-4"} <= set(metrics)
