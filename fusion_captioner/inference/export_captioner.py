@@ -116,8 +116,7 @@ def export(options: argparse.Namespace) -> int:
 def write_onnx(program: ExportedProgram, shapes: list[Shape], path: Path) -> None:
     """`PATH.onnx`, weights included; batch normalisation is folded into the convolutions by the exporter."""
     import_runtime("onnxscript", "onnx")
-    exported = torch.onnx.export(program, dynamo=True, verbose=False)
-    exported.save(path.with_suffix(".onnx"), external_data=False)
+    torch.onnx.export(program, f=path.with_suffix(".onnx"), dynamo=True, external_data=False, verbose=False)
 
 
 def write_openvino(program: ExportedProgram, shapes: list[Shape], path: Path) -> None:

@@ -87,7 +87,7 @@ def export_decoder_step(
 ) -> tuple[ExportedProgram, list[dict[str, Any]]]:
     """The decoder step, and its states: their names and shapes."""
     images, texts, past = 2, 3, 4
-    sizes: dict[str | int, int] = {IMAGES: images, TEXTS: texts, PAST: past}
+    sizes = {IMAGES: images, TEXTS: texts, PAST: past}
     config = captioner.config
     dimensions = {
         IMAGES: Dim(IMAGES),
@@ -105,7 +105,7 @@ def export_decoder_step(
     inputs = (
         torch.ones(images, texts, dtype=torch.long),
         torch.ones(images, texts, past + 1 if attends else 1, dtype=torch.long),
-        *(torch.zeros([sizes.get(size, size) for size in shape]) for shape in shapes),
+        *(torch.zeros([sizes[size] if isinstance(size, str) else size for size in shape]) for shape in shapes),
     )
     mask_dimensions = {0: dimensions[IMAGES], 1: dimensions[TEXTS]} | ({2: dimensions[PAST] + 1} if attends else {})
     dynamic_shapes = (

@@ -18,6 +18,7 @@ class TorchCaptioner:
     """
 
     def __init__(self, name: str, revision: str = "main") -> None:
+        self.model: Any  # GenerationMixin's types are narrower than what it takes
         self.model, self.processor = load_captioner(name, revision)
 
     @property
