@@ -250,7 +250,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
         elif isinstance(sub_config, dict):
             spec = self.sub_configs_defaults[name]
             model_type = sub_config.get("model_type", None if spec.optional else spec.model_type)
-            if model_type not in CONFIG_MAPPING:
+            if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
                 raise ValueError(
                     f"`{name}` has `model_type` {model_type!r}, which transformers does not know; give that of a "
                     f"suitable encoder, such as {examples}."
