@@ -24,8 +24,8 @@ $(BIN)/.lint: $(BIN)/.package
 demo: $(BIN)/.package ## train a small captioner end to end, print its captions, save it and load it back
 	$(BIN)/fusion-captioner demo $(if $(DATA),--data $(DATA))
 
-test: $(BIN)/.test ## the whole suite
-	$(BIN)/python -m pytest -q
+test: $(BIN)/.test ## the whole suite, in two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 lint: $(BIN)/.lint ## ruff (format and check) and mypy
 	$(BIN)/ruff format --check .
