@@ -24,7 +24,6 @@ model:
       embedding_size: 24
       hidden_sizes: [24, 48, 96, 128]
       depths: [1, 1, 1, 1]
-      image_size: 64
     hidden_size: 192
     num_attention_heads: 4
     dropout: 0.1
