@@ -74,7 +74,7 @@ def run_demo(out: str, data: str | None) -> int:
     else:
         source = Path(data)
     recipe = folder / "demo.yaml"
-    recipe.write_text(RECIPE.format(captions_per_image=2, epochs=18 if data is None else 4), encoding="utf-8")
+    recipe.write_text(RECIPE.format(captions_per_image=2, epochs=18), encoding="utf-8")
     model_folder = folder / "model"
     flags = ["--data.source", str(source), "--training.output_dir", str(model_folder)]
     print("training ...", flush=True)
