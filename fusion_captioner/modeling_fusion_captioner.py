@@ -478,7 +478,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
                 padding; the model shifts them.
             logits_to_keep (`int`): logits of only that many last tokens; 0: of all.
             skip_logits (`bool`): return no logits, only the loss: words are then scored where there is a label, which
-                spares the padding (a third of a training step).
+                spares the padding.
             num_items_in_batch: labelled words over all gradient-accumulation steps and processes, which `Trainer`
                 passes: each term is then this batch's share of it, by words, and `Trainer` sums the shares.
 
