@@ -60,7 +60,9 @@ class DataArguments:
         train_split, eval_split: names of the splits; `eval_split` unset: no evaluation.
         captions_per_image: captions of an image in one row, drawn anew each epoch, or `"all"`: each a row.
         augmentations: what is done to training images at random, of `flip`, `crop` and `colour`; see `augmentation.py`.
-        feature_cache: folder of cached grid features of the frozen image encoder; unset: images are read each epoch.
+        feature_cache: folder of cached grid features of the frozen image encoder; unset: images are read each epoch. Of
+            the augmentations a cache can hold `flip`: the mirrored training images are cached, too. The others begin
+            when the image encoder is unfrozen.
         feature_batch_size: images at a time while the cache is made.
         max_train_images, max_eval_images: take the first so many.
     """
@@ -132,10 +134,11 @@ class RunArguments:
     training: FusionCaptionerTrainingArguments
 
     def __post_init__(self) -> None:
-        if self.data.augmentations and self.data.feature_cache is not None and not self.training.trains_image_encoder:
+        uncached = set(self.data.augmentations) - {"flip"}
+        if uncached and self.data.feature_cache is not None and not self.training.trains_image_encoder:
             raise ValueError(
                 f"`data.augmentations` ({self.data.augmentations}) change images, and with `data.feature_cache` and a "
-                "frozen image encoder none is read; unset one of them."
+                "frozen image encoder none is read; leave all but `flip` out, or unset the cache."
             )
         if self.data.streaming and self.training.max_steps <= 0:
             raise ValueError(

@@ -23,10 +23,24 @@ def _swap_side(match: re.Match[str]) -> str:
 def flip(picture: Image.Image, captions: list[str], draw: Random) -> Augmented:
     """Mirrored, every other time; "left" and "right" change places in the captions. A picture whose captions speak of
     writing stays as it is."""
-    if draw.random() < 0.5 or any(_WRITING.search(caption) for caption in captions):
+    if not draws_flip(captions, draw):
         return picture, captions
-    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return mirrored, [_SIDE.sub(_swap_side, caption) for caption in captions]
+    return mirror(picture), swap_sides(captions)
+
+
+def draws_flip(captions: Sequence[str], draw: Random) -> bool:
+    """Whether [`flip`] mirrors the picture."""
+    return draw.random() >= 0.5 and not any(_WRITING.search(caption) for caption in captions)
+
+
+def mirror(picture: Image.Image) -> Image.Image:
+    """Left and right exchanged."""
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def swap_sides(captions: Sequence[str]) -> list[str]:
+    """The captions of the mirrored picture."""
+    return [_SIDE.sub(_swap_side, caption) for caption in captions]
 
 
 def crop(picture: Image.Image, captions: list[str], draw: Random) -> Augmented:

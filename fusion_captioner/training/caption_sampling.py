@@ -7,6 +7,7 @@ data-loader workers or processes, nor a restart in the middle of an epoch change
 import itertools
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from random import Random
 from typing import Any
 
 import datasets
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from fusion_captioner.training.augmentation import draws_flip, swap_sides
 from fusion_captioner.training.feature_shards import ImageFeatures
 
 
@@ -51,10 +53,12 @@ class CaptionDataset(torch.utils.data.Dataset):
         seed: of the drawing.
         features: cached features to give instead of images.
         augmentations: keys of [`~fusion_captioner.training.augmentation.AUGMENTATIONS`] for the collator to apply to
-            images; what they draw is a function of seed, epoch and image id, too. Cached features are never augmented.
+            images; what they draw is a function of seed, epoch and image id, too.
+        mirrored_features: cached features of the mirrored images, read in place of `features` where `flip`, if it is
+            among the augmentations, draws so. Other augmentations do nothing to cached features.
 
     Raises:
-        ValueError: `captions_per_image` is neither `"all"` nor a positive number, or `features` lacks an image.
+        ValueError: `captions_per_image` is neither `"all"` nor a positive number, or cached features lack an image.
     """
 
     def __init__(
@@ -64,17 +68,20 @@ class CaptionDataset(torch.utils.data.Dataset):
         seed: int = 0,
         features: ImageFeatures | None = None,
         augmentations: Sequence[str] = (),
+        mirrored_features: ImageFeatures | None = None,
     ) -> None:
         _check_captions_per_image(captions_per_image)
         self.captions_per_image = captions_per_image
         self.seed = seed
         self.rows = rows
         self.features = features
+        self.mirrored_features = mirrored_features
         self.augmentations = tuple(augmentations)
         self._texts = rows.select_columns(["captions", "image_id"])
         self._images = rows.select_columns(["image"])
-        if features is not None:
-            features.require(self._texts["image_id"])
+        for cached in (features, mirrored_features):
+            if cached is not None:
+                cached.require(self._texts["image_id"])
         # Tensors in shared memory: workers that already run, holding a copy of this object, see the change too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._reads_features = torch.tensor(features is not None).share_memory_()
@@ -132,13 +139,21 @@ class CaptionDataset(torch.utils.data.Dataset):
             rows.append({"image_id": image_id, "captions": drawn})
         if self.features is not None and self.reads_features:
             for row in rows:
-                row["image_hidden_states"] = self.features[row["image_id"]]
+                features = self.features
+                if self.mirrored_features is not None and "flip" in self.augmentations:
+                    if draws_flip(row["captions"], Random(self._drawn_with(row["image_id"]))):
+                        features = self.mirrored_features
+                        row["captions"] = swap_sides(row["captions"])
+                row["image_hidden_states"] = features[row["image_id"]]
         else:
             for row, image in zip(rows, self._images[numbers]["image"], strict=True):
                 row["image"] = image
                 if self.augmentations:
-                    row["augmentations"] = (self.augmentations, f"{self.seed}/{self.epoch}/{row['image_id']}")
+                    row["augmentations"] = (self.augmentations, self._drawn_with(row["image_id"]))
         return rows
+
+    def _drawn_with(self, image_id: str) -> str:
+        return f"{self.seed}/{self.epoch}/{image_id}"
 
 
 class StreamedCaptionDataset(torch.utils.data.IterableDataset):

@@ -4,7 +4,8 @@ Folder of the cache, one for each encoder and preprocessing (see [`encoder_finge
 
     <cache_dir>/image_hashes.feather                 hashes of the image files, so that no file is read twice
     <cache_dir>/<fingerprint>/about.json             what the fingerprint stands for
-    <cache_dir>/<fingerprint>/features-00000.arrow   float16 features by the hash of the image's bytes
+    <cache_dir>/<fingerprint>/features-00000.arrow   float16 features by the hash of the image's bytes, and of mirrored
+                                                     images by that hash with `-mirrored` behind it
 
 Features stand by content: splits and data sets share them, and a changed image is computed anew.
 """
@@ -13,7 +14,7 @@ import json
 import logging
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -29,6 +30,7 @@ from transformers import PreTrainedModel
 
 from fusion_captioner.image_encoder import ImageEncoder
 from fusion_captioner.training.annotated_images import SkippedExample, bad_image_error, log_skipped
+from fusion_captioner.training.augmentation import mirror
 from fusion_captioner.training.feature_shards import INCOMPLETE, ImageFeatures, MappedShard, ShardWriter, shard_paths
 from fusion_captioner.training.image_files import MISSING_IMAGE, open_image
 from fusion_captioner.training.image_hashes import ImageHashes
@@ -46,6 +48,15 @@ class CachedSplit(NamedTuple):
 
     rows: datasets.Dataset
     features: ImageFeatures
+    mirrored_features: ImageFeatures | None = None
+
+
+class _Wanted(NamedTuple):
+    """An image whose features are to be computed."""
+
+    split: str
+    row: int
+    mirrored: bool
 
 
 def encoder_fingerprint(
@@ -78,6 +89,7 @@ def cached_features(
     autocast_dtype: torch.dtype | None = None,
     skip_bad_images: bool = False,
     skipped: list[SkippedExample] | None = None,
+    mirrored: Collection[str] = (),
 ) -> dict[str, CachedSplit]:
     """Grid features of all images of all splits, float16, from the cache; those that are not there are computed first.
 
@@ -85,7 +97,7 @@ def cached_features(
     killed loses one shard at most, and the next call goes on behind the last. Threads decode the next images while
     the encoder works. Several processes may call this at once: one computes, the others wait.
 
-    The features hold only as long as the encoder is frozen and images are not augmented: see
+    The features hold only as long as the encoder is frozen, and images are not augmented otherwise than by mirroring: see
     [`~fusion_captioner.training.caption_sampling.CaptionDataset.stop_reading_features`].
 
     Args:
@@ -98,6 +110,7 @@ def cached_features(
         autocast_dtype: compute under autocast in this type (`torch.bfloat16` is about 1.4 times faster on new CPUs).
         skip_bad_images: leave out images that cannot be decoded instead of raising at the first.
         skipped: a list that is extended by what was left out.
+        mirrored: splits whose images are to be had mirrored, too.
 
     Returns:
         Split → its rows and their features.
@@ -119,10 +132,11 @@ def cached_features(
             leftover.unlink()
         index = _index(folder)
         missing = {
-            key: (split, row)
+            _mirrored(key) if is_mirrored else key: _Wanted(split, row, is_mirrored)
             for split, split_keys in keys.items()
+            for is_mirrored in ((False, True) if split in mirrored else (False,))
             for row, key in enumerate(split_keys)
-            if key is not None and key not in index
+            if key is not None and (_mirrored(key) if is_mirrored else key) not in index
         }
         if missing:
             (folder / "about.json").write_text(
@@ -134,18 +148,24 @@ def cached_features(
 
     result, left_out = {}, []
     for split, rows in splits.items():
-        kept, ids = [], {}
+        kept, ids, mirrored_ids = [], {}, {}
         for row, (key, image_id) in enumerate(zip(keys[split], rows["image_id"], strict=True)):
             if key in index:
                 kept.append(row)
                 ids[image_id] = index[key]
+                if split in mirrored:
+                    mirrored_ids[image_id] = index[_mirrored(key)]
             else:
                 path = rows[row]["image"]["path"] or ""
                 left_out.append(SkippedExample(split, image_id, path, reasons[key or path], is_bad_file=True))
         if not kept:
             raise ValueError(f"split {split!r} has no image that can be decoded; check the paths of its images.")
         chosen = rows if len(kept) == len(rows) else rows.select(kept)
-        result[split] = CachedSplit(chosen, ImageFeatures(shard_paths(folder), ids, fingerprint))
+        result[split] = CachedSplit(
+            chosen,
+            ImageFeatures(shard_paths(folder), ids, fingerprint),
+            ImageFeatures(shard_paths(folder), mirrored_ids, fingerprint) if split in mirrored else None,
+        )
     log_skipped(left_out, "feature cache")
     if skipped is not None:
         skipped += left_out
@@ -164,6 +184,10 @@ def _missing_files(
                 raise bad_image_error(FileNotFoundError(f"{path}: image file is missing"))
             reasons[path] = MISSING_IMAGE
     return reasons
+
+
+def _mirrored(key: str) -> str:
+    return f"{key}-mirrored"
 
 
 def _image_encoder(model: PreTrainedModel) -> ImageEncoder:
@@ -235,7 +259,7 @@ class _Encoder:
 
 def _compute(
     splits: Mapping[str, datasets.Dataset],
-    missing: dict[str, tuple[str, int]],
+    missing: dict[str, _Wanted],
     encode: _Encoder,
     folder: Path,
     batch_size: int,
@@ -249,10 +273,11 @@ def _compute(
     def load(keys: list[str]) -> tuple[list[str], torch.Tensor | None]:
         pictures, decoded = [], []
         for key in keys:
-            split, row = missing[key]
-            example = images[split][row]
+            wanted = missing[key]
+            example = images[wanted.split][wanted.row]
             try:
-                pictures.append(open_image(example["image"], example["image_id"], encode.image_processor))
+                picture = open_image(example["image"], example["image_id"], encode.image_processor)
+                pictures.append(mirror(picture) if wanted.mirrored else picture)
                 decoded.append(key)
             except (OSError, ValueError) as error:
                 if not skip_bad_images:

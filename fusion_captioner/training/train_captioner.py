@@ -76,6 +76,7 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
     )
 
     features: dict[str, ImageFeatures] = {}
+    mirrored_features: ImageFeatures | None = None
     if run.data.feature_cache is not None:
         if run.training.train_image_encoder_from_step == 0:
             raise ValueError(
@@ -90,9 +91,11 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
             run.data.feature_cache,
             batch_size=run.data.feature_batch_size,
             skip_bad_images=run.data.skip_bad_images,
+            mirrored=["train"] if "flip" in run.data.augmentations else [],
         )
         splits = {name: split.rows for name, split in cached.items()}
         features = {name: split.features for name, split in cached.items()}
+        mirrored_features = cached["train"].mirrored_features
     seed = run.training.seed
     train_data: CaptionDataset | StreamedCaptionDataset
     if isinstance(splits["train"], datasets.IterableDataset):
@@ -100,7 +103,12 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
         train_data = StreamedCaptionDataset(shuffled, run.data.captions_per_image, seed, endless=True)
     else:
         train_data = CaptionDataset(
-            splits["train"], run.data.captions_per_image, seed, features.get("train"), run.data.augmentations
+            splits["train"],
+            run.data.captions_per_image,
+            seed,
+            features.get("train"),
+            run.data.augmentations,
+            mirrored_features,
         )
     eval_data = CaptionDataset(splits["eval"], 1, seed, features.get("eval")) if "eval" in splits else None
     self_critical = isinstance(run.training, SelfCriticalArguments)

@@ -3,13 +3,15 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from tiny_captioner import caption_rows, tiny_processor
+from tiny_captioner import caption_rows, tiny_model, tiny_processor
 
 from fusion_captioner.training.arguments import read_run_arguments
 from fusion_captioner.training.augmentation import AUGMENTATIONS, augment, colour, crop, flip
 from fusion_captioner.training.caption_sampling import CaptionDataset
 from fusion_captioner.training.collating import CaptionCollator
+from fusion_captioner.training.feature_cache import cached_features
 
 
 class Drawn(Random):
@@ -75,12 +77,36 @@ def test_batches_of_an_epoch_are_augmented_the_same_whenever_they_are_made(tmp_p
     assert not first.equal(plain) and not first.equal(later)
 
 
+def test_cached_features_are_mirrored_where_images_would_be(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    processor, model = tiny_processor(), tiny_model().eval()
+    model.freeze_image_encoder()
+    rows = caption_rows(tmp_path, 8).map(lambda row: {"captions": ["a square on the left"]})
+    cached = cached_features({"train": rows}, model, processor.image_processor, tmp_path / "cache", mirrored=["train"])
+    from_pixels = CaptionDataset(rows, 1, seed=0, augmentations=["flip"])
+    from_cache = CaptionDataset(
+        rows, 1, 0, cached["train"].features, ["flip"], mirrored_features=cached["train"].mirrored_features
+    )
+    collate = CaptionCollator(processor)
+    sides = set()
+    for epoch in range(2):
+        from_pixels.set_epoch(epoch)
+        from_cache.set_epoch(epoch)
+        pixels, features = (collate([data[index] for index in range(8)]) for data in (from_pixels, from_cache))
+        assert features["input_ids"].equal(pixels["input_ids"])
+        with torch.no_grad():
+            expected = model.get_image_hidden_states(pixels["pixel_values"])
+        torch.testing.assert_close(features["image_hidden_states"], expected, atol=2e-3, rtol=2e-3)
+        sides |= {caption for row in from_cache.__getitems__(range(8)) for caption in row["captions"]}
+    assert sides == {"a square on the left", "a square on the right"}
+
+
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
         (["--data.augmentations", "[flip, twirl]"], "twirl"),
         (["--data.augmentations", "flip"], "list"),
-        (["--data.augmentations", "[flip]", "--data.feature_cache", "features"], "data.feature_cache"),
+        (["--data.augmentations", "[flip, crop]", "--data.feature_cache", "features"], "data.feature_cache"),
         (["--data.augmentations", "[flip]", "--data.streaming", "true"], "data.streaming"),
     ],
 )

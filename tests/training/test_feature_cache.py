@@ -67,7 +67,7 @@ def direct(model, image_processor, row: dict) -> torch.Tensor:
 
 def test_features_are_those_of_the_encoder(model, image_processor, splits, cache_dir):
     cached = cached_features(splits, model, image_processor, cache_dir, batch_size=4)
-    for split, (rows, features) in cached.items():
+    for split, (rows, features, _) in cached.items():
         assert len(features) == len(rows) == len(splits[split])
         assert features.shape == SHAPE
         for row in rows:
@@ -219,7 +219,7 @@ def test_bad_images(model, image_processor, splits, cache_dir):
         cached_features(splits, model, image_processor, cache_dir)
     for _ in range(2):
         skipped: list[SkippedExample] = []
-        rows, features = cached_features(
+        rows, features, _ = cached_features(
             splits, model, image_processor, cache_dir, skip_bad_images=True, skipped=skipped
         )["train"]
         assert [(example.split, example.file) for example in skipped] == [
@@ -266,7 +266,7 @@ def test_writing_to_a_row_does_not_change_the_cache(model, image_processor, spli
 def test_training_data_with_features_until_they_no_longer_hold(
     model, image_processor, splits, cache_dir, workers: int
 ):
-    rows, features = cached_features({"train": splits["train"]}, model, image_processor, cache_dir)["train"]
+    rows, features, _ = cached_features({"train": splits["train"]}, model, image_processor, cache_dir)["train"]
     data = CaptionDataset(rows, features=features)
     loader = torch.utils.data.DataLoader(
         data,
