@@ -13,6 +13,10 @@ $(BIN)/.package: setup.cfg constraints.txt
 	$(PIP) -e .
 	touch $@
 
+$(BIN)/.demo: $(BIN)/.package
+	$(PIP) -e '.[demo]'
+	touch $@
+
 $(BIN)/.test: $(BIN)/.package
 	$(PIP) -e '.[test]'
 	touch $@
@@ -21,7 +25,7 @@ $(BIN)/.lint: $(BIN)/.package
 	$(PIP) -e '.[lint]'
 	touch $@
 
-demo: $(BIN)/.package ## train a small captioner end to end, print its captions, save it and load it back
+demo: $(BIN)/.demo ## caption photographs with the bundled checkpoint; train a small captioner end to end, print its captions, save it and load it back
 	$(BIN)/fusion-captioner demo $(if $(DATA),--data $(DATA))
 
 test: $(BIN)/.test ## the whole suite, in two processes of one thread each

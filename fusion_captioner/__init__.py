@@ -6,11 +6,15 @@ loaded: the package itself loads neither it nor torch, so that `--help` answers 
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from .lazy_registration import register_when_transformers_loads
 
 __version__ = "0.1.0"
+
+# A folder of this package: the captioner that captions where no other is named. Its README.md is its model card.
+DEFAULT_CHECKPOINT = str(Path(__file__).parent / "pretrained")
 
 _MODULES = {
     "FusionCaptionerConfig": "configuration_fusion_captioner",
@@ -23,7 +27,7 @@ _MODULES = {
     "FusionCaptionerProcessor": "processing_fusion_captioner",
 }
 
-__all__ = ["__version__", *_MODULES]
+__all__ = ["DEFAULT_CHECKPOINT", "__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

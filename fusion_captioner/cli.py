@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fusion_captioner import __version__
+from fusion_captioner import DEFAULT_CHECKPOINT, __version__
 
 RUNTIMES = ["onnx", "openvino"]
 
@@ -18,7 +18,7 @@ examples:
   fusion-captioner convert --out lite2                       ImageNet weights of a small backbone
   fusion-captioner train configs/flickr8k_cpu.yaml --data.source flickr8k
   fusion-captioner evaluate runs/captioner --source flickr8k --split val --beams 1 3
-  fusion-captioner caption photo.jpg holiday/ --model runs/captioner
+  fusion-captioner caption photo.jpg holiday/
   fusion-captioner export runs/captioner --to openvino --out runs/captioner-openvino
 
 `fusion-captioner COMMAND --help` explains a command."""
@@ -97,7 +97,11 @@ def build_parser() -> argparse.ArgumentParser:
         description="Caption images: files, folders (all images in them) and URLs. One JSON line an image on stdout.",
     )
     caption.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or URL")
-    caption.add_argument("--model", required=True, help="folder or Hub name of the captioner, or folder of an export")
+    caption.add_argument(
+        "--model",
+        default=DEFAULT_CHECKPOINT,
+        help="folder or Hub name of the captioner, or folder of an export (default: the one that ships with the package)",
+    )
     caption.add_argument("--runtime", choices=["torch", *RUNTIMES], help="what it runs on (default: what it is for)")
     caption.add_argument("--prompt", default="", help="words that the caption begins with, or a question")
     caption.add_argument("--beams", type=int, default=3, help="beam size; 1 is greedy (default: 3)")
@@ -121,6 +125,18 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
     _add_hub_flags(export)
 
+    shrink = commands.add_parser(
+        "shrink",
+        help="write a captioner in half the bytes",
+        description="Write a captioner with its weights rounded to float16, to share it; it is loaded as float32.",
+    )
+    shrink.add_argument("model", metavar="CHECKPOINT", help="folder or Hub name of the captioner")
+    shrink.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
+    shrink.add_argument(
+        "--without-code", action="store_true", help="for where the package is installed: leave its code out"
+    )
+    _add_hub_flags(shrink)
+
     convert = commands.add_parser(
         "convert",
         help="convert ImageNet weights of a small backbone",
@@ -136,8 +152,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="train a small captioner end to end and show what it says",
-        description="Render pictures, train a small captioner on them, score it, save it and load it back.",
+        help="caption photographs, and train a small captioner end to end",
+        description="Caption photographs with the captioner that ships with the package; then render pictures, train a "
+        "small captioner on them, score it, save it and load it back.",
     )
     demo.add_argument("--data", metavar="FOLDER", help="train on a folder in COCO's or Karpathy's layout instead")
     demo.add_argument("--out", default=".demo", metavar="FOLDER", help="where everything is written (default: .demo)")
@@ -213,6 +230,11 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         from fusion_captioner.inference.export_captioner import export
 
         return export(options)
+    if options.command == "shrink":
+        from fusion_captioner.inference.half_precision import shrink
+
+        print(shrink(options.model, options.revision, options.out, with_code=not options.without_code))
+        return 0
     from fusion_captioner.training.demo import run_demo
 
     return run_demo(options.out, options.data)

@@ -55,6 +55,7 @@ class DataArguments:
         splits: split → the source's split, or several joined by `+`; unset: all under their usual names, with
             Karpathy's `restval` in `train`. `{train: train, val: val}` leaves `restval` out.
         config_name, revision: configuration and branch, tag or commit of a Hub repository.
+        more_train_sources: folders, or Hub names, whose split `train` is trained on beside that of `source`.
         streaming: read the training images as they come, in an order shuffled in part, and keep no copy of them; needs
             `training.max_steps`. The images of `eval_split` are held in memory, a file's as its path.
         train_split, eval_split: names of the splits; `eval_split` unset: no evaluation.
@@ -76,6 +77,7 @@ class DataArguments:
     splits: dict[str, str] | None = None
     config_name: str | None = None
     revision: str | None = None
+    more_train_sources: list[str] = field(default_factory=list)
     streaming: bool = False
     skip_bad_images: bool = False
     cache_dir: str | None = None
@@ -100,6 +102,13 @@ class DataArguments:
         if not isinstance(self.augmentations, list) or set(self.augmentations) - set(AUGMENTATIONS):
             raise ValueError(
                 f"`data.augmentations` ({self.augmentations!r}) must be a list of some of {', '.join(AUGMENTATIONS)}."
+            )
+        if not isinstance(self.more_train_sources, list):
+            raise ValueError(f"`data.more_train_sources` ({self.more_train_sources!r}) must be a list of folders.")
+        if self.streaming and self.more_train_sources:
+            raise ValueError(
+                f"`data.more_train_sources` ({self.more_train_sources}) are not for streams; unset them, or "
+                "`data.streaming`."
             )
         if self.streaming and self.augmentations:
             raise ValueError(

@@ -140,10 +140,13 @@ class CaptionDataset(torch.utils.data.Dataset):
         if self.features is not None and self.reads_features:
             for row in rows:
                 features = self.features
-                if self.mirrored_features is not None and "flip" in self.augmentations:
-                    if draws_flip(row["captions"], Random(self._drawn_with(row["image_id"]))):
-                        features = self.mirrored_features
-                        row["captions"] = swap_sides(row["captions"])
+                if (
+                    self.mirrored_features is not None
+                    and "flip" in self.augmentations
+                    and draws_flip(row["captions"], Random(self._drawn_with(row["image_id"])))
+                ):
+                    features = self.mirrored_features
+                    row["captions"] = swap_sides(row["captions"])
                 row["image_hidden_states"] = features[row["image_id"]]
         else:
             for row, image in zip(rows, self._images[numbers]["image"], strict=True):

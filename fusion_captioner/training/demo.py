@@ -1,4 +1,5 @@
-"""`fusion-captioner demo`: renders pictures, trains a small captioner through the real path, and shows what it says."""
+"""`fusion-captioner demo`: captions photographs with the bundled checkpoint; then renders pictures, trains a small captioner
+through the real path, and shows what it says."""
 
 import json
 import time
@@ -6,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from fusion_captioner.inference.demo_photos import caption_demo_photos
 from fusion_captioner.inference.output_files import check_output_folder
 from fusion_captioner.training.caption_datasets import load_caption_dataset
 from fusion_captioner.training.demo_scenes import render_coco_folder
@@ -66,10 +68,11 @@ def run_demo(out: str, data: str | None) -> int:
     folder = Path(out)
     check_output_folder(folder, "--out")
     folder.mkdir(parents=True, exist_ok=True)
+    caption_demo_photos(folder)
     if data is None:
         source = folder / "scenes"
         if not (source / "annotations").is_dir():
-            print("rendering pictures ...", flush=True)
+            print("\nrendering pictures ...", flush=True)
             render_coco_folder(source, train=1600, val=150, seed=0)
     else:
         source = Path(data)

@@ -62,13 +62,13 @@ class TrainingRecord:
     What a card tells of a run beside what its trainer knows.
 
     Args:
-        data: name of the data set, as on the Hub, or of its folder.
+        data: name of the data set, as on the Hub, or of its folder; or several, the scores being those of the first.
         train_split, eval_split: its splits, several joined by `+`, that the model was trained and scored on.
         vision_model: name of the pretrained image encoder; None: it began with random weights.
         command: that made the model.
     """
 
-    data: str | None = None
+    data: str | list[str] | None = None
     train_split: str = "train"
     eval_split: str | None = "val"
     vision_model: str | None = None
@@ -80,10 +80,10 @@ class TrainingRecord:
         sources = run.data.splits or {}
         train, evaluated = run.data.train_split, run.data.eval_split
         return cls(
-            data=_public_name(run.data.source),
+            data=[_public_name(source) for source in (run.data.source, *run.data.more_train_sources)],
             train_split=sources.get(train, train),
             eval_split=None if evaluated is None else sources.get(evaluated, evaluated),
-            vision_model=_public_name(run.model.vision_model),
+            vision_model=None if run.model.vision_model is None else _public_name(run.model.vision_model),
             command=command,
         )
 
@@ -202,10 +202,8 @@ def _training(trainer: FusionCaptionerTrainer, data_names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _public_name(source: str | None) -> str | None:
+def _public_name(source: str) -> str:
     """A Hub repository's name as it is; of a folder only its own name, since a path is its owner's business."""
-    if source is None:
-        return None
     return Path(source).resolve().name if Path(source).exists() else source
 
 

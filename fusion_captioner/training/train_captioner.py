@@ -172,7 +172,21 @@ def _load_splits(data: DataArguments) -> dict[str, Any]:
         if next(iter(rows), None) is None:
             raise ValueError(f"{data.source}: the split {name!r} holds no image; give data, or a larger limit.")
         splits[role] = rows
+    if data.more_train_sources:
+        more = [_more_train_rows(source, data) for source in data.more_train_sources]
+        splits["train"] = datasets.concatenate_datasets([splits["train"], *more])
     return splits
+
+
+def _more_train_rows(source: str, data: DataArguments) -> datasets.Dataset:
+    """The split `train` of a further source; its image ids begin with the source's name, to be unique in the run."""
+    loaded = load_caption_dataset(source, cache_dir=data.cache_dir, skip_bad_images=data.skip_bad_images)
+    if "train" not in loaded:
+        raise ValueError(f"`data.more_train_sources` ({source}) has no split 'train'; there are {', '.join(loaded)}.")
+    name = Path(source).name
+    return loaded["train"].map(
+        lambda row: {"image_id": f"{name}/{row['image_id']}"}, features=FEATURES, desc=f"naming images of {name}"
+    )
 
 
 def build_processor(

@@ -48,6 +48,16 @@ def test_restval_is_part_of_train_unless_the_recipe_says_otherwise(
     assert f"split `{'train' if splits is None else splits['train']}`" in card
 
 
+def test_further_sources_are_trained_on_too(tmp_path: Path, trainers: list) -> None:
+    source, more = write_data(tmp_path / "photos"), write_data(tmp_path / "more", train=4)
+    recipe = write_recipe(tmp_path / "recipe.yaml", source, data={"more_train_sources": [str(more)]})
+    train_from_yaml(recipe)
+    ids = trainers[0].train_dataset.rows["image_id"]
+    assert len(ids) == len(set(ids)) == 12 and ids[:8] == [str(number) for number in range(8)]
+    assert ids[8:] == [f"more/{number}" for number in range(4)]
+    assert "photos, more" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_split_that_the_recipe_does_not_make_is_named(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", write_data(tmp_path / "data"), data={"splits": {"train": "train"}})
     with pytest.raises(ValueError, match=r"`data\.eval_split` \('val'\) is not in .*; there are train\."):

@@ -1,0 +1,155 @@
+"""Pictures with their captions and, for every word, where the captioner looked: as one HTML page and as one PNG.
+
+The page needs nothing beside itself: style and pictures are in it, there is no script, and it fetches nothing.
+"""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fusion_captioner.inference.attention_maps import AttendedCaption
+
+PICTURE_SIDE = 300  # pixels, the longer side
+TILE_SIDE = 132
+TILES_A_ROW = 7
+MARGIN = 16
+# How bright a region stays where nothing was looked at.
+DARKEST = 0.2
+
+STYLE = """\
+:root { color-scheme: light dark; --text: #1d2129; --soft: #56606e; --page: #f6f7f9; --card: #fff; --line: #d5dae1; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e8eaee; --soft: #a9b2bf; --page: #14171c; --card: #1d2128; --line: #39404b; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--text); font: 1rem/1.5 system-ui, sans-serif; }
+main { max-width: 76rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .5rem; }
+h2 { font-size: 1.25rem; margin: 0 0 .75rem; overflow-wrap: anywhere; }
+p { margin: 0 0 1rem; max-width: 48rem; color: var(--soft); }
+section { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: 1rem; margin: 0 0 1rem; }
+.picture { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
+.picture > img { max-width: 100%; height: auto; border-radius: .25rem; }
+ol { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: .5rem; flex: 1 1 20rem; }
+li { width: 8.25rem; }
+li img { display: block; max-width: 100%; height: auto; border-radius: .25rem; }
+li span { display: block; font-size: .95rem; overflow-wrap: anywhere; }
+.soft { color: var(--soft); font-size: .9rem; margin: .5rem 0 0; }
+@media print { section { break-inside: avoid; } }
+"""
+
+
+def shrunk(picture: Image.Image, side: int) -> Image.Image:
+    """A copy whose longer side is `side` pixels at most."""
+    copy = picture.convert("RGB")
+    copy.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return copy
+
+
+def lit(picture: Image.Image, attention: np.ndarray) -> Image.Image:
+    """
+    The picture, bright where the weights are high and dark where they are low.
+
+    Args:
+        picture: RGB.
+        attention (`np.ndarray` of shape `(h, w)`): the highest weight is shown at full brightness.
+    """
+    peak = max(float(attention.max()), 1e-12)
+    weights = Image.fromarray((attention / peak).astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
+    brightness = DARKEST + (1 - DARKEST) * np.asarray(weights).clip(0, 1)
+    return Image.fromarray((np.asarray(picture) * brightness[..., None]).astype(np.uint8))
+
+
+def render_page(
+    title: str, names: Sequence[str], pictures: Sequence[Image.Image], captions: Sequence[AttendedCaption]
+) -> str:
+    """
+    The HTML page.
+
+    Args:
+        title: its heading.
+        names: of the pictures.
+        pictures, captions: one of each a name.
+    """
+    sections = "\n".join(
+        _section(name, picture, caption) for name, picture, caption in zip(names, pictures, captions, strict=True)
+    )
+    return f"""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{escape(title)}</title>
+<style>
+{STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+<p>Under each picture's caption, its words: the picture is bright where the captioner looked while it wrote the word.</p>
+{sections}
+</main>
+</body>
+</html>
+"""
+
+
+def _section(name: str, picture: Image.Image, caption: AttendedCaption) -> str:
+    tile = shrunk(picture, TILE_SIDE)
+    words = "".join(
+        f'<li><img src="{_jpeg(lit(tile, attention))}" alt="" width="{tile.width}" height="{tile.height}">'
+        f'<span dir="auto">{escape(word)}</span></li>'
+        for word, attention in zip(caption.words, caption.maps, strict=True)
+    )
+    large = shrunk(picture, PICTURE_SIDE)
+    return f"""\
+<section>
+<h2 dir="auto">{escape(caption.text) or "(nothing)"}</h2>
+<div class="picture">
+<img src="{_jpeg(large)}" alt="{escape(name)}" width="{large.width}" height="{large.height}">
+<ol>{words}</ol>
+</div>
+<p class="soft">{escape(name)}</p>
+</section>"""
+
+
+def _jpeg(picture: Image.Image) -> str:
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=80, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def draw_sheet(pictures: Sequence[Image.Image], captions: Sequence[AttendedCaption]) -> Image.Image:
+    """
+    The same as one image: each picture with its caption above it and its words beside it.
+
+    Args:
+        pictures, captions: one caption a picture.
+    """
+    font, small = ImageFont.load_default(22), ImageFont.load_default(15)
+    tile_height = TILE_SIDE + 24
+    width = 3 * MARGIN + PICTURE_SIDE + TILES_A_ROW * (TILE_SIDE + 8)
+    heights = [
+        48 + max(PICTURE_SIDE, -(-len(caption.words) // TILES_A_ROW) * tile_height) + MARGIN for caption in captions
+    ]
+    sheet = Image.new("RGB", (width, sum(heights) + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = MARGIN
+    for picture, caption, height in zip(pictures, captions, heights, strict=True):
+        draw.text((MARGIN, top), caption.text, fill="black", font=font)
+        sheet.paste(shrunk(picture, PICTURE_SIDE), (MARGIN, top + 40))
+        tile = shrunk(picture, TILE_SIDE)
+        for number, (word, attention) in enumerate(zip(caption.words, caption.maps, strict=True)):
+            row, column = divmod(number, TILES_A_ROW)
+            left = 2 * MARGIN + PICTURE_SIDE + column * (TILE_SIDE + 8)
+            upper = top + 40 + row * tile_height
+            sheet.paste(lit(tile, attention), (left, upper))
+            draw.text((left, upper + tile.height + 1), word, fill="black", font=small)
+        top += height
+    return sheet
