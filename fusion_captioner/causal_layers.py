@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .packed_linear import FewRowLinear, few_row_linear
+
 # What a layer carries from one call to the next: each tensor has the batch in its first dimension,
 # so that a cache can reorder it without knowing what it is.
 State = tuple[torch.Tensor, ...]
@@ -48,7 +50,7 @@ class CausalRecurrent(GradientCheckpointingLayer):
     Rows that are padded on the left are rolled until they are padded on the right, where padding comes after every
     real token and so cannot reach its state; outputs are rolled back. When the state is asked for, rows of unequal
     length are packed as well, so that each state is that of the row's last real token. One token, as in generation,
-    goes through the cells, which on CPUs take a quarter of the time of the kernel for sequences.
+    goes through the layer's equations, whose matrix products then have few rows (see `packed_linear.py`).
     """
 
     recurrent_class: type[nn.LSTM] | type[nn.GRU]
@@ -144,6 +146,8 @@ class CausalRecurrent(GradientCheckpointingLayer):
         if attention_mask is None:
             return state_after
         seen = attention_mask[:, -length:].any(dim=1)[:, None, None]
+        if seen.device.type == "cpu" and not torch.compiler.is_compiling() and seen.all():
+            return state_after
         zeros = (torch.zeros_like(tensor) for tensor in state_after)
         before = zeros if state_before is None else state_before
         return tuple(torch.where(seen, new, old) for new, old in zip(state_after, before))
@@ -167,7 +171,13 @@ class CausalLSTM(CausalRecurrent):
     recurrent_class = nn.LSTM
 
     def cell(self, inputs, state, *weights):
-        return torch.lstm_cell(inputs, state, *weights)
+        input_weight, hidden_weight, input_bias, hidden_bias = weights
+        hidden, memory = state
+        gates = few_row_linear(inputs, input_weight, input_bias)
+        gates += few_row_linear(hidden, hidden_weight, hidden_bias)
+        entered, kept, candidate, shown = gates.chunk(4, dim=-1)
+        memory = kept.sigmoid() * memory + entered.sigmoid() * candidate.tanh()
+        return shown.sigmoid() * memory.tanh(), memory
 
 
 class CausalGRU(CausalRecurrent):
@@ -176,7 +186,12 @@ class CausalGRU(CausalRecurrent):
     recurrent_class = nn.GRU
 
     def cell(self, inputs, state, *weights):
-        return (torch.gru_cell(inputs, state[0], *weights),)
+        input_weight, hidden_weight, input_bias, hidden_bias = weights
+        of_input = few_row_linear(inputs, input_weight, input_bias).chunk(3, dim=-1)
+        of_hidden = few_row_linear(state[0], hidden_weight, hidden_bias).chunk(3, dim=-1)
+        reset, kept = ((of_input[gate] + of_hidden[gate]).sigmoid() for gate in (0, 1))
+        candidate = (of_input[2] + reset * of_hidden[2]).tanh()
+        return (candidate + kept * (state[0] - candidate),)
 
 
 class TransformerLayer(GradientCheckpointingLayer):
@@ -189,11 +204,11 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.num_heads = num_heads
         self.attention_dropout = attention_dropout
         self.attention_norm = nn.LayerNorm(hidden_size)
-        self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
+        self.query_key_value = FewRowLinear(hidden_size, 3 * hidden_size)
+        self.output = FewRowLinear(hidden_size, hidden_size)
         self.feed_forward_norm = nn.LayerNorm(hidden_size)
         self.feed_forward = nn.Sequential(
-            nn.Linear(hidden_size, intermediate_size), nn.GELU(), nn.Linear(intermediate_size, hidden_size)
+            FewRowLinear(hidden_size, intermediate_size), nn.GELU(), FewRowLinear(intermediate_size, hidden_size)
         )
         self.dropout = nn.Dropout(dropout)
 
@@ -231,7 +246,7 @@ class CausalTransformer(nn.Module):
         max_positions: int,
     ) -> None:
         super().__init__()
-        self.input_projection = nn.Linear(input_size, hidden_size) if input_size != hidden_size else nn.Identity()
+        self.input_projection = FewRowLinear(input_size, hidden_size) if input_size != hidden_size else nn.Identity()
         self.position_embedding = nn.Embedding(max_positions, hidden_size)
         self.layers = nn.ModuleList(
             TransformerLayer(hidden_size, num_heads, intermediate_size, dropout, attention_dropout)

@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .causal_layers import SequenceDropout, State
 from .configuration_fusion_captioner import FusionCaptionerConfig
+from .packed_linear import FewRowLinear
 
 FusionOutput = tuple[torch.Tensor, torch.Tensor | None, State | None]
 
@@ -77,7 +78,7 @@ class SumFusion(PooledFusion):
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__()
         self.image_projection = nn.Linear(config.hidden_size, config.hidden_size)
-        self.text_projection = nn.Linear(config.hidden_size, config.hidden_size)
+        self.text_projection = FewRowLinear(config.hidden_size, config.hidden_size)
 
     def project_pooled(self, pooled):
         return self.image_projection(pooled)
@@ -91,7 +92,7 @@ class ConcatFusion(PooledFusion):
 
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__()
-        self.projection = nn.Linear(2 * config.hidden_size, config.hidden_size)
+        self.projection = FewRowLinear(2 * config.hidden_size, config.hidden_size)
 
     def project_pooled(self, pooled):
         width = pooled.shape[-1]
@@ -110,7 +111,7 @@ class GatedFusion(PooledFusion):
         width = config.hidden_size
         # value and gate of one modality come from one product
         self.image_projection = nn.Linear(width, 2 * width)
-        self.text_projection = nn.Linear(width, 2 * width)
+        self.text_projection = FewRowLinear(width, 2 * width)
 
     def project_pooled(self, pooled):
         return self.image_projection(pooled)
@@ -128,8 +129,8 @@ class BilinearFusion(PooledFusion):
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__()
         self.image_projection = nn.Linear(config.hidden_size, config.bilinear_rank)
-        self.text_projection = nn.Linear(config.hidden_size, config.bilinear_rank)
-        self.output = nn.Linear(config.bilinear_rank, config.hidden_size)
+        self.text_projection = FewRowLinear(config.hidden_size, config.bilinear_rank)
+        self.output = FewRowLinear(config.bilinear_rank, config.hidden_size)
 
     def project_pooled(self, pooled):
         return torch.tanh(self.image_projection(pooled))
@@ -149,9 +150,9 @@ class AttentionFusion(Fusion):
         self.num_heads = config.num_attention_heads
         self.attention_dropout = config.attention_dropout
         self.region_norm = nn.LayerNorm(config.hidden_size)
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query = FewRowLinear(config.hidden_size, config.hidden_size)
         self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = FewRowLinear(config.hidden_size, config.hidden_size)
         self.joint_norm = nn.LayerNorm(config.hidden_size)
         self.dropout = SequenceDropout(config.dropout)
 
@@ -201,7 +202,7 @@ class CoAttentionFusion(AttentionFusion):
 
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__(config)
-        self.output = nn.Linear(2 * config.hidden_size, config.hidden_size)
+        self.output = FewRowLinear(2 * config.hidden_size, config.hidden_size)
 
     def forward(self, text_states, projected, attention_mask=None, state=None, output_attentions=False):
         key, value = projected

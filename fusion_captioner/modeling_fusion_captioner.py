@@ -31,6 +31,7 @@ from .fusion import FUSIONS
 from .generation_fusion_captioner import FusionCaptionerGenerationMixin, count_texts
 from .image_encoder import ImageEncoder
 from .losses import caption_loss
+from .packed_linear import FewRowLinear
 from .text_encoder import TextEncoder
 
 
@@ -403,7 +404,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         self.model = FusionCaptionerModel(config)
         self.alignment = AlignmentLosses(config, self.model.image_encoder.hidden_size)
         self.decoder = CaptionDecoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = FewRowLinear(config.hidden_size, config.vocab_size)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:

@@ -64,7 +64,7 @@ def test_record_of_a_run_keeps_paths_to_itself(tmp_path):
     )
     record = TrainingRecord.of_run(run, "fusion-captioner train flickr8k.yaml")
     assert record == TrainingRecord(
-        "flickr8k", "train", "test", "google/efficientnet-b0", "fusion-captioner train flickr8k.yaml"
+        ["flickr8k"], "train", "test", "google/efficientnet-b0", "fusion-captioner train flickr8k.yaml"
     )
     card = str(build_model_card(trained([BEST, SUMMARY], record)))
     assert str(tmp_path) not in card
