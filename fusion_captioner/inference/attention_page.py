@@ -16,7 +16,8 @@ from fusion_captioner.inference.attention_maps import AttendedCaption
 PICTURE_SIDE = 300  # pixels, the longer side
 TILE_SIDE = 132
 TILES_A_ROW = 7
-MARGIN = 16
+MARGIN, GAP = 16, 8
+TITLE_HEIGHT, LABEL_HEIGHT = 36, 24
 # How bright a region stays where nothing was looked at.
 DARKEST = 0.2
 
@@ -133,22 +134,23 @@ def draw_sheet(pictures: Sequence[Image.Image], captions: Sequence[AttendedCapti
         pictures, captions: one caption a picture.
     """
     font, small = ImageFont.load_default(22), ImageFont.load_default(15)
-    tile_height = TILE_SIDE + 24
-    width = 3 * MARGIN + PICTURE_SIDE + TILES_A_ROW * (TILE_SIDE + 8)
+    larges, tiles = ([shrunk(picture, side) for picture in pictures] for side in (PICTURE_SIDE, TILE_SIDE))
+    steps = [tile.height + LABEL_HEIGHT for tile in tiles]
     heights = [
-        48 + max(PICTURE_SIDE, -(-len(caption.words) // TILES_A_ROW) * tile_height) + MARGIN for caption in captions
+        TITLE_HEIGHT + max(large.height, -(-len(caption.words) // TILES_A_ROW) * step) + 2 * MARGIN
+        for large, step, caption in zip(larges, steps, captions, strict=True)
     ]
+    width = 2 * MARGIN + PICTURE_SIDE + TILES_A_ROW * (TILE_SIDE + GAP) + MARGIN
     sheet = Image.new("RGB", (width, sum(heights) + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     top = MARGIN
-    for picture, caption, height in zip(pictures, captions, heights, strict=True):
+    for large, tile, step, caption, height in zip(larges, tiles, steps, captions, heights, strict=True):
         draw.text((MARGIN, top), caption.text, fill="black", font=font)
-        sheet.paste(shrunk(picture, PICTURE_SIDE), (MARGIN, top + 40))
-        tile = shrunk(picture, TILE_SIDE)
+        sheet.paste(large, (MARGIN, top + TITLE_HEIGHT))
         for number, (word, attention) in enumerate(zip(caption.words, caption.maps, strict=True)):
             row, column = divmod(number, TILES_A_ROW)
-            left = 2 * MARGIN + PICTURE_SIDE + column * (TILE_SIDE + 8)
-            upper = top + 40 + row * tile_height
+            left = 2 * MARGIN + PICTURE_SIDE + column * (TILE_SIDE + GAP)
+            upper = top + TITLE_HEIGHT + row * step
             sheet.paste(lit(tile, attention), (left, upper))
             draw.text((left, upper + tile.height + 1), word, fill="black", font=small)
         top += height
