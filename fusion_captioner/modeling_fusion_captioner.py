@@ -466,7 +466,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
@@ -477,7 +477,8 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             past_key_values, use_cache: see `FusionCaptionerModel.forward`.
             labels (`torch.LongTensor` of shape `(T, L)`, *optional*): aligned with `input_ids`, -100 on prompt and
                 padding; the model shifts them.
-            logits_to_keep (`int`): logits of only that many last tokens; 0: of all.
+            logits_to_keep (`int`, or `torch.BoolTensor` of shape `(T, L)`): logits of only that many last tokens; 0: of
+                all. Or of the tokens that are true, `(M, V)` for M of them.
             skip_logits (`bool`): return no logits, only the loss: words are then scored where there is a label, which
                 spares the padding.
             num_items_in_batch: labelled words over all gradient-accumulation steps and processes, which `Trainer`
@@ -512,7 +513,8 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             cache.decoder_state = decoder_state
         if skip_logits and labels is None:
             raise ValueError("`skip_logits` leaves nothing to return without `labels`; give them, or leave it out.")
-        logits = None if skip_logits else self.lm_head(hidden_states[:, -logits_to_keep:])
+        kept = hidden_states[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else hidden_states[logits_to_keep]
+        logits = None if skip_logits else self.lm_head(kept)
 
         loss, loss_terms = None, None
         if labels is not None:

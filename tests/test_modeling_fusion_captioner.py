@@ -325,6 +325,9 @@ def test_what_is_returned_is_a_choice() -> None:
     last = model(pixel_values=pixels(), input_ids=ids, logits_to_keep=1)
     torch.testing.assert_close(last.logits, full.logits[:, -1:])
     assert last.hidden_states is None
+    chosen = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    some = model(pixel_values=pixels(), input_ids=ids, logits_to_keep=chosen)
+    torch.testing.assert_close(some.logits, full.logits[chosen])
     as_tuple = model(pixel_values=pixels(), input_ids=ids, use_cache=False, return_dict=False)
     assert isinstance(as_tuple, tuple)
     torch.testing.assert_close(as_tuple[0], full.logits)

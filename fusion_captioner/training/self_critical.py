@@ -1,18 +1,21 @@
 """
 Self-critical sequence training (Rennie et al., 2017): the captioner samples captions and learns from what they earn.
 
-B: images, n: samples an image, N = B·n, L: tokens, V: vocabulary
+B: images, n: samples an image, N = B·n, L: tokens, M: sampled tokens of all captions, V: vocabulary
 """
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from transformers import BatchEncoding
 
 from fusion_captioner.metrics.diversity import caption_diversity
-from fusion_captioner.training.rewards import REWARDS, SampledCaptions
+from fusion_captioner.training.rewards import REWARDS
+from fusion_captioner.training.sampled_captions import PeoplesCaptions, SampledCaptions
 from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
 from fusion_captioner.training.trainer import FusionCaptionerTrainer
 
@@ -32,22 +35,16 @@ def leave_one_out_advantages(rewards: torch.Tensor) -> torch.Tensor:
     return (rewards - rewards.mean(dim=1, keepdim=True)) * samples / (samples - 1)
 
 
-def per_token_log_probabilities(logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-    """Log-probability `(N, L - 1)` of each token but the first, from logits `(N, L, V)` of the token after."""
-    chosen = logits[:, :-1].gather(-1, input_ids[:, 1:, None]).squeeze(-1)
-    return chosen.float() - logits[:, :-1].float().logsumexp(dim=-1)
-
-
-def policy_loss(per_token_logps: torch.Tensor, advantages: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+def policy_loss(logits: torch.Tensor, tokens: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
     """
     REINFORCE (Williams, 1992) with a baseline: minus advantage times log-probability, the mean over sampled tokens.
 
     Args:
-        per_token_logps (`torch.FloatTensor` of shape `(N, L)`).
-        advantages (`torch.FloatTensor` of shape `(N,)`).
-        sampled (`torch.BoolTensor` of shape `(N, L)`): true at the sampled tokens, EOS among them.
+        logits (`torch.FloatTensor` of shape `(M, V)`): that the sampled tokens were drawn by.
+        tokens (`torch.LongTensor` of shape `(M,)`): the sampled tokens, EOS among them.
+        advantages (`torch.FloatTensor` of shape `(M,)`): of the caption that each token is of.
     """
-    return -(advantages[:, None] * per_token_logps)[sampled].sum() / sampled.sum().clamp(min=1)
+    return (advantages * F.cross_entropy(logits.float(), tokens, reduction="none")).mean()
 
 
 class SelfCriticalTrainer(FusionCaptionerTrainer):
@@ -57,7 +54,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
     Each step encodes every image once, samples all captions in one `generate`, rewards them, and runs the model once
     over all of them for the gradient. References are all captions of `train_dataset`; document frequencies are
     theirs. Beside the loss, each reward, the baseline, the spread of the advantages, the samples' length and their
-    unique and dangling-ending rates are logged.
+    unique and dangling-ending rates are logged, and what rewards that are trained beside tell of themselves.
 
     Args:
         args (`SelfCriticalArguments`).
@@ -71,7 +68,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         super().__init__(*arguments, **keywords)
         rows = self.train_dataset.rows  # type: ignore[union-attr]
         references = dict(zip(rows["image_id"], rows["captions"], strict=True))
-        self.rewards = {name: REWARDS[name](references, self.model) for name in self.args.rewards}
+        self.rewards = {name: REWARDS[name](references, self.model, self.args) for name in self.args.rewards}
         self._sampled: dict[str, list[float]] = defaultdict(list)
 
     def _prepare_inputs(self, inputs):
@@ -88,11 +85,17 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         if regions is None:
             regions = captioner.get_image_hidden_states(inputs.pop("pixel_values"))
         samples, sampled = self._sample(captioner, regions.detach(), prompts, image_ids)
-        advantages = self._advantages(samples).to(regions.device)
+        people = PeoplesCaptions(image_ids, inputs["input_ids"], inputs["attention_mask"])
+        advantages = self._advantages(samples, people).to(regions.device)
         logits = model(
-            input_ids=samples.input_ids, attention_mask=samples.attention_mask, image_hidden_states=regions
+            input_ids=samples.input_ids,
+            attention_mask=samples.attention_mask,
+            image_hidden_states=regions,
+            logits_to_keep=sampled.roll(
+                -1, dims=1
+            ),  # a token's are those of the position before; the first is no sample
         ).logits
-        loss = policy_loss(per_token_log_probabilities(logits, samples.input_ids), advantages, sampled[:, 1:])
+        loss = policy_loss(logits, samples.input_ids[sampled], advantages.repeat_interleave(sampled.sum(dim=1)))
         self._count_terms({"policy": loss}, 1 / self.current_gradient_accumulation_steps)
         loss = loss / self.current_gradient_accumulation_steps
         if self.args.cross_entropy_weight:
@@ -136,9 +139,10 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         )
         return samples, torch.cat((torch.zeros_like(prompt_mask, dtype=torch.bool), sampled), dim=1)
 
-    def _advantages(self, samples: SampledCaptions) -> torch.Tensor:
-        """(N,) float32; what the samples earned is noted for the log."""
+    def _advantages(self, samples: SampledCaptions, people: PeoplesCaptions) -> torch.Tensor:
+        """(N,) float32; what the samples earned is noted for the log, and rewards that are trained learn from them."""
         earned = {name: reward(samples) for name, reward in self.rewards.items()}
+        learned = [reward.learn(samples, people) for reward in self.rewards.values()]
         total = sum(self.args.rewards[name] * values for name, values in earned.items())
         rewards = torch.from_numpy(np.asarray(total)).float().view(-1, self.args.samples_per_image)
         advantages = leave_one_out_advantages(rewards)
@@ -151,8 +155,9 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
             "unique_samples": diversity["unique_captions"],
             "dangling_endings": diversity["dangling_endings"],
         }
-        for name, value in noted.items():
-            self._sampled[name].append(float(value))
+        for terms in (noted, *learned):
+            for name, value in terms.items():
+                self._sampled[name].append(float(value))
         return advantages.flatten()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -162,3 +167,16 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
                 logs[name] = round(float(mean), 4)
             self._sampled.clear()
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+            folder.mkdir(parents=True, exist_ok=True)
+            for reward in self.rewards.values():
+                reward.save(folder)
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for reward in self.rewards.values():
+            reward.resume(Path(resume_from_checkpoint))

@@ -25,6 +25,9 @@ class SelfCriticalArguments(FusionCaptionerTrainingArguments):
         default=0.0,
         metadata={"help": "Share of the captioning loss on people's captions, from 0 to below 1; the rest is reward."},
     )
+    discriminator_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate of the reward `discriminator`, which is trained beside."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,3 +42,5 @@ class SelfCriticalArguments(FusionCaptionerTrainingArguments):
             raise ValueError(f"`sampling_temperature` ({self.sampling_temperature}) must be above 0.")
         if not 0 <= self.cross_entropy_weight < 1:
             raise ValueError(f"`cross_entropy_weight` ({self.cross_entropy_weight}) must be at least 0 and below 1.")
+        if self.discriminator_learning_rate <= 0:
+            raise ValueError(f"`discriminator_learning_rate` ({self.discriminator_learning_rate}) must be above 0.")

@@ -12,11 +12,10 @@ from fusion_captioner.training import self_critical
 from fusion_captioner.training.arguments import read_run_arguments
 from fusion_captioner.training.caption_sampling import CaptionDataset
 from fusion_captioner.training.collating import SelfCriticalCollator
-from fusion_captioner.training.rewards import SampledCaptions
+from fusion_captioner.training.sampled_captions import Reward, SampledCaptions
 from fusion_captioner.training.self_critical import (
     SelfCriticalTrainer,
     leave_one_out_advantages,
-    per_token_log_probabilities,
     policy_loss,
 )
 from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
@@ -58,10 +57,10 @@ def build(folder: Path, data: Path, callbacks=(), **settings) -> SelfCriticalTra
     )
 
 
-class RewardOfRed:
+class RewardOfRed(Reward):
     """The share of the words that are "red"."""
 
-    def __init__(self, references, model) -> None:
+    def __init__(self, references, model, args) -> None:
         self.model = model
 
     def __call__(self, samples: SampledCaptions) -> np.ndarray:
@@ -84,17 +83,34 @@ def test_the_baseline_is_the_mean_of_the_other_samples() -> None:
     torch.testing.assert_close(leave_one_out_advantages(rewards), expected)
 
 
-def test_log_probabilities_are_those_of_the_tokens_after() -> None:
-    logits, ids = torch.randn(2, 5, 9), torch.randint(0, 9, (2, 5))
-    expected = [[logits[r, s].log_softmax(0)[ids[r, s + 1]] for s in range(4)] for r in range(2)]
-    torch.testing.assert_close(per_token_log_probabilities(logits, ids), torch.tensor(expected))
+def test_the_policy_loss_weighs_log_probabilities_by_their_captions_advantage() -> None:
+    logits, tokens = torch.randn(3, 9), torch.tensor([4, 0, 8])
+    advantages = torch.tensor([2.0, 2.0, -1.0])
+    logps = [logits[row].log_softmax(0)[token] for row, token in enumerate(tokens)]
+    expected = -sum(advantage * logp for advantage, logp in zip(advantages, logps)) / 3
+    torch.testing.assert_close(policy_loss(logits, tokens, advantages), expected)
 
 
-def test_the_policy_loss_weighs_sampled_tokens_by_their_captions_advantage() -> None:
-    logps = torch.tensor([[-1.0, -2.0, -9.0], [-3.0, -9.0, -9.0]])
-    sampled = torch.tensor([[True, True, False], [True, False, False]])
-    loss = policy_loss(logps, torch.tensor([2.0, -1.0]), sampled)
-    torch.testing.assert_close(loss, torch.tensor(-(2 * -3.0 - 1 * -3.0) / 3))
+def test_the_gradient_is_of_the_tokens_that_were_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log-probability of each sampled token, EOS included, from the logits of the whole sequence."""
+    trainer = build(tmp_path, tmp_path)
+    inputs = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    seen: dict[str, torch.Tensor] = {}
+    sample = trainer._sample
+    monkeypatch.setattr(trainer, "_sample", lambda *given: seen.setdefault("drawn", sample(*given)))
+    advantages = torch.randn(4 * 5)
+    monkeypatch.setattr(trainer, "_advantages", lambda samples, people: advantages)
+    trainer.current_gradient_accumulation_steps = 1
+    loss = trainer.compute_loss(trainer.model.train(), inputs)
+    samples, sampled = seen["drawn"]
+    logits = trainer.model(
+        input_ids=samples.input_ids,
+        attention_mask=samples.attention_mask,
+        image_hidden_states=samples.image_hidden_states,
+    ).logits
+    logps = logits.log_softmax(-1)[:, :-1].gather(-1, samples.input_ids[:, 1:, None]).squeeze(-1)
+    expected = -(advantages[:, None] * logps)[sampled[:, 1:]].mean()
+    torch.testing.assert_close(loss, expected)
 
 
 def test_what_is_rewarded_becomes_more_frequent(tmp_path: Path, red: dict[str, float]) -> None:
@@ -147,8 +163,19 @@ def test_every_image_is_encoded_once_a_step(tmp_path: Path, monkeypatch: pytest.
     assert calls == [4, 4]
 
 
-def test_a_resumed_run_has_the_rewards_of_an_unbroken_one(tmp_path: Path) -> None:
-    settings = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 3}
+def test_a_discriminator_is_trained_beside_and_told_of(tmp_path: Path) -> None:
+    trainer = build(tmp_path, tmp_path, rewards={"discriminator": 1.0}, num_train_epochs=8)
+    trainer.train()
+    rewards, losses = logged(trainer, "reward_discriminator"), logged(trainer, "discriminator_loss")
+    assert rewards == logged(trainer, "reward") and all(0 <= reward <= 1 for reward in rewards)
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    assert logged(trainer, "discriminator_accuracy")[-1] > 0.6
+    assert not list(tmp_path.glob("**/discriminator*"))
+
+
+@pytest.mark.parametrize("rewards", [{"CIDEr": 1.0}, {"CIDEr": 1.0, "discriminator": 0.5}])
+def test_a_resumed_run_has_the_rewards_of_an_unbroken_one(tmp_path: Path, rewards: dict[str, float]) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 3, "rewards": rewards}
     whole = build(tmp_path / "whole", tmp_path, **settings)
     whole.train()
     broken = build(tmp_path / "broken", tmp_path, callbacks=[Stop(3)], **settings)
@@ -158,6 +185,7 @@ def test_a_resumed_run_has_the_rewards_of_an_unbroken_one(tmp_path: Path) -> Non
     resumed.train(resume_from_checkpoint=newest_complete_checkpoint(tmp_path / "broken"))
     assert logged(resumed, "reward") == logged(whole, "reward")
     assert logged(resumed, "loss") == logged(whole, "loss")
+    assert logged(resumed, "discriminator_loss") == logged(whole, "discriminator_loss")
 
 
 def test_the_stage_is_chosen_in_the_recipe(tmp_path: Path) -> None:
@@ -178,6 +206,7 @@ def test_the_stage_is_chosen_in_the_recipe(tmp_path: Path) -> None:
         ({"samples_per_image": 1}, ["`samples_per_image`", "2"]),
         ({"sampling_temperature": 0}, ["`sampling_temperature`"]),
         ({"cross_entropy_weight": 1}, ["`cross_entropy_weight`"]),
+        ({"discriminator_learning_rate": 0}, ["`discriminator_learning_rate`"]),
     ],
 )
 def test_wrong_settings_are_named(tmp_path: Path, settings: dict, words: list[str]) -> None:
