@@ -1,7 +1,7 @@
 """
 The command `fusion-captioner`. Nothing heavy is imported before a sub-command runs, so that `--help` answers at once.
 
-Exit status: 0 when all went well, 1 when single images of many could not be captioned, 2 for wrong input.
+Exit status: 0 when all went well, 1 when single images of many could not be read, 2 for wrong input.
 """
 
 import argparse
@@ -20,6 +20,8 @@ examples:
   fusion-captioner evaluate runs/captioner --source flickr8k --split val --beams 1 3
   fusion-captioner caption photo.jpg holiday/
   fusion-captioner export runs/captioner --to openvino --out runs/captioner-openvino
+  fusion-captioner index holiday/ --model runs/retrieval --out holiday.index
+  fusion-captioner search holiday.index "a dog in the snow"
 
 `fusion-captioner COMMAND --help` explains a command."""
 
@@ -39,6 +41,25 @@ training   any field of transformers' TrainingArguments, and image_encoder_learn
            train_image_encoder_from_step, ema_decay, generation_num_beams, early_stopping_patience, ...
 
 A run that was interrupted goes on with --resume: it takes the newest complete checkpoint."""
+
+INDEX_EPILOG = """\
+  fusion-captioner index holiday/ --model runs/retrieval --out holiday.index            all images in a folder
+  fusion-captioner index flickr8k --split val --model runs/retrieval --out val.index    a data set: captions, too
+
+Run it again whenever images came, changed or went: only what is new is embedded, and what is gone is found no more. A
+run that is killed loses nothing: search finds what it found before, and the next run goes on. Images that cannot be read
+are listed, and the others are indexed.
+
+exit status: 0; 1 when some images could not be read; 2 when nothing was done."""
+
+SEARCH_EPILOG = """\
+  fusion-captioner search holiday.index "a dog in the snow"                  images for a text
+  fusion-captioner search val.index --image photo.jpg --find texts           texts for an image
+  fusion-captioner search holiday.index --image photo.jpg                    images like an image
+  fusion-captioner search holiday.index "a dog in the snow" --rerank 50      look at the best 50 more closely
+
+`score` is the cosine of two embeddings. --rerank fuses the text with each of the best candidates and orders them by
+`matching`: slower, and better where the checkpoint was trained with a matching loss."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -136,6 +157,47 @@ def build_parser() -> argparse.ArgumentParser:
         "--without-code", action="store_true", help="for where the package is installed: leave its code out"
     )
     _add_hub_flags(shrink)
+
+    index = commands.add_parser(
+        "index",
+        help="make images searchable",
+        description="Embed the images of a folder, or those of a data set and their captions, to search them.",
+        epilog=INDEX_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    index.add_argument("source", metavar="FOLDER|DATASET", help="folder of images; data as for train; or a Hub name")
+    index.add_argument("--model", required=True, metavar="CHECKPOINT", help="folder or Hub name of a retrieval model")
+    index.add_argument("--out", required=True, metavar="INDEX", help="folder of the index, new or to be updated")
+    index.add_argument(
+        "--layout",
+        default="auto",
+        help="layout of the data, or `folder` for all images in it (default: by what is there)",
+    )
+    index.add_argument("--split", help="the only split of a data set to index (default: all)")
+    index.add_argument("--batch-size", type=int, default=32, help="images at a time (default: 32)")
+    _add_hub_flags(index)
+
+    search = commands.add_parser(
+        "search",
+        help="find images for a text, texts for an image, images like an image",
+        description="Find what is closest to a text or an image in an index. One JSON line a result, best first.",
+        epilog=SEARCH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    search.add_argument("index", metavar="INDEX", help="folder that `index` wrote")
+    search.add_argument("text", nargs="?", metavar="TEXT", help="what to find, in quotes")
+    search.add_argument("--image", metavar="FILE", help="search by an image, a file or URL, instead of a text")
+    search.add_argument("--find", choices=["images", "texts"], default="images", help="what to find (default: images)")
+    search.add_argument("--top", type=int, default=10, metavar="K", help="results to print (default: 10)")
+    search.add_argument(
+        "--rerank",
+        type=int,
+        default=0,
+        metavar="N",
+        help="order the best N by the score of fused pairs (default: none)",
+    )
+    search.add_argument("--model", metavar="CHECKPOINT", help="where the index's checkpoint is now, if it has moved")
+    search.add_argument("--revision", help="branch, tag or commit of a Hub model (default: the index's)")
 
     convert = commands.add_parser(
         "convert",
@@ -235,6 +297,15 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
 
         print(shrink(options.model, options.revision, options.out, with_code=not options.without_code))
         return 0
+
+    if options.command == "index":
+        from fusion_captioner.inference.index_command import index
+
+        return index(options)
+    if options.command == "search":
+        from fusion_captioner.inference.search_command import search
+
+        return search(options)
     from fusion_captioner.training.demo import run_demo
 
     return run_demo(options.out, options.data)
