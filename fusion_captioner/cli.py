@@ -61,6 +61,15 @@ SEARCH_EPILOG = """\
 `score` is the cosine of two embeddings. --rerank fuses the text with each of the best candidates and orders them by
 `matching`: slower, and better where the checkpoint was trained with a matching loss."""
 
+CAPTION_EPILOG = """\
+A large folder, also on several machines that share it:
+
+  fusion-captioner caption photos/ --model runs/captioner --out captions.jsonl
+  accelerate launch --num_processes 4 -m fusion_captioner.cli caption photos/ --model ... --out captions.jsonl
+
+Each process writes a part, and the last one merges them. What was interrupted goes on with the same command and
+--resume, in any number of processes; parts that were left are merged in."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command."""
@@ -115,7 +124,10 @@ def build_parser() -> argparse.ArgumentParser:
     caption = commands.add_parser(
         "caption",
         help="caption images",
-        description="Caption images: files, folders (all images in them) and URLs. One JSON line an image on stdout.",
+        description="Caption images: files, folders (all images in them) and URLs.\nOne JSON line an image, on stdout or "
+        "in a file.",
+        epilog=CAPTION_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     caption.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or URL")
     caption.add_argument(
@@ -133,6 +145,8 @@ def build_parser() -> argparse.ArgumentParser:
     caption.add_argument("--max-new-tokens", type=int, default=30, help="longest caption in tokens (default: 30)")
     caption.add_argument("--batch-size", type=int, default=8, help="images at a time (default: 8)")
     caption.add_argument("--seed", type=int, default=0, help="of --sample (default: 0)")
+    caption.add_argument("--out", metavar="FILE", help="write the lines there, each at once, instead of on stdout")
+    caption.add_argument("--resume", action="store_true", help="leave out the images that --out holds already")
     _add_hub_flags(caption)
 
     export = commands.add_parser(

@@ -147,6 +147,20 @@ def resize_image(
     return image.resize((width, height), resample, box=box, reducing_gap=2.0)
 
 
+def load_resized_image(image: ImageSource, settings: Mapping[str, Any], name: str | None = None) -> Image.Image:
+    """Opens an image and resizes it as the settings ask, so that [`images_to_pixel_values`] finds that done.
+
+    Args:
+        image, name: as in [`load_image`], which also says what is raised.
+        settings: valid ones of [`FusionCaptionerImageProcessor`], of which those about the size are read.
+    """
+    if not settings["do_resize"]:
+        return load_image(image, name=name)
+    size = (settings["size"]["height"], settings["size"]["width"])
+    picture = load_image(image, target_size=size, name=name)
+    return resize_image(picture, size, settings["resize_mode"], Image.Resampling(settings["resample"]))
+
+
 def images_to_pixel_values(
     images: Sequence[ImageSource], settings: Mapping[str, Any], names: Sequence[str | None] | None = None
 ) -> np.ndarray:
@@ -172,10 +186,8 @@ def images_to_pixel_values(
     )
     pixel_values = np.empty((len(images), 3, *(target or (0, 0))), np.float32)
     for index, image in enumerate(images):
-        picture = load_image(image, target_size=target, name=names[index] if names else None)
-        if target is not None:
-            picture = resize_image(picture, target, settings["resize_mode"], Image.Resampling(settings["resample"]))
-        elif index == 0:
+        picture = load_resized_image(image, settings, names[index] if names else None)
+        if target is None and index == 0:
             pixel_values = np.empty((len(images), 3, picture.height, picture.width), np.float32)
         height, width = pixel_values.shape[2:]
         if picture.size != (width, height):
@@ -311,7 +323,11 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
         image.load()
         # Only now: PNG may hold its EXIF block behind the pixels, and Pillow turns TIFF upright while it loads
         turn = _UPRIGHT.get(_orientation(image))
-        return _to_rgb(image if turn is None else image.transpose(turn), name)
+        if turn is not None:
+            image = image.transpose(turn)
+            # Without the orientation that Pillow would carry along: whoever loads this picture again must not turn it again
+            image.info = {key: value for key, value in image.info.items() if key == "transparency"}
+        return _to_rgb(image, name)
     except Exception as error:
         raise _unreadable(error, name) from error
 

@@ -209,7 +209,9 @@ def test_exif_orientation_is_honoured(format: str, orientation: int):
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = encoded(stored, format, exif=exif, **({"quality": 95} if format in ("JPEG", "WEBP") else {}))
-    assert distance(load_image(content), upright) < 8
+    picture = load_image(content)
+    assert distance(picture, upright) < 8
+    assert load_image(picture).tobytes() == picture.tobytes()  # not turned again
     assert distance(load_image(content, target_size=(12, 16)).resize((64, 48)), upright) < 20
 
 

@@ -1,27 +1,32 @@
 """`fusion-captioner caption`: images in, JSON lines out; one bad image does not stop the others.
 
-torch is imported only where a checkpoint runs on it.
+Images are read ahead while the captioner works. torch is imported only where a checkpoint runs on it.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
-from fusion_captioner.image_loading import load_image
+from fusion_captioner.image_loading import load_resized_image
+from fusion_captioner.inference.caption_file import CaptionFile, Tally, json_line
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner, is_export
+from fusion_captioner.inference.launched_process import LaunchedProcess, launched_process, usable_cores
+from fusion_captioner.inference.progress import Progress
+from fusion_captioner.inference.reading_ahead import read_ahead
+
+# One core decodes several hundred photos a second: more readers than this only help with URLs.
+MAX_READERS = 8
 
 
 class Captioner(Protocol):
     """What the command needs of a captioner, on whichever runtime."""
 
     @property
-    def image_size(self) -> tuple[int, int]: ...
+    def image_settings(self) -> Mapping[str, Any]: ...
 
     def caption(
         self, images: list[Image.Image], prompt: str, *, seed: int | None = None, **settings: Any
@@ -54,15 +59,15 @@ def find_images(sources: list[str]) -> Iterator[str]:
             raise FileNotFoundError(f"{source}: no such file or folder; check the path.")
 
 
-def load(model: str, revision: str, runtime: str | None) -> Captioner:
-    """The captioner on the runtime that is asked for, by default the one that `model` is for.
+def load(model: str, revision: str, runtime: str | None, num_threads: int | None = None) -> Captioner:
+    """The captioner on the runtime that is asked for, by default the one that `model` is for, with so many threads.
 
     Raises:
         ValueError: if `model` is for another runtime; and what loading raises.
     """
     exported = is_export(model)
     if exported and runtime != "torch":
-        captioner = ExportedCaptioner(model)
+        captioner = ExportedCaptioner(model, num_threads)
         if runtime is not None and captioner.runtime != runtime:
             raise ValueError(
                 f"{model}: was exported for --runtime {captioner.runtime}, not {runtime}; leave --runtime out, or export "
@@ -81,11 +86,44 @@ def load(model: str, revision: str, runtime: str | None) -> Captioner:
     from fusion_captioner.inference.torch_captioner import TorchCaptioner
 
     keep_stderr_quiet(reads_data=False)
-    return TorchCaptioner(model, revision)
+    return TorchCaptioner(model, revision, num_threads)
 
 
 def caption(options: argparse.Namespace) -> int:
-    """Run the command; returns 0, or 1 if some of the images could not be captioned, or 2 if none could."""
+    """Run the command; returns 0, or 1 if some of the images could not be captioned, or 2 if none could.
+
+    Of several processes the last one returns that for all, and the others 0: launchers end everything as soon as one
+    process returns something else.
+    """
+    process = launched_process()
+    _check(options, process)
+    images = list(find_images(options.images))
+    file = CaptionFile(options.out, images, process, options.resume) if options.out else None
+    mine = range(process.rank, len(images), process.processes)
+    left = [place for place in mine if file is None or images[place] not in file.captioned]
+    bad = 0
+    if left:
+        captioner = load(options.model, options.revision, options.runtime, process.threads)
+        with Progress(len(mine), len(mine) - len(left), show=len(mine) > 1 and process.local_rank == 0) as progress:
+
+            def write(entry: dict[str, Any]) -> None:
+                if file is None:
+                    progress.print(json_line(entry), sys.stdout)
+                else:
+                    file.write(entry)
+
+            bad = _caption_images(captioner, images, left, options, process, progress, write)
+    tally: Tally | None = Tally(len(mine), bad)
+    if file is not None:
+        tally = file.finish(Tally(len(mine), bad))
+    if tally is None:
+        return 0
+    if tally.bad and tally.images > 1:
+        print(f"fusion-captioner: {tally.bad} of {tally.images} images could not be captioned", file=sys.stderr)
+    return tally.exit_status
+
+
+def _check(options: argparse.Namespace, process: LaunchedProcess) -> None:
     for name in ("beams", "num_captions", "max_new_tokens", "batch_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} ({getattr(options, name)}) must be at least 1.")
@@ -95,8 +133,22 @@ def caption(options: argparse.Namespace) -> int:
         )
     if not 0 < options.temperature < float("inf"):
         raise ValueError(f"--temperature ({options.temperature}) must be above 0, such as 0.7.")
-    images = list(find_images(options.images))
-    captioner = load(options.model, options.revision, options.runtime)
+    if options.resume and not options.out:
+        raise ValueError("--resume needs --out FILE, which names the captions to go on with.")
+    if process.processes > 1 and not options.out:
+        raise ValueError(f"{process.processes} processes need --out FILE, which their captions are merged in.")
+
+
+def _caption_images(
+    captioner: Captioner,
+    images: list[str],
+    left: list[int],
+    options: argparse.Namespace,
+    process: LaunchedProcess,
+    progress: Progress,
+    write: Callable[[dict[str, Any]], None],
+) -> int:
+    """Captions the images at the places `left`; returns how many of them could not be."""
     settings: dict[str, Any] = {
         "max_new_tokens": options.max_new_tokens,
         "num_return_sequences": options.num_captions,
@@ -110,32 +162,33 @@ def caption(options: argparse.Namespace) -> int:
     if settings["num_beams"] == 1:
         # the captioner's own length penalty is one of beam search
         settings["length_penalty"] = 1.0
+    image_settings = captioner.image_settings
+    readers = min(max(2, process.threads or usable_cores()), MAX_READERS)
+    pictures = read_ahead(
+        left, lambda place: _read(images[place], image_settings), ahead=options.batch_size + readers, readers=readers
+    )
     bad = 0
-    with ThreadPoolExecutor(max_workers=2) as readers:
-        for start in range(0, len(images), options.batch_size):
-            batch = images[start : start + options.batch_size]
-            names, pictures = [], []
-            for name, picture in zip(batch, readers.map(lambda name: _read(name, captioner.image_size), batch)):
-                if isinstance(picture, str):
-                    bad += 1
-                    print(f"fusion-captioner: {picture}", file=sys.stderr)
-                else:
-                    names.append(name)
-                    pictures.append(picture)
-            if pictures:
-                seed = options.seed + start  # other draws for other batches
-                captions = captioner.caption(pictures, options.prompt, seed=seed, **settings)
-                for name, texts in zip(names, captions):
-                    line = {"image": name, "caption": texts[0]} | ({"captions": texts} if len(texts) > 1 else {})
-                    print(json.dumps(line, ensure_ascii=False), flush=True)
-    if bad and len(images) > 1:
-        print(f"fusion-captioner: {bad} of {len(images)} images could not be captioned", file=sys.stderr)
-    return 0 if not bad else 2 if bad == len(images) else 1
+    batch: list[tuple[int, Image.Image]] = []
+    for place, picture in pictures:
+        if isinstance(picture, str):
+            bad += 1
+            progress.print(f"fusion-captioner: {picture}", sys.stderr)
+            progress.advance(1)
+        else:
+            batch.append((place, picture))
+        if batch and (len(batch) == options.batch_size or place == left[-1]):
+            seed = options.seed + batch[0][0]  # other draws for other batches
+            captions = captioner.caption([each for _, each in batch], options.prompt, seed=seed, **settings)
+            for (done, _), texts in zip(batch, captions, strict=True):
+                write({"image": images[done], "caption": texts[0]} | ({"captions": texts} if len(texts) > 1 else {}))
+            progress.advance(len(batch))
+            batch.clear()
+    return bad
 
 
-def _read(name: str, target: tuple[int, int]) -> Image.Image | str:
-    """The picture, or what is wrong with it."""
+def _read(name: str, image_settings: Mapping[str, Any]) -> Image.Image | str:
+    """The picture in the size that the captioner takes, or what is wrong with it."""
     try:
-        return load_image(name, target_size=target)
+        return load_resized_image(name, image_settings)
     except (ValueError, OSError) as error:
         return " ".join(str(error).split())

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fusion_captioner.image_loading import ImageSource
+from fusion_captioner.image_processing_fusion_captioner import SETTINGS
 from fusion_captioner.inference.loading import load_captioner
 
 
@@ -15,17 +16,19 @@ class TorchCaptioner:
 
     Args:
         name, revision: see `load_captioner`.
+        num_threads: of torch, in the whole program; by default they stay as they are.
     """
 
-    def __init__(self, name: str, revision: str = "main") -> None:
+    def __init__(self, name: str, revision: str = "main", num_threads: int | None = None) -> None:
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
         self.model: Any  # GenerationMixin's types are narrower than what it takes
         self.model, self.processor = load_captioner(name, revision)
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """`(H, W)` that images are resized to."""
-        size = self.processor.image_processor.size
-        return size["height"], size["width"]
+    def image_settings(self) -> dict[str, Any]:
+        """What images are made into, as in `ExportedCaptioner.image_settings`."""
+        return {name: getattr(self.processor.image_processor, name) for name in SETTINGS}
 
     @torch.inference_mode()
     def caption(

@@ -1,0 +1,221 @@
+"""`caption --out`: nothing is lost by a kill, nothing captioned twice, and several processes make one file."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+from fake_captioner import FakeCaptioner
+from PIL import Image
+
+from fusion_captioner.cli import main
+from fusion_captioner.inference import caption_command
+from fusion_captioner.inference.caption_file import CaptionFile, Tally, json_line
+from fusion_captioner.inference.launched_process import LaunchedProcess, launched_process
+
+# the command in a process of its own, with the fake captioner
+SCRIPT = """
+import sys
+from fake_captioner import FakeCaptioner
+from fusion_captioner.cli import main
+from fusion_captioner.inference import caption_command
+caption_command.load = lambda *arguments: FakeCaptioner(seconds_a_batch=0.2)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """Twelve pictures, `00.png` to `11.png`, ever redder."""
+    folder = tmp_path / "album"
+    folder.mkdir()
+    for number in range(12):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture
+def captioner(monkeypatch: pytest.MonkeyPatch) -> FakeCaptioner:
+    captioner = FakeCaptioner()
+    monkeypatch.setattr(caption_command, "load", lambda *arguments: captioner)
+    return captioner
+
+
+def run(album: Path, out: Path, *flags: str) -> int:
+    return main(["caption", str(album), "--model", "fake", "--batch-size", "2", "--out", str(out), *flags])
+
+
+def run_as(monkeypatch: pytest.MonkeyPatch, rank: int, processes: int, *arguments) -> int:
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", str(rank))
+        patch.setenv("WORLD_SIZE", str(processes))
+        return run(*arguments)
+
+
+def captioned(out: Path) -> list[tuple[str, str]]:
+    entries = [json.loads(line) for line in out.read_text().splitlines()]
+    return [(Path(entry["image"]).stem, entry["caption"]) for entry in entries]
+
+
+EVERYTHING = [(f"{number:02}", f"red {number}") for number in range(12)]
+
+
+def test_a_kill_loses_at_most_a_batch_and_resume_does_the_rest(
+    album: Path, captioner: FakeCaptioner, tmp_path: Path
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    command = ["caption", str(album), "--model", "fake", "--batch-size", "2", "--out", str(out)]
+    path = os.pathsep.join((str(Path(__file__).parent), *sys.path))
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert process.stderr is not None
+    for _ in range(4):
+        assert process.stderr.readline() == "a batch begins\n"
+    process.kill()
+    begun = 4 + len(process.stderr.read().splitlines())
+    process.wait()
+    kept = captioned(out)
+    assert len(kept) >= 2 * (begun - 1) and kept == EVERYTHING[: len(kept)]
+
+    with out.open("a") as file:
+        file.write('{"image": "' + str(album / "11.p"))  # what a kill in the middle of a line leaves
+    assert run(album, out, "--resume") == 0
+    assert captioned(out) == EVERYTHING
+    assert captioner.captions == [caption for _, caption in EVERYTHING[len(kept) :]]
+
+
+def test_resume_with_nothing_left_loads_no_captioner(
+    album: Path, captioner: FakeCaptioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    assert run(album, out) == 0
+    monkeypatch.setattr(caption_command, "load", None)
+    assert run(album, out, "--resume") == 0
+    assert captioned(out) == EVERYTHING
+
+
+def test_resume_tries_bad_images_again(album: Path, captioner: FakeCaptioner, tmp_path: Path) -> None:
+    out = tmp_path / "captions.jsonl"
+    good = (album / "05.png").read_bytes()
+    (album / "05.png").write_bytes(b"broken")
+    assert run(album, out) == 1
+    assert captioner.batches[2] == ["red 4", "red 6"]  # a bad image leaves no gap in its batch
+    (album / "05.png").write_bytes(good)
+    assert run(album, out, "--resume") == 0
+    assert captioned(out) == [*EVERYTHING[:5], *EVERYTHING[6:], EVERYTHING[5]]
+
+
+def test_several_processes_make_one_file_in_the_order_of_the_images(
+    album: Path,
+    captioner: FakeCaptioner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    (album / "04.png").write_bytes(b"broken")
+    assert run_as(monkeypatch, 1, 3, album, out) == 0
+    assert captioned(tmp_path / "captions.jsonl.part-1-of-3") == EVERYTHING[1::3][:1] + EVERYTHING[1::3][2:]
+    assert run_as(monkeypatch, 0, 3, album, out) == 0
+    assert not out.exists()
+    # 1 from the last alone: a launcher would have ended the others with the first that is not 0
+    assert run_as(monkeypatch, 2, 3, album, out) == 1
+    assert "1 of 12 images could not be captioned" in capsys.readouterr().err
+    assert captioned(out) == [*EVERYTHING[:4], *EVERYTHING[5:]]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["album", "captions.jsonl"]
+
+
+def test_one_process_goes_on_with_what_several_have_left(
+    album: Path, captioner: FakeCaptioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    assert run_as(monkeypatch, 1, 2, album, out) == 0
+    captioner.batches.clear()
+    assert run(album, out, "--resume") == 0
+    assert captioner.captions == [caption for _, caption in EVERYTHING[::2]]
+    assert captioned(out) == EVERYTHING
+
+
+def test_a_note_about_other_images_does_not_count(
+    album: Path, captioner: FakeCaptioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    assert run_as(monkeypatch, 1, 2, album, out) == 0
+    Image.new("RGB", (8, 8), (12, 0, 0)).save(album / "12.png")
+    Image.new("RGB", (8, 8), (13, 0, 0)).save(album / "13.png")
+    assert run_as(monkeypatch, 0, 2, album, out, "--resume") == 0
+    assert not out.exists()  # 13.png is missing
+    assert run_as(monkeypatch, 1, 2, album, out, "--resume") == 0
+    assert captioned(out) == [*EVERYTHING, ("12", "red 12"), ("13", "red 13")]
+
+
+def test_of_processes_that_end_together_one_merges(tmp_path: Path) -> None:
+    images = [f"{number}.png" for number in range(4)]
+    processes = [LaunchedProcess(rank, 4) for rank in range(4)]
+    for attempt in range(4):
+        out = tmp_path / f"{attempt}.jsonl"
+        files = [CaptionFile(str(out), images, process, resume=False) for process in processes]
+        together = Barrier(4)
+
+        def end(rank: int, files: list[CaptionFile] = files, together: Barrier = together) -> Tally | None:
+            files[rank].write({"image": images[rank], "caption": "a"})
+            together.wait()
+            return files[rank].finish(Tally(1, 0))
+
+        with ThreadPoolExecutor(4) as threads:
+            tallies = list(threads.map(end, range(4)))
+        assert [tally for tally in tallies if tally is not None] == [Tally(4, 0)]
+        assert [json.loads(line)["image"] for line in out.read_text().splitlines()] == images
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    "content", [b"a list of things\n", b'{"image": 3}\n', b'{"image": "a\n', b"\xff\xd8\xff\xe0", b"{}"]
+)
+def test_a_file_of_something_else_is_left_alone(
+    album: Path, captioner: FakeCaptioner, tmp_path: Path, capsys: pytest.CaptureFixture, content: bytes
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    out.write_bytes(content)
+    assert run(album, out) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert run(album, out, "--resume") == 2
+    assert "line 1 is no caption" in capsys.readouterr().err
+    assert out.read_bytes() == content
+
+
+def test_flags_that_do_not_go_together(
+    album: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["caption", str(album), "--model", "fake", "--resume"]) == 2
+    assert "--resume needs --out" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["caption", str(album), "--model", "fake"]) == 2
+    assert "2 processes need --out" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text_comes_back() -> None:
+    entry = {"image": "caf\udce9.png", "caption": "ein Café"}
+    assert json.loads(json_line(entry).encode()) == entry
+    assert "Café" in json_line({"image": "a.png", "caption": "ein Café"})
+
+
+def test_what_launchers_say() -> None:
+    assert launched_process({"WORLD_SIZE": "8"}) == LaunchedProcess()
+    process = launched_process({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"})
+    assert process == LaunchedProcess(rank=5, processes=8, local_rank=1, local_processes=4)
+    assert process.threads is not None and process.threads >= 1
+    assert launched_process({"RANK": "5", "WORLD_SIZE": "8"}).threads is None
+    with pytest.raises(ValueError, match="WORLD_SIZE \\(None\\) must be a number"):
+        launched_process({"RANK": "0"})
+    with pytest.raises(ValueError, match="RANK \\(2\\) must be below WORLD_SIZE \\(2\\)"):
+        launched_process({"RANK": "2", "WORLD_SIZE": "2"})
