@@ -2,29 +2,56 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
-from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
+from fusion_captioner.modeling_fusion_captioner import (
+    FusionCaptionerForConditionalGeneration,
+    FusionCaptionerPreTrainedModel,
+)
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 
 # transformers leaves a damaged `generation_config.json` out in silence, and tells of others without their names
 JSON_FILES = ("generation_config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
 
+Head = TypeVar("Head", bound=FusionCaptionerPreTrainedModel)
+
 
 def load_captioner(
     name: str, revision: str = "main", *, may_lack_weights: bool = False, **config_fields: Any
 ) -> tuple[FusionCaptionerForConditionalGeneration, FusionCaptionerProcessor]:
+    """A captioner and its processor; see [`load_head`]."""
+    return load_head(
+        FusionCaptionerForConditionalGeneration,
+        name,
+        revision,
+        may_lack_weights=may_lack_weights,
+        trained_to="caption",
+        **config_fields,
+    )
+
+
+def load_head(
+    head: type[Head],
+    name: str,
+    revision: str = "main",
+    *,
+    may_lack_weights: bool = False,
+    trained_to: str,
+    **config_fields: Any,
+) -> tuple[Head, FusionCaptionerProcessor]:
     """
     Model, in evaluation mode, and processor from a folder or the Hub.
 
     Args:
+        head: class of the model.
         name, revision: as for `from_pretrained`.
         may_lack_weights: draw weights that the checkpoint lacks at random, with transformers' warning: training goes
             on from it with another part. By default that is an error.
+        trained_to: what such a model does, for the message about weights that are lacking.
         config_fields: fields of the saved config to change, such as `dropout`.
 
     Raises:
@@ -36,7 +63,7 @@ def load_captioner(
     if not may_lack_weights:
         transformers_logging.set_verbosity_error()  # its report of many lines is one line below
     try:
-        loaded: Any = FusionCaptionerForConditionalGeneration.from_pretrained(
+        loaded: Any = head.from_pretrained(
             name, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **config_fields
         )
     except SafetensorError as error:
@@ -52,9 +79,23 @@ def load_captioner(
         )
     if (missing := sorted(report["missing_keys"])) and not may_lack_weights:
         raise ValueError(
-            f"{name}: {_counted(missing)} no weights in the checkpoint; give one that was trained to caption."
+            f"{name}: {_counted(missing)} no weights in the checkpoint; give one that was trained to {trained_to}."
         )
     return model.eval(), load_processor(name, revision)
+
+
+def load_config(name: str, revision: str = "main") -> FusionCaptionerConfig:
+    """
+    The config of a checkpoint in a folder or on the Hub.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as [`load_head`].
+    """
+    check_captioner(name)
+    try:
+        return FusionCaptionerConfig.from_pretrained(name, revision=revision)
+    except OSError as error:
+        raise OSError(_cannot_load(name, "config", error)) from error
 
 
 def load_processor(name: str, revision: str = "main") -> FusionCaptionerProcessor:
