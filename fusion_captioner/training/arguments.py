@@ -1,4 +1,4 @@
-"""A training run's settings, from YAML and flags: sections `model`, `data`, `tokenizer` and `training`."""
+"""A training run's settings, from YAML and flags: `task`, and sections `model`, `data`, `tokenizer` and `training`."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,13 @@ from typing import Any
 import yaml
 
 from fusion_captioner.training.augmentation import AUGMENTATIONS
+from fusion_captioner.training.row_arguments import LabelledDataArguments, RowDataArguments
 from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
-from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
+from fusion_captioner.training.training_arguments import (
+    ClassificationTrainingArguments,
+    FusionCaptionerTrainingArguments,
+    HeadTrainingArguments,
+)
 
 # What `training.stage` chooses: how the captioner is trained.
 STAGES = {"cross_entropy": FusionCaptionerTrainingArguments, "self_critical": SelfCriticalArguments}
@@ -156,9 +161,36 @@ class RunArguments:
             )
 
 
-def read_run_arguments(path: str | Path, flags: Sequence[str] = ()) -> RunArguments:
+@dataclass
+class HeadRunArguments:
+    """All sections of a run of another head than the captioner's; `task` is a key of `HEAD_SECTIONS`."""
+
+    task: str
+    model: ModelArguments
+    data: RowDataArguments
+    tokenizer: TokenizerArguments
+    training: HeadTrainingArguments
+
+    def __post_init__(self) -> None:
+        if self.data.feature_cache is not None and self.training.trains_image_encoder:
+            raise ValueError(
+                f"`data.feature_cache` ({self.data.feature_cache}) holds features of a frozen image encoder, and "
+                f"`training.train_image_encoder_from_step` ({self.training.train_image_encoder_from_step}) trains it; "
+                "unset one of them."
+            )
+
+
+# What the sections `data` and `training` hold in the tasks other than captioning.
+HEAD_SECTIONS: dict[str, tuple[type[RowDataArguments], type[HeadTrainingArguments]]] = {
+    "classification": (LabelledDataArguments, ClassificationTrainingArguments),
+}
+CAPTIONING = "captioning"
+
+
+def read_run_arguments(path: str | Path, flags: Sequence[str] = ()) -> RunArguments | HeadRunArguments:
     """
-    Read a YAML file and flags such as `--training.seed 3`; a flag wins.
+    Read a YAML file and flags such as `--training.seed 3`; a flag wins. `task` chooses what is trained, captioning
+    where it is left out.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -177,9 +209,21 @@ def read_run_arguments(path: str | Path, flags: Sequence[str] = ()) -> RunArgume
         _put(document, keys, value)
     if not sys.stderr.isatty() and isinstance(document.setdefault("training", {}), dict):
         document["training"].setdefault("disable_tqdm", True)  # the bar of a log file is noise
+    task = document.pop("task", CAPTIONING)
+    if task != CAPTIONING and (not isinstance(task, str) or task not in HEAD_SECTIONS):
+        raise ValueError(f"`task` ({task!r}) must be one of {', '.join((CAPTIONING, *HEAD_SECTIONS))}.")
     unknown = sorted(set(document) - set(SECTIONS))
     if unknown:
         raise ValueError(f"`{unknown[0]}` is not a section; there are {', '.join(SECTIONS)}.")
+    if task != CAPTIONING:
+        data_kind, training_kind = HEAD_SECTIONS[task]
+        return HeadRunArguments(
+            task=task,
+            model=_build(ModelArguments, "model", document),
+            data=_build(data_kind, "data", document),
+            tokenizer=_build(TokenizerArguments, "tokenizer", document),
+            training=_build(training_kind, "training", document),
+        )
     stage = (document.get("training") or {}).pop("stage", "cross_entropy")
     if stage not in STAGES:
         raise ValueError(f"`training.stage` ({stage!r}) must be one of {', '.join(STAGES)}.")

@@ -16,10 +16,12 @@ from fusion_captioner.training.image_files import open_image
 logger = logging.getLogger(__name__)
 
 
-class _ImageCollator:
-    """What both collators do: the images of the rows as tensors, bad ones raised or left out."""
+class ImageCollator:
+    """What all collators do: the images of the rows as tensors, bad ones raised or left out."""
 
-    def __init__(self, processor: Any, prompt: str, dtype: torch.dtype, skip_bad_images: bool) -> None:
+    def __init__(
+        self, processor: Any, prompt: str = "", dtype: torch.dtype = torch.float32, skip_bad_images: bool = False
+    ) -> None:
         self.processor = processor
         self.prompt = prompt
         self.dtype = dtype
@@ -68,7 +70,7 @@ class _ImageCollator:
         return kept, {"pixel_values": pixel_values.to(self.dtype)}
 
 
-class CaptionCollator(_ImageCollator):
+class CaptionCollator(ImageCollator):
     """Batches to learn captions from.
 
     Args:
@@ -137,7 +139,7 @@ class SelfCriticalCollator(CaptionCollator):
         )
 
 
-class GenerationCollator(_ImageCollator):
+class GenerationCollator(ImageCollator):
     """Batches to generate captions for: prompts alone, so that no reference can reach the model.
 
     Args:

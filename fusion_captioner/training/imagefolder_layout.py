@@ -60,7 +60,7 @@ def read_imagefolder(
     for source_split in source_splits:
         path = files[source_split]
         folder = ImageFolder(path.parent)
-        for line, row in _rows(path):
+        for line, row in metadata_rows(path):
             if "file_name" not in row:
                 raise ValueError(f'{path}, line {line}: no "file_name"; every line of an imagefolder names its image.')
             try:
@@ -81,7 +81,12 @@ def read_imagefolder(
     return merge_repeated(images, split, bad)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def metadata_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with its line number.
+
+    Raises:
+        ValueError: a line is no JSON object, or the file is not UTF-8; the message names file and line.
+    """
     with path.open(encoding="utf-8-sig") as lines:
         try:
             for number, line in enumerate(lines, start=1):

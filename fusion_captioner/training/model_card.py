@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fusion_captioner import __version__
-from fusion_captioner.training.arguments import RunArguments
+from fusion_captioner.training.arguments import HeadRunArguments, RunArguments
 
 if TYPE_CHECKING:
+    from fusion_captioner.training.head_trainer import HeadTrainer
     from fusion_captioner.training.trainer import FusionCaptionerTrainer
 
 # The scores that go into the card's metadata, by the Hub's names
@@ -75,15 +76,15 @@ class TrainingRecord:
     command: str | None = None
 
     @classmethod
-    def of_run(cls, run: RunArguments, command: str) -> TrainingRecord:
+    def of_run(cls, run: RunArguments | HeadRunArguments, command: str) -> TrainingRecord:
         """The record of a run of `fusion-captioner train`."""
         sources = run.data.splits or {}
         train, evaluated = run.data.train_split, run.data.eval_split
         return cls(
-            data=[_public_name(source) for source in (run.data.source, *run.data.more_train_sources)],
+            data=[public_name(source) for source in (run.data.source, *run.data.more_train_sources)],
             train_split=sources.get(train, train),
             eval_split=None if evaluated is None else sources.get(evaluated, evaluated),
-            vision_model=None if run.model.vision_model is None else _public_name(run.model.vision_model),
+            vision_model=None if run.model.vision_model is None else public_name(run.model.vision_model),
             command=command,
         )
 
@@ -117,14 +118,14 @@ def build_model_card(
     folder = Path(str(trainer.args.output_dir)).resolve().name
     repository = trainer.hub_model_id or trainer.args.hub_model_id or folder
     title = name or repository.split("/")[-1]
-    data_names = _listed(data) or _listed(record.data)
+    data_names = listed(data) or listed(record.data)
     scores = final_scores(trainer)
     metadata = ModelCardData(
         model_name=title,
         library_name="transformers",
         pipeline_tag="image-text-to-text",
-        tags=["image-captioning", "fusion-captioner", *_listed(tags)],
-        datasets=_listed(hub_data) or data_names or None,
+        tags=["image-captioning", "fusion-captioner", *listed(tags)],
+        datasets=listed(hub_data) or data_names or None,
         metrics=[HUB_METRICS[metric] for metric in HUB_METRICS if metric in scores] or None,
         eval_results=_eval_results(scores, data_names, record.eval_split) or None,
         language=language,
@@ -139,22 +140,32 @@ def build_model_card(
         config=config,
         image_encoder=config.vision_config.model_type,
         scores=_score_table(trainer, scores, data_names),
-        training=_training(trainer, data_names),
+        training=training_lines(trainer, data_names),
     )
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
 
 
 def final_scores(trainer: FusionCaptionerTrainer) -> dict[str, float]:
-    """Scores of the weights that `trainer` holds, by name: of an evaluation after training, else of the best checkpoint
-    where that was loaded, else of the last evaluation; empty without any."""
+    """Scores of the weights that `trainer` holds, by name; empty without any."""
+    evaluation = final_evaluation(trainer, "eval_CIDEr")
+    return {name: evaluation[f"eval_{name}"] for name in SCORES if f"eval_{name}" in evaluation}
+
+
+def final_evaluation(trainer: HeadTrainer, metric: str) -> dict[str, float]:
+    """What was logged of the weights that `trainer` holds: of an evaluation after training, else of the best checkpoint
+    where that was loaded, else of the last evaluation; empty without any.
+
+    Args:
+        metric: name that every evaluation's entry of the log has.
+    """
     log = trainer.state.log_history
-    evaluations = [entry for entry in log if "eval_CIDEr" in entry]
+    evaluations = [entry for entry in log if metric in entry]
     if not evaluations:
         return {}
     chosen = evaluations[-1]
     if log[-1] is not chosen and trainer.args.load_best_model_at_end:
         chosen = next((entry for entry in evaluations if entry["step"] == trainer.state.best_global_step), chosen)
-    return {name: chosen[f"eval_{name}"] for name in SCORES if f"eval_{name}" in chosen}
+    return chosen
 
 
 def _eval_results(scores: dict[str, float], data_names: list[str], split: str | None) -> list[EvalResult]:
@@ -187,7 +198,8 @@ def _score_table(trainer: FusionCaptionerTrainer, scores: dict[str, float], data
     return "\n".join(lines)
 
 
-def _training(trainer: FusionCaptionerTrainer, data_names: list[str]) -> str:
+def training_lines(trainer: HeadTrainer, data_names: list[str]) -> str:
+    """The card's list of how the model was trained."""
     record, state = trainer.training_record, trainer.state
     lines = []
     if data_names:
@@ -202,10 +214,11 @@ def _training(trainer: FusionCaptionerTrainer, data_names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _public_name(source: str) -> str:
+def public_name(source: str) -> str:
     """A Hub repository's name as it is; of a folder only its own name, since a path is its owner's business."""
     return Path(source).resolve().name if Path(source).exists() else source
 
 
-def _listed(names: str | list[str] | None) -> list[str]:
+def listed(names: str | list[str] | None) -> list[str]:
+    """One name, several or none as a list."""
     return [names] if isinstance(names, str) else list(names or [])

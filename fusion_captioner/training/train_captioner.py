@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,17 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
-from fusion_captioner.inference.loading import load_captioner, load_processor
+from fusion_captioner.inference.loading import Head, load_head, load_processor
 from fusion_captioner.inference.output_files import check_output_folder
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
-from fusion_captioner.training.arguments import DataArguments, ModelArguments, RunArguments, read_run_arguments
+from fusion_captioner.training.arguments import (
+    DataArguments,
+    HeadRunArguments,
+    ModelArguments,
+    RunArguments,
+    read_run_arguments,
+)
 from fusion_captioner.training.caption_datasets import load_caption_dataset
 from fusion_captioner.training.caption_folder import FEATURES
 from fusion_captioner.training.caption_sampling import CaptionDataset, StreamedCaptionDataset
@@ -37,7 +43,7 @@ SHUFFLED_ROWS = 1000
 
 def train_from_yaml(path: str | Path, flags: Sequence[str] = (), resume: bool = False) -> dict[str, float]:
     """
-    Train, evaluate and save a captioner; see `arguments.py` for what the file holds.
+    Train, evaluate and save a captioner, or by `task` another head; see `arguments.py` for what the file holds.
 
     Args:
         path: YAML file.
@@ -45,12 +51,17 @@ def train_from_yaml(path: str | Path, flags: Sequence[str] = (), resume: bool = 
         resume: go on with the newest complete checkpoint of `training.output_dir`.
 
     Returns:
-        the scores of the saved captioner on `data.eval_split`.
+        the scores of the saved model on `data.eval_split`.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     run = read_run_arguments(path, flags)
-    return train_captioner(run, command=" ".join(["fusion-captioner train", str(path), *flags]), resume=resume)
+    command = " ".join(["fusion-captioner train", str(path), *flags])
+    if isinstance(run, HeadRunArguments):
+        from fusion_captioner.training.train_head import train_head  # which builds on this file
+
+        return train_head(run, command, resume)
+    return train_captioner(run, command, resume)
 
 
 def train_captioner(run: RunArguments, command: str, resume: bool = False) -> dict[str, float]:
@@ -66,7 +77,7 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
     checkpoint = newest_complete_checkpoint(output) if resume else None
     if resume and checkpoint is None:
         logger.info("%s holds no complete checkpoint: training starts from the beginning", run.training.output_dir)
-    processor = build_processor(run, splits["train"])
+    processor = build_processor(run, _captions(splits["train"]))
     model = build_model(run.model, processor)
     # what evaluation does is what `generate` of the saved captioner does by itself
     model.generation_config.update(
@@ -189,10 +200,24 @@ def _more_train_rows(source: str, data: DataArguments) -> datasets.Dataset:
     )
 
 
+def _captions(rows: datasets.Dataset | datasets.IterableDataset) -> Iterator[str]:
+    if isinstance(rows, datasets.IterableDataset):
+        logger.info("reading the captions of the stream once, to train the tokenizer; `tokenizer.path` spares that")
+    for captions in rows["captions"]:
+        yield from captions
+
+
 def build_processor(
-    run: RunArguments, train_rows: datasets.Dataset | datasets.IterableDataset
+    run: RunArguments | HeadRunArguments, texts: Iterable[str], max_text_length: int = 512
 ) -> FusionCaptionerProcessor:
-    """The processor of the checkpoint that training goes on from, or of the vision model and the tokenizer."""
+    """
+    The processor of the checkpoint that training goes on from, or of the vision model and the tokenizer.
+
+    Args:
+        run: its sections `model` and `tokenizer`.
+        texts: what a new tokenizer is trained on; not read where there is a tokenizer.
+        max_text_length: of a new tokenizer, in tokens.
+    """
     if run.model.from_checkpoint is not None:
         return load_processor(run.model.from_checkpoint)
     vision_model = run.model.vision_model
@@ -213,14 +238,12 @@ def build_processor(
         )
     if run.tokenizer.path is not None:
         return FusionCaptionerProcessor(image_processor, _load_tokenizer(run.tokenizer.path))
-    if isinstance(train_rows, datasets.IterableDataset):
-        logger.info("reading the captions of the stream once, to train the tokenizer; `tokenizer.path` spares that")
-    captions = (caption for captions in train_rows["captions"] for caption in captions)
     tokenizer = train_tokenizer(
-        captions,
+        texts,
         kind=run.tokenizer.kind,
         vocab_size=run.tokenizer.vocab_size,
         min_frequency=run.tokenizer.min_frequency,
+        model_max_length=max_text_length,
     )
     return FusionCaptionerProcessor(image_processor, tokenizer)
 
@@ -247,9 +270,21 @@ def build_model(
     arguments: ModelArguments, processor: FusionCaptionerProcessor
 ) -> FusionCaptionerForConditionalGeneration:
     """The checkpoint that training goes on from, or a new captioner on a pretrained or a new image encoder."""
+    return build_head(FusionCaptionerForConditionalGeneration, arguments, processor)
+
+
+def build_head(
+    head: type[Head], arguments: ModelArguments, processor: FusionCaptionerProcessor, **config_fields: Any
+) -> Head:
+    """
+    As [`build_model`], of any head; a checkpoint of one head is a start for every other.
+
+    Args:
+        config_fields: fields of the config that the task gives; the recipe's win.
+    """
+    fields = {**config_fields, **arguments.config}
     if arguments.from_checkpoint is not None:
-        return load_captioner(arguments.from_checkpoint, may_lack_weights=True, **arguments.config)[0]
-    fields = dict(arguments.config)
+        return load_head(head, arguments.from_checkpoint, may_lack_weights=True, trained_to="go on", **fields)[0]
     if arguments.vision_model is not None:
         fields.setdefault("vision_config", AutoConfig.from_pretrained(arguments.vision_model))
     fields |= {
@@ -259,7 +294,7 @@ def build_model(
         "eos_token_id": processor.eos_token_id,
     }
     config = FusionCaptionerConfig.plain(**fields) if arguments.preset == "plain" else FusionCaptionerConfig(**fields)
-    model = FusionCaptionerForConditionalGeneration(config)
+    model = head(config)
     if arguments.vision_model is not None:
-        model.model.image_encoder.load_pretrained(arguments.vision_model)
+        model.base_model.image_encoder.load_pretrained(arguments.vision_model)  # type: ignore[operator, union-attr]
     return model

@@ -1,25 +1,19 @@
 """`FusionCaptionerTrainer`: transformers' `Trainer`, which scores generated captions and logs every loss term."""
 
-import json
-import os
-from contextlib import nullcontext
-from pathlib import Path
+from typing import Any
 
-import torch
-from transformers import EarlyStoppingCallback, Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from huggingface_hub import ModelCard
 
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
-from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
-from fusion_captioner.training.callbacks import UnfreezeImageEncoder, WeightAverage
-from fusion_captioner.training.caption_sampling import CaptionDataset, SetCaptionEpoch
+from fusion_captioner.training.caption_sampling import CaptionDataset
 from fusion_captioner.training.collating import CaptionCollator
 from fusion_captioner.training.evaluation import generate_captions, score_generated
-from fusion_captioner.training.model_card import TrainingRecord, build_model_card
+from fusion_captioner.training.head_trainer import HeadTrainer, newest_complete_checkpoint
+from fusion_captioner.training.model_card import build_model_card
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
 
-class FusionCaptionerTrainer(Trainer):
+class FusionCaptionerTrainer(HeadTrainer):
     """
     `Trainer` for `FusionCaptionerForConditionalGeneration`.
 
@@ -38,65 +32,21 @@ class FusionCaptionerTrainer(Trainer):
 
     args: FusionCaptionerTrainingArguments
     model: FusionCaptionerForConditionalGeneration
-    processing_class: FusionCaptionerProcessor
 
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
-        self._loss_terms: dict[str, torch.Tensor] = {}
-        self._first_step_of_terms = 0
         self.evaluated_captions: dict[str, str] = {}
         self.score_signature = ""
-        self.training_record = TrainingRecord()
         if self.args.trains_image_encoder and isinstance(self.data_collator, CaptionCollator):
             self.data_collator.keep_image_ids = isinstance(self.train_dataset, CaptionDataset)
-        self.add_callback(SetCaptionEpoch())
-        self.add_callback(UnfreezeImageEncoder(self.args.train_image_encoder_from_step))
-        self.weight_average = WeightAverage(self.args.ema_decay) if self.args.ema_decay else None
-        if self.weight_average is not None:
-            self.add_callback(self.weight_average)
-        if self.args.early_stopping_patience is not None:
-            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
 
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """`Trainer`'s optimiser; where the image encoder is trained, its weights are groups of their own."""
-        if self.optimizer is not None or not self.args.trains_image_encoder:
-            return super().create_optimizer(model)
-        # weights that are unfrozen later must be known to the optimiser now; without a gradient they are left alone
-        self.model.unfreeze_image_encoder()
-        optimizer = super().create_optimizer(model)
-        encoder = {id(weight) for name, weight in self.model.named_parameters() if "image_encoder." in name}
-        rate = self.args.image_encoder_learning_rate
-        groups = []
-        for group in optimizer.param_groups:
-            of_encoder = [weight for weight in group["params"] if id(weight) in encoder]
-            others = [weight for weight in group["params"] if id(weight) not in encoder]
-            groups.append({**group, "params": others})
-            if of_encoder:
-                groups.append({**group, "params": of_encoder, "lr": group["lr"] if rate is None else rate})
-        optimizer.param_groups.clear()
-        for group in groups:
-            optimizer.add_param_group(group)
-        return optimizer
+    def build_card(self, **metadata: Any) -> ModelCard:
+        return build_model_card(self, **metadata)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if model.training and not return_outputs:
             inputs = {**inputs, "skip_logits": True}
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if model.training:
-            if num_items_in_batch is None:
-                weight = 1 / self.current_gradient_accumulation_steps
-            else:
-                weight = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            self._count_terms(outputs.loss_terms, weight)
-        return (loss, outputs) if return_outputs else loss
-
-    def _count_terms(self, terms: dict[str, torch.Tensor], weight: float) -> None:
-        """Take note of loss terms for the next line of the log, as for the loss itself: shares of a step, to be summed
-        over its batches and averaged over processes."""
-        if not self._loss_terms:
-            self._first_step_of_terms = self.state.global_step
-        for name, term in terms.items():
-            self._loss_terms[name] = self._loss_terms.get(name, 0.0) + weight * term.detach()
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _prepare_inputs(self, inputs):
         """`Trainer`'s, but with the images of a batch whose cached features are out of date: data loaders read ahead, so
@@ -114,14 +64,6 @@ class FusionCaptionerTrainer(Trainer):
             inputs |= collator.read_images(data.images_of(image_ids))[1]
         return super()._prepare_inputs(inputs)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._loss_terms:
-            steps = self.state.global_step - self._first_step_of_terms
-            for name, total in self._loss_terms.items():
-                logs[f"loss_{name}"] = round(float(self.accelerator.gather(total / steps).mean()), 4)
-            self._loss_terms = {}
-        super().log(logs, start_time)
-
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
@@ -131,8 +73,7 @@ class FusionCaptionerTrainer(Trainer):
         if unfrozen and isinstance(dataloader.dataset, CaptionDataset):
             # their cached features are those of the frozen encoder
             dataloader.dataset.stop_reading_features()
-        average = self.weight_average.applied_to(self.model) if self.weight_average else nullcontext()
-        with average:
+        with self.averaged_weights():
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
             if self.args.predict_with_generate:
                 scores = self._score(dataloader.dataset)
@@ -159,87 +100,5 @@ class FusionCaptionerTrainer(Trainer):
         self.score_signature = scores.pop("signature")
         return scores
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        average = self.weight_average.applied_to(self.model) if self.weight_average else nullcontext()
-        with average:
-            super().save_model(output_dir, _internal_call)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        # a pickle that nothing reads; folders that are published hold none
-        Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> None:
-        """
-        Writes `README.md` into `args.output_dir`: the card of `model_card.py`, with `training_record` and the scores.
-
-        Args:
-            language, license, tags, model_name: of the model.
-            finetuned_from: the model that training went on from.
-            dataset: name of the data in place of `training_record.data`.
-            dataset_tags: Hub names of the data, where they differ from `dataset`.
-            tasks, dataset_args: refused; the task and the splits are known.
-        """
-        if tasks is not None or dataset_args is not None:
-            raise ValueError(
-                "`tasks` and `dataset_args` are not for this card: the task is image-text-to-text, and the splits are "
-                "those of `trainer.training_record`; leave them out."
-            )
-        if self.is_world_process_zero():
-            card = build_model_card(
-                self,
-                name=model_name,
-                data=dataset,
-                hub_data=dataset_tags,
-                language=language,
-                license=license,
-                tags=tags,
-                base_model=finetuned_from,
-            )
-            card.save(Path(str(self.args.output_dir), "README.md"))
-
-    def _save_checkpoint(self, model, trial) -> None:
-        if self.weight_average is not None and self.args.should_save:
-            folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
-            folder.mkdir(parents=True, exist_ok=True)
-            self.weight_average.save_training_weights(folder, self.model)
-        super()._save_checkpoint(model, trial)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.weight_average is not None:
-            self.weight_average.resume(resume_from_checkpoint, self.model)
-
-
-def newest_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """
-    The newest checkpoint of a run that was written to its end, or `None`.
-
-    `trainer_state.json` is the last file that `Trainer` writes of a checkpoint: a folder without it, or with a part of
-    it, is what a kill left behind.
-    """
-    complete: dict[int, str] = {}
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        step = folder.name.removeprefix("checkpoint-")
-        if step.isdigit() and _is_json(folder / "trainer_state.json"):
-            complete[int(step)] = str(folder)
-    return complete[max(complete)] if complete else None
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
+__all__ = ["FusionCaptionerTrainer", "newest_complete_checkpoint"]

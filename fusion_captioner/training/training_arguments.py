@@ -10,24 +10,19 @@ from transformers.trainer_utils import HubStrategy
 
 
 @dataclass
-class FusionCaptionerTrainingArguments(TrainingArguments):
+class HeadTrainingArguments(TrainingArguments):
     """
-    transformers' `TrainingArguments`, with what a captioner adds: how the image encoder is trained and how
-    evaluation generates captions. A few defaults differ: evaluation and checkpoints once an epoch, the best
-    checkpoint by CIDEr, a cosine schedule.
+    transformers' `TrainingArguments`, with what every head adds: how the image encoder is trained, an average of the
+    weights, and when to stop. A few defaults differ: evaluation and checkpoints once an epoch, a cosine schedule.
 
     Raises:
         ValueError: for a combination that cannot be run, naming the fields.
     """
 
-    output_dir: str = field(default="runs/captioner", metadata={"help": "Folder of checkpoints and results."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept beside the best."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
-    metric_for_best_model: str | None = field(
-        default="CIDEr", metadata={"help": "Score that chooses the best; without generated captions the loss."}
-    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate's decay."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
     hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "Only `end`: push when all is done."})
@@ -39,17 +34,6 @@ class FusionCaptionerTrainingArguments(TrainingArguments):
     train_image_encoder_from_step: int | None = field(
         default=None,
         metadata={"help": "Optimiser step at which the image encoder is unfrozen; 0: from the start; unset: never."},
-    )
-    predict_with_generate: bool = field(
-        default=True, metadata={"help": "Whether evaluation generates captions and scores them."}
-    )
-    generation_num_beams: int = field(default=3, metadata={"help": "Beams of evaluation; 1: greedy."})
-    generation_max_new_tokens: int = field(default=30, metadata={"help": "Longest caption of evaluation, in tokens."})
-    generation_length_penalty: float = field(
-        default=1.0,
-        metadata={
-            "help": "Exponent of the length by which beam search divides a caption's score; below 1 captions get shorter."
-        },
     )
     ema_decay: float = field(
         default=0.0,
@@ -63,9 +47,6 @@ class FusionCaptionerTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             # said outright, because `bf16` on a CPU is refused without it
             self.use_cpu = True
-        if not self.predict_with_generate and self.metric_for_best_model == "CIDEr":
-            # nothing is generated that could be scored
-            self.metric_for_best_model = "loss"
         super().__post_init__()
         accelerator_config = cast(AcceleratorConfig, self.accelerator_config)
         if accelerator_config.dispatch_batches is None:
@@ -83,13 +64,56 @@ class FusionCaptionerTrainingArguments(TrainingArguments):
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` ({self.ema_decay}) must be at least 0 (off) and below 1, such as 0.999.")
+
+    @property
+    def trains_image_encoder(self) -> bool:
+        """Whether the image encoder is trained at any step of the run."""
+        return self.train_image_encoder_from_step is not None
+
+
+@dataclass
+class FusionCaptionerTrainingArguments(HeadTrainingArguments):
+    """
+    [`HeadTrainingArguments`] of the captioner, with how evaluation generates captions; the best checkpoint is that of
+    the best CIDEr.
+
+    Raises:
+        ValueError: for a combination that cannot be run, naming the fields.
+    """
+
+    output_dir: str = field(default="runs/captioner", metadata={"help": "Folder of checkpoints and results."})
+    metric_for_best_model: str | None = field(
+        default="CIDEr", metadata={"help": "Score that chooses the best; without generated captions the loss."}
+    )
+    predict_with_generate: bool = field(
+        default=True, metadata={"help": "Whether evaluation generates captions and scores them."}
+    )
+    generation_num_beams: int = field(default=3, metadata={"help": "Beams of evaluation; 1: greedy."})
+    generation_max_new_tokens: int = field(default=30, metadata={"help": "Longest caption of evaluation, in tokens."})
+    generation_length_penalty: float = field(
+        default=1.0,
+        metadata={
+            "help": "Exponent of the length by which beam search divides a caption's score; below 1 captions get shorter."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not self.predict_with_generate and self.metric_for_best_model == "CIDEr":
+            # nothing is generated that could be scored
+            self.metric_for_best_model = "loss"
+        super().__post_init__()
         if self.generation_num_beams < 1 or self.generation_max_new_tokens < 1:
             raise ValueError(
                 f"`generation_num_beams` ({self.generation_num_beams}) and `generation_max_new_tokens` "
                 f"({self.generation_max_new_tokens}) must be at least 1."
             )
 
-    @property
-    def trains_image_encoder(self) -> bool:
-        """Whether the image encoder is trained at any step of the run."""
-        return self.train_image_encoder_from_step is not None
+
+@dataclass
+class ClassificationTrainingArguments(HeadTrainingArguments):
+    """[`HeadTrainingArguments`] of the classification head; the best checkpoint is that of the best macro-F1."""
+
+    output_dir: str = field(default="runs/classifier", metadata={"help": "Folder of checkpoints and results."})
+    metric_for_best_model: str | None = field(
+        default="macro_f1", metadata={"help": "Score that chooses the best checkpoint."}
+    )

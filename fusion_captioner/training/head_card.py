@@ -1,0 +1,172 @@
+"""The model card of the heads other than the captioner's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from fusion_captioner import __version__
+from fusion_captioner.training.model_card import final_evaluation, listed, training_lines
+
+if TYPE_CHECKING:
+    from fusion_captioner.training.head_trainer import HeadTrainer
+
+BODY = """\
+# {title}
+
+{about}, trained with fusion-captioner {version}. Fusion: {config.fusion_type}; image encoder: {image_encoder}; causal
+text encoder: {config.text_encoder_type}.
+
+## Use
+
+```python
+{usage}
+```
+
+`trust_remote_code=True` runs the Python files of this repository: read them, and pin what you have read with
+`revision=` and its commit. Where the package fusion-captioner is installed, `import fusion_captioner` makes
+`trust_remote_code` unnecessary.
+
+## Scores
+
+{scores}
+
+## Training
+
+{training}
+
+## Limits
+
+{limits}
+"""
+
+LOADING = """\
+from transformers import {auto_class}, AutoProcessor
+
+name = "{name}"
+model = {auto_class}.from_pretrained(name, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+"""
+
+
+@dataclass(frozen=True)
+class CardText:
+    """
+    What a head's card says of its task.
+
+    Args:
+        pipeline_tag: the Hub's name of the task.
+        tags: further ones.
+        metrics: score → the Hub's name of it.
+        auto_class: transformers' class that loads the model.
+        about: the first words of the card.
+        usage: Python code behind the loading of the model.
+        limits: what it is not good for.
+    """
+
+    pipeline_tag: str
+    tags: tuple[str, ...]
+    metrics: dict[str, str]
+    auto_class: str
+    about: str
+    usage: str
+    limits: str
+
+
+CARDS = {
+    "FusionCaptionerForSequenceClassification": CardText(
+        pipeline_tag="image-classification",
+        tags=("text-classification", "multimodal"),
+        metrics={"accuracy": "accuracy", "macro_f1": "f1", "auroc": "roc_auc"},
+        auto_class="AutoModelForSequenceClassification",
+        about="A classifier of images with texts by cross-modal fusion (labels: {labels})",
+        usage="""\
+inputs = processor(images="photo.jpg", text="what is said of it", add_eos=True, truncation=True, return_tensors="pt")
+print(model.config.id2label[int(model(**inputs).logits.argmax())])  # `text` or `images` may be left out""",
+        limits="It repeats the judgements of whoever labelled its training data, and knows nothing beside these labels. "
+        "It is no\nmedical device, and not for decisions about people.",
+    ),
+}
+
+
+def build_head_card(
+    trainer: HeadTrainer,
+    *,
+    name: str | None = None,
+    data: str | list[str] | None = None,
+    hub_data: str | list[str] | None = None,
+    language: str | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+    base_model: str | None = None,
+) -> ModelCard:
+    """
+    The card of the model as `trainer` saves it; arguments as of
+    [`~fusion_captioner.training.model_card.build_model_card`].
+    """
+    text = CARDS[type(trainer.model).__name__]
+    config, record = trainer.model.config, trainer.training_record
+    repository = trainer.hub_model_id or trainer.args.hub_model_id or Path(str(trainer.args.output_dir)).resolve().name
+    title = name or repository.split("/")[-1]
+    data_names = listed(data) or listed(record.data)
+    scores = _scores(trainer)
+    results = [
+        EvalResult(
+            task_type=text.pipeline_tag,
+            dataset_type=data_name,
+            dataset_name=data_name,
+            dataset_split=record.eval_split,
+            metric_type=hub_name,
+            metric_name=metric,
+            metric_value=round(scores[metric], 4),
+        )
+        for data_name in data_names[:1]
+        for metric, hub_name in text.metrics.items()
+        if metric in scores
+    ]
+    metadata = ModelCardData(
+        model_name=title,
+        library_name="transformers",
+        pipeline_tag=text.pipeline_tag,
+        tags=[*text.tags, "fusion-captioner", *listed(tags)],
+        datasets=listed(hub_data) or data_names or None,
+        metrics=[hub_name for metric, hub_name in text.metrics.items() if metric in scores] or None,
+        eval_results=results or None,
+        language=language,
+        license=license,
+        base_model=base_model,
+    )
+    labels = ", ".join(str(name) for _, name in sorted(config.id2label.items()))  # type: ignore[union-attr]
+    body = BODY.format(
+        title=title,
+        about=text.about.format(labels=labels),
+        version=__version__,
+        config=config,
+        image_encoder=config.vision_config.model_type,
+        usage=LOADING.format(auto_class=text.auto_class, name=repository) + text.usage,
+        scores=_score_table(trainer, scores, data_names),
+        training=training_lines(trainer, data_names),
+        limits=text.limits,
+    )
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
+
+
+def _scores(trainer: HeadTrainer) -> dict[str, float]:
+    found = final_evaluation(trainer, "eval_loss")
+    idle = ("loss", "runtime", "samples_per_second", "steps_per_second")
+    return {
+        name.removeprefix("eval_"): value
+        for name, value in found.items()
+        if name.startswith("eval_") and name.removeprefix("eval_") not in idle
+    }
+
+
+def _score_table(trainer: HeadTrainer, scores: dict[str, float], data_names: list[str]) -> str:
+    if not scores:
+        return "Not scored."
+    of_data = f" of {data_names[0]}" if data_names else ""
+    lines = [f"On the split `{trainer.training_record.eval_split}`{of_data}:", "", "| score | |", "|---|---|"]
+    return "\n".join(lines + [f"| {name.replace('_', ' ')} | {score:.4f} |" for name, score in scores.items()])

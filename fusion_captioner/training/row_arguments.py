@@ -1,0 +1,131 @@
+"""The `data` section of tasks whose rows are an image with fields: what is read, and what of it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MODALITIES = ("image", "text")
+
+
+@dataclass
+class RowDataArguments:
+    """
+    What every such task reads: a folder with `<split>/metadata.jsonl` beside the images, `file_name` in every line.
+
+    Args:
+        source: the folder.
+        splits: split → the source's split, or several joined by `+`; unset: all under their usual names.
+        train_split, eval_split: names of the splits; `eval_split` unset: no evaluation.
+        modalities: what the model is given, of `image` and `text`; with both it is also evaluated on each alone.
+        max_text_length: longest text in tokens; what is longer loses its end. Of a new tokenizer.
+        skip_bad_images: leave images that cannot be read out, with a warning, instead of raising.
+        feature_cache: folder of cached grid features of the frozen image encoder; unset: images are read each epoch.
+        feature_batch_size: images at a time while the cache is made.
+        max_train_rows, max_eval_rows: take the first so many.
+    """
+
+    source: str = ""
+    splits: dict[str, str] | None = None
+    train_split: str = "train"
+    eval_split: str | None = "val"
+    modalities: list[str] = field(default_factory=lambda: list(MODALITIES))
+    max_text_length: int = 512
+    skip_bad_images: bool = False
+    feature_cache: str | None = None
+    feature_batch_size: int = 8
+    max_train_rows: int | None = None
+    max_eval_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise ValueError("`data.source` is missing; name the folder of the training data.")
+        if self.splits is not None and not isinstance(self.splits, dict):
+            raise ValueError(
+                f"`data.splits` ({self.splits!r}) must say what each split is made of, such as {{train: train+extra}}."
+            )
+        if not isinstance(self.modalities, list) or not self.modalities or set(self.modalities) - set(MODALITIES):
+            raise ValueError(
+                f"`data.modalities` ({self.modalities!r}) must be a list of some of {', '.join(MODALITIES)}."
+            )
+        for name in ("max_text_length", "feature_batch_size", "max_train_rows", "max_eval_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`data.{name}` ({value}) must be at least 1.")
+        if self.feature_cache is not None and "image" not in self.modalities:
+            raise ValueError(
+                f"`data.feature_cache` ({self.feature_cache}) is for images, and `data.modalities` "
+                f"({self.modalities}) has none; unset it."
+            )
+
+
+@dataclass
+class LabelledDataArguments(RowDataArguments):
+    """
+    Rows with a text and a label.
+
+    Args:
+        text_column: field of the text; for a text made of several fields see `text_template`.
+        text_template: pieces of text with fields in braces, such as `["age {age}.", "{notes}"]`, joined by blanks; a
+            piece is left out where one of its fields is empty. In place of `text_column`.
+        hidden_words: words that are replaced by `...` in the texts, whatever their case.
+        label_column: field of the label, a text; or a number, counting `labels` from 0.
+        labels: names of the labels in the order of their numbers; unset: those of a classifier that training goes on
+            from, else those of the training split, sorted.
+        label_groups: label → list of the values of `label_column` that it stands for, where these are not its name.
+        other_label: label of all values that are neither a label's name nor in `label_groups`; unset: such a value is
+            an error.
+        group_column: field that rows belong together by, such as a patient: intervals are drawn over groups.
+        class_balance: exponent of the labels' rarity in the loss: 0 weighs rows alike, 1 weighs labels alike.
+    """
+
+    text_column: str | None = None
+    text_template: list[str] | None = None
+    hidden_words: list[str] = field(default_factory=list)
+    label_column: str = "label"
+    labels: list[str] | None = None
+    label_groups: dict[str, list[str]] = field(default_factory=dict)
+    other_label: str | None = None
+    group_column: str | None = None
+    class_balance: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.text_column is not None and self.text_template is not None:
+            raise ValueError(
+                f"`data.text_column` ({self.text_column!r}) and `data.text_template` are both set; unset one of them."
+            )
+        if "text" in self.modalities and self.text_column is None and self.text_template is None:
+            self.text_column = "text"
+        for name in ("text_template", "hidden_words", "labels"):
+            value = getattr(self, name)
+            if value is not None and not _are_texts(value):
+                raise ValueError(f"`data.{name}` ({value!r}) must be a list of texts; put them in quotes.")
+        if self.text_template == []:
+            raise ValueError("`data.text_template` ([]) is empty; give it pieces of text, or unset it.")
+        if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
+            raise ValueError(f"`data.labels` ({self.labels}) must be two different names or more.")
+        if not isinstance(self.label_groups, dict) or not all(map(_are_texts, self.label_groups.values())):
+            raise ValueError(
+                f"`data.label_groups` ({self.label_groups!r}) must give each label its list of values, such as "
+                "{ill: [flu, cold]}."
+            )
+        values = [value for group in self.label_groups.values() for value in group]
+        if len(set(values)) < len(values):
+            twice = next(value for value in values if values.count(value) > 1)
+            raise ValueError(f"`data.label_groups` has {twice!r} in two places; leave it in one.")
+        if self.labels is not None:
+            for name in (*self.label_groups, *([] if self.other_label is None else [self.other_label])):
+                if name not in self.labels:
+                    raise ValueError(
+                        f"{name!r} of `data.label_groups` or `data.other_label` is not among `data.labels` "
+                        f"({self.labels}); add it there."
+                    )
+        elif self.other_label is not None:
+            raise ValueError(
+                f"`data.other_label` ({self.other_label!r}) needs `data.labels`, which says what it is not."
+            )
+        if not 0 <= self.class_balance <= 1:
+            raise ValueError(f"`data.class_balance` ({self.class_balance}) must be from 0 to 1.")
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) and item for item in value)

@@ -1,0 +1,86 @@
+"""`fusion-captioner train` for the tasks other than captioning: from settings to a scored, saved model."""
+
+import json
+import logging
+from pathlib import Path
+
+from transformers import set_seed
+
+from fusion_captioner.inference.loading import load_config
+from fusion_captioner.inference.output_files import check_output_folder
+from fusion_captioner.training.arguments import HeadRunArguments
+from fusion_captioner.training.feature_cache import cached_features
+from fusion_captioner.training.feature_shards import ImageFeatures
+from fusion_captioner.training.head_tasks import TASKS, HeadTask, write_task
+from fusion_captioner.training.head_trainer import newest_complete_checkpoint
+from fusion_captioner.training.model_card import TrainingRecord
+from fusion_captioner.training.train_captioner import build_head, build_processor
+
+logger = logging.getLogger(__name__)
+
+
+def train_head(run: HeadRunArguments, command: str, resume: bool = False) -> dict[str, float]:
+    """
+    Train, evaluate and save a head.
+
+    Args:
+        run: its settings.
+        command: told in the model card.
+        resume: go on with the newest complete checkpoint of `training.output_dir`.
+
+    Returns:
+        the scores of the saved model on `data.eval_split`.
+    """
+    data, arguments = run.data, run.training
+    output = Path(str(arguments.output_dir))
+    check_output_folder(output, "`training.output_dir`")
+    if data.feature_cache is not None:
+        check_output_folder(data.feature_cache, "`data.feature_cache`")
+    if arguments.eval_strategy != "no" and data.eval_split is None:
+        raise ValueError("`data.eval_split` is unset and `training.eval_strategy` is not 'no'; set one of them.")
+    if data.eval_split == data.train_split:
+        raise ValueError(f"`data.train_split` and `data.eval_split` are both {data.train_split!r}; name two splits.")
+    set_seed(arguments.seed)
+    checkpoint = newest_complete_checkpoint(output) if resume else None
+    if resume and checkpoint is None:
+        logger.info("%s holds no complete checkpoint: training starts from the beginning", output)
+
+    started = run.model.from_checkpoint
+    task: HeadTask = TASKS[run.task](data, None if started is None else load_config(started))
+    wanted = {data.train_split: data.max_train_rows}
+    if data.eval_split is not None:
+        wanted[data.eval_split] = data.max_eval_rows
+    roles = dict(zip(wanted, ("train", "eval")))
+    splits = {roles[name]: rows for name, rows in task.load(wanted).items()}
+    processor = build_processor(run, task.texts(splits["train"]), data.max_text_length)
+    model = build_head(task.head, run.model, processor, **task.config_fields(splits["train"]))
+    features: dict[str, ImageFeatures] = {}
+    if data.feature_cache is not None:
+        cached = cached_features(
+            splits,
+            model,
+            processor.image_processor,
+            data.feature_cache,
+            batch_size=data.feature_batch_size,
+            skip_bad_images=data.skip_bad_images,
+        )
+        splits = {role: split.rows for role, split in cached.items()}
+        features = {role: split.features for role, split in cached.items()}
+
+    trainer = task.trainer(model, processor, arguments, splits, features)
+    trainer.training_record = TrainingRecord.of_run(run, command)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_metrics("train", result.metrics)
+    metrics: dict[str, float] = {}
+    if "eval" in splits:
+        metrics = trainer.evaluate()
+        trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        write_task(output, run.task, data)
+        trainer.create_model_card()
+        if trainer.evaluated is not None:
+            report = json.dumps(task.report(trainer.evaluated, splits["eval"]), indent=2, ensure_ascii=False)
+            (output / "eval_report.json").write_text(report + "\n", encoding="utf-8")
+    return metrics
