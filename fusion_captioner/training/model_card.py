@@ -80,8 +80,9 @@ class TrainingRecord:
         """The record of a run of `fusion-captioner train`."""
         sources = run.data.splits or {}
         train, evaluated = run.data.train_split, run.data.eval_split
+        more = run.data.more_train_sources if isinstance(run, RunArguments) else []
         return cls(
-            data=[public_name(source) for source in (run.data.source, *run.data.more_train_sources)],
+            data=[public_name(source) for source in (run.data.source, *more)],
             train_split=sources.get(train, train),
             eval_split=None if evaluated is None else sources.get(evaluated, evaluated),
             vision_model=None if run.model.vision_model is None else public_name(run.model.vision_model),
