@@ -477,8 +477,8 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             past_key_values, use_cache: see `FusionCaptionerModel.forward`.
             labels (`torch.LongTensor` of shape `(T, L)`, *optional*): aligned with `input_ids`, -100 on prompt and
                 padding; the model shifts them.
-            logits_to_keep (`int`, or `torch.BoolTensor` of shape `(T, L)`): logits of only that many last tokens; 0: of
-                all. Or of the tokens that are true, `(M, V)` for M of them.
+            logits_to_keep (`int`, or `torch.BoolTensor` of shape `(T, L)`): logits of only that many last tokens; 0:
+                of all. Or of the tokens that are true, `(M, V)` for M of them.
             skip_logits (`bool`): return no logits, only the loss: words are then scored where there is a label, which
                 spares the padding.
             num_items_in_batch: labelled words over all gradient-accumulation steps and processes, which `Trainer`
