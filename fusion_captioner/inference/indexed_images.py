@@ -148,6 +148,7 @@ def read_indexed_image(row: dict[str, Any], images: IndexedImages | None, image_
     Raises:
         OSError, ValueError: it cannot be read any more, or has changed since.
     """
+    content: bytes | None
     if row["split"] is None:
         try:
             content = Path(row["image"]).read_bytes()

@@ -39,6 +39,7 @@ class Retriever:
                 "give a checkpoint that was trained with a contrastive loss."
             )
         self.name = name
+        self.model: Any  # its outputs are typed as if each of their fields could be missing
         self.model, self.processor = load_head(
             FusionCaptionerForImageTextRetrieval, name, revision, trained_to="search"
         )

@@ -39,7 +39,7 @@ def search(options: argparse.Namespace) -> int:
         picture = _query_image(options.image, retriever)
         (query,) = retriever.embed_images([picture])
 
-    found = rows.get_nearest_examples(EMBEDDING, query, k=max(options.top, options.rerank))
+    found = rows.get_nearest_examples(EMBEDDING, query, k=min(max(options.top, options.rerank), len(rows)))
     results = [
         {name: values[place] for name, values in found.examples.items()} | {"score": round(float(score), 4)}
         for place, score in enumerate(found.scores)
