@@ -5,13 +5,14 @@ B: images, n: samples an image, N = B·n, L: tokens, M: sampled tokens of all ca
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import BatchEncoding
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from fusion_captioner.metrics.diversity import caption_diversity
 from fusion_captioner.training.rewards import REWARDS
@@ -45,6 +46,25 @@ def policy_loss(logits: torch.Tensor, tokens: torch.Tensor, advantages: torch.Te
         advantages (`torch.FloatTensor` of shape `(M,)`): of the caption that each token is of.
     """
     return (advantages * F.cross_entropy(logits.float(), tokens, reduction="none")).mean()
+
+
+class DrawToken(LogitsProcessor):
+    """
+    Draws the next token of each row, and leaves nothing else to choose: `generate` then takes it as the likeliest.
+
+    `generate` itself draws by `torch.multinomial`, which on CPUs draws a random number for every word of the
+    vocabulary: as much time as the output layer takes. This way one a row is enough (inverse transform sampling).
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        cumulative = (scores / self.temperature).softmax(dim=-1).cumsum(dim=-1)  # (N, V)
+        # the sum may miss 1 by rounding
+        place = torch.rand_like(cumulative[:, :1]) * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, place, right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
 
 class SelfCriticalTrainer(FusionCaptionerTrainer):
@@ -107,18 +127,17 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
 
     @torch.no_grad()
     def _sample(
-        self, captioner: Any, regions: torch.Tensor, prompts: BatchEncoding, image_ids: list[str]
+        self, captioner: Any, regions: torch.Tensor, prompts: Mapping[str, torch.Tensor], image_ids: list[str]
     ) -> tuple[SampledCaptions, torch.Tensor]:
         """Sampled captions, and `(N, L)` true at the tokens that were sampled, EOS among them."""
         count = self.args.samples_per_image
+        prompts = {name: tensor.repeat_interleave(count, dim=0) for name, tensor in prompts.items()}
         captioner.eval()
         sequences = captioner.generate(
             **prompts,
             image_hidden_states=regions,
-            do_sample=True,
-            top_k=0,
-            temperature=self.args.sampling_temperature,
-            num_return_sequences=count,
+            logits_processor=LogitsProcessorList([DrawToken(self.args.sampling_temperature)]),
+            do_sample=False,
             num_beams=1,
             length_penalty=1.0,
             max_new_tokens=self.args.generation_max_new_tokens,
@@ -128,7 +147,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         words = sequences[:, width:]
         is_end = words == self.processing_class.eos_token_id
         sampled = is_end.cumsum(dim=1) - is_end.long() == 0  # up to the first EOS, itself included
-        prompt_mask = prompts["attention_mask"].repeat_interleave(count, dim=0)
+        prompt_mask = prompts["attention_mask"]
         samples = SampledCaptions(
             image_ids=[image_id for image_id in image_ids for _ in range(count)],
             texts=self.processing_class.batch_decode(words, skip_special_tokens=True),
