@@ -19,6 +19,7 @@ examples:
   fusion-captioner train configs/flickr8k_cpu.yaml --data.source flickr8k
   fusion-captioner evaluate runs/captioner --source flickr8k --split val --beams 1 3
   fusion-captioner caption photo.jpg holiday/
+  fusion-captioner classify photo.jpg --text "what a day" --model runs/tweet_sentiment
   fusion-captioner export runs/captioner --to openvino --out runs/captioner-openvino
   fusion-captioner index holiday/ --model runs/retrieval --out holiday.index
   fusion-captioner search holiday.index "a dog in the snow"
@@ -26,8 +27,9 @@ examples:
 `fusion-captioner COMMAND --help` explains a command."""
 
 TRAIN_EPILOG = """\
-CONFIG.yaml has the sections `model`, `data`, `tokenizer` and `training`; every field is a flag as well, named
-SECTION.FIELD, and a flag wins:
+CONFIG.yaml has the sections `model`, `data`, `tokenizer` and `training`, and above them `task`: captioning where it is
+left out, or classification, multiple_choice or retrieval. Every field is a flag as well, named SECTION.FIELD, and a flag
+wins:
 
   fusion-captioner train configs/flickr8k_cpu.yaml --training.num_train_epochs 3 --model.config.fusion_type gated
 
@@ -39,6 +41,8 @@ data       source, layout, splits, train_split, eval_split, captions_per_image, 
 tokenizer  path, or kind, vocab_size, min_frequency of one trained on the captions
 training   any field of transformers' TrainingArguments, and image_encoder_learning_rate,
            train_image_encoder_from_step, ema_decay, generation_num_beams, early_stopping_patience, ...
+
+These are the fields of captioning; docs/tasks.md has what the other tasks read as `data`.
 
 A run that was interrupted goes on with --resume: it takes the newest complete checkpoint."""
 
@@ -84,8 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser(
         "train",
-        help="train a captioner from a YAML file",
-        description="Train a captioner, score it on generated captions, save it with its model card.",
+        help="train a captioner, or another head, from a YAML file",
+        description="Train a captioner, score it on generated captions, save it with its model card; or, by the `task` of "
+        "the file, another head.",
         epilog=TRAIN_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -94,23 +99,24 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser(
         "evaluate",
-        help="score a captioner on a split",
+        help="score a model on a split",
         description="Caption every image of a split, greedily and with beams, and score the captions: CIDEr-D, BLEU, "
-        "ROUGE-L and METEOR; how many captions are unique or break off; words used. JSON on stdout.",
+        "ROUGE-L and METEOR; how many captions are unique or break off; words used. Or score another head by its task, "
+        "on all it is given and on the modalities alone. JSON on stdout.",
     )
-    evaluate.add_argument("model", help="folder or Hub name of the captioner")
+    evaluate.add_argument("model", help="folder or Hub name of the model")
     evaluate.add_argument(
-        "--source", required=True, help="data: a folder in COCO's or Karpathy's layout, or a Hub name"
+        "--source",
+        required=True,
+        help="data: a folder in COCO's or Karpathy's layout, or a Hub name; or as in training",
     )
     evaluate.add_argument("--layout", default="auto", help="layout of the data (default: by what is there)")
     evaluate.add_argument("--split", default="val", help="split to score (default: val)")
-    evaluate.add_argument(
-        "--beams", type=int, nargs="+", default=[1, 3], help="beam sizes; 1 is greedy (default: 1 3)"
-    )
+    evaluate.add_argument("--beams", type=int, nargs="+", help="beam sizes; 1 is greedy (default: 1 3)")
     _add_length_penalty(evaluate)
     evaluate.add_argument("--batch-size", type=int, default=32, help="images at a time (default: 32)")
-    evaluate.add_argument("--max-new-tokens", type=int, default=30, help="longest caption in tokens (default: 30)")
-    evaluate.add_argument("--limit", type=int, help="score the first so many images only")
+    evaluate.add_argument("--max-new-tokens", type=int, help="longest caption in tokens (default: 30)")
+    evaluate.add_argument("--limit", type=int, help="score the first so many images, or rows, only")
     evaluate.add_argument("--meteor", action="store_true", help="METEOR 1.5 too (needs Java and pycocoevalcap)")
     evaluate.add_argument("--captions", metavar="FILE", help="write the captions there, as JSON lines")
     evaluate.add_argument(
@@ -148,6 +154,24 @@ def build_parser() -> argparse.ArgumentParser:
     caption.add_argument("--out", metavar="FILE", help="write the lines there, each at once, instead of on stdout")
     caption.add_argument("--resume", action="store_true", help="leave out the images that --out holds already")
     _add_hub_flags(caption)
+
+    classify = commands.add_parser(
+        "classify",
+        help="label images, a text, or both",
+        description="Label images, together with a text where one is given; or the text alone. One JSON line an image on "
+        "stdout.",
+    )
+    _add_prediction_flags(classify, "classifier")
+    classify.add_argument("--text", help="what is said of the images, or what is to be labelled itself")
+
+    answer = commands.add_parser(
+        "answer",
+        help="choose among answers to a question about images",
+        description="Choose the answer to a question about images; or without any. One JSON line an image on stdout.",
+    )
+    _add_prediction_flags(answer, "multiple-choice model")
+    answer.add_argument("--question", required=True, help="the question")
+    answer.add_argument("--choices", required=True, nargs="+", metavar="CHOICE", help="the answers to choose from")
 
     export = commands.add_parser(
         "export",
@@ -237,6 +261,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_prediction_flags(parser: argparse.ArgumentParser, model: str) -> None:
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="file, folder or URL")
+    parser.add_argument("--model", required=True, help=f"folder or Hub name of the {model}")
+    parser.add_argument("--batch-size", type=int, default=8, help="images at a time (default: 8)")
+    _add_hub_flags(parser)
+
+
 def _add_length_penalty(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--length-penalty",
@@ -292,6 +323,11 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         return caption(options)
     from fusion_captioner.inference.quiet_stderr import keep_stderr_quiet
 
+    if options.command in ("classify", "answer"):
+        from fusion_captioner.inference import predict_commands
+
+        keep_stderr_quiet(reads_data=False)
+        return getattr(predict_commands, options.command)(options)
     keep_stderr_quiet(reads_data=True)
     if options.command == "train":
         from fusion_captioner.training.train_captioner import train_from_yaml

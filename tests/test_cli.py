@@ -16,7 +16,9 @@ from fusion_captioner import FusionCaptionerImageProcessor, FusionCaptionerProce
 from fusion_captioner.cli import TRAIN_EPILOG, main
 from fusion_captioner.training.arguments import RunArguments
 
-COMMANDS = ["train", "evaluate", "caption", "export", "shrink", "index", "search", "convert", "demo"]
+COMMANDS = [
+    *("train", "evaluate", "caption", "classify", "answer", "export", "shrink", "index", "search", "convert", "demo")
+]
 
 # what the console script runs, for each line of flags, and whether anything heavy was imported
 HELP_SCRIPT = """

@@ -1,4 +1,5 @@
-"""`fusion-captioner evaluate`: how good a captioner is on a split, greedy and with beams, as JSON and as a page."""
+"""`fusion-captioner evaluate`: how good a captioner is on a split, greedy and with beams, as JSON and as a page. Other
+heads are scored by `evaluate_head.py`."""
 
 import argparse
 import json
@@ -8,6 +9,7 @@ import datasets
 import numpy as np
 
 from fusion_captioner import __version__
+from fusion_captioner.inference.evaluate_head import evaluate_head, is_captioner
 from fusion_captioner.inference.evaluation_report import ScoredImage, best_and_worst, render_report
 from fusion_captioner.inference.loading import check_captioner, load_captioner
 from fusion_captioner.inference.output_files import check_output_file, write_file
@@ -18,6 +20,9 @@ from fusion_captioner.training.annotated_images import SkippedExample
 from fusion_captioner.training.caption_datasets import load_caption_dataset
 from fusion_captioner.training.evaluation import generate_captions
 
+BEAMS = [1, 3]
+MAX_NEW_TOKENS = 30
+
 
 def evaluate(options: argparse.Namespace) -> int:
     """
@@ -27,6 +32,10 @@ def evaluate(options: argparse.Namespace) -> int:
         ValueError, OSError: a flag, the model or the data are wrong; as far as possible, before anything is computed.
     """
     _check(options)
+    if not is_captioner(options.model, options.revision):
+        return evaluate_head(options)
+    options.beams = options.beams or BEAMS
+    options.max_new_tokens = options.max_new_tokens or MAX_NEW_TOKENS
     skipped: list[SkippedExample] = []
     rows = _rows(options, skipped)
     model, processor = load_captioner(options.model, options.revision)
@@ -91,11 +100,12 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} ({value}) must be at least 1.")
-    for beams in options.beams:
+    sizes = options.beams or BEAMS
+    for beams in sizes:
         if beams < 1:
             raise ValueError(f"--beams ({beams}) must be at least 1; 1 is greedy.")
-        if options.beams.count(beams) > 1:
-            raise ValueError(f"--beams ({' '.join(map(str, options.beams))}) names {beams} twice; name it once.")
+        if sizes.count(beams) > 1:
+            raise ValueError(f"--beams ({' '.join(map(str, sizes))}) names {beams} twice; name it once.")
     if options.report and options.report == options.captions:
         raise ValueError(f"--report and --captions are both {options.report}; name two files.")
     for name in ("captions", "report"):

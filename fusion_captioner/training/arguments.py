@@ -9,12 +9,14 @@ from typing import Any
 import yaml
 
 from fusion_captioner.training.augmentation import AUGMENTATIONS
-from fusion_captioner.training.row_arguments import LabelledDataArguments, RowDataArguments
+from fusion_captioner.training.row_arguments import ChoiceDataArguments, LabelledDataArguments, RowDataArguments
 from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
 from fusion_captioner.training.training_arguments import (
     ClassificationTrainingArguments,
     FusionCaptionerTrainingArguments,
     HeadTrainingArguments,
+    MultipleChoiceTrainingArguments,
+    RetrievalTrainingArguments,
 )
 
 # What `training.stage` chooses: how the captioner is trained.
@@ -148,17 +150,21 @@ class RunArguments:
     training: FusionCaptionerTrainingArguments
 
     def __post_init__(self) -> None:
-        uncached = set(self.data.augmentations) - {"flip"}
-        if uncached and self.data.feature_cache is not None and not self.training.trains_image_encoder:
-            raise ValueError(
-                f"`data.augmentations` ({self.data.augmentations}) change images, and with `data.feature_cache` and a "
-                "frozen image encoder none is read; leave all but `flip` out, or unset the cache."
-            )
+        _check_augmentations(self.data, self.training)
         if self.data.streaming and self.training.max_steps <= 0:
             raise ValueError(
                 f"`training.max_steps` ({self.training.max_steps}) must be positive with `data.streaming`: the length of "
                 "a stream is not known; say how many steps to train."
             )
+
+
+def _check_augmentations(data: DataArguments, training: HeadTrainingArguments) -> None:
+    uncached = set(data.augmentations) - {"flip"}
+    if uncached and data.feature_cache is not None and not training.trains_image_encoder:
+        raise ValueError(
+            f"`data.augmentations` ({data.augmentations}) change images, and with `data.feature_cache` and a frozen image "
+            "encoder none is read; leave all but `flip` out, or unset the cache."
+        )
 
 
 @dataclass
@@ -167,11 +173,15 @@ class HeadRunArguments:
 
     task: str
     model: ModelArguments
-    data: RowDataArguments
+    data: RowDataArguments | DataArguments
     tokenizer: TokenizerArguments
     training: HeadTrainingArguments
 
     def __post_init__(self) -> None:
+        if isinstance(self.data, DataArguments):
+            _check_augmentations(self.data, self.training)
+            if self.data.streaming:
+                raise ValueError(f"`data.streaming` (True) is for captioning, and `task` is {self.task!r}; unset it.")
         if self.data.feature_cache is not None and self.training.trains_image_encoder:
             raise ValueError(
                 f"`data.feature_cache` ({self.data.feature_cache}) holds features of a frozen image encoder, and "
@@ -181,8 +191,10 @@ class HeadRunArguments:
 
 
 # What the sections `data` and `training` hold in the tasks other than captioning.
-HEAD_SECTIONS: dict[str, tuple[type[RowDataArguments], type[HeadTrainingArguments]]] = {
+HEAD_SECTIONS: dict[str, tuple[type[RowDataArguments] | type[DataArguments], type[HeadTrainingArguments]]] = {
     "classification": (LabelledDataArguments, ClassificationTrainingArguments),
+    "multiple_choice": (ChoiceDataArguments, MultipleChoiceTrainingArguments),
+    "retrieval": (DataArguments, RetrievalTrainingArguments),
 }
 CAPTIONING = "captioning"
 

@@ -1,6 +1,6 @@
 """The task `classification`: labels of images with texts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -16,7 +16,6 @@ from fusion_captioner.training.labelled_images import class_weights, load_labell
 from fusion_captioner.training.modality_trainer import (
     IMAGE_AND_TEXT_SETTINGS,
     ONE_SETTING,
-    Evaluated,
     ModalityTrainer,
 )
 from fusion_captioner.training.row_arguments import LabelledDataArguments
@@ -35,6 +34,7 @@ class ClassificationTask:
 
     head = FusionCaptionerForSequenceClassification
     trained_to = "classify"
+    mirrored: Sequence[str] = ()
 
     def __init__(self, data: LabelledDataArguments, config: FusionCaptionerConfig | None = None) -> None:
         self.data = data
@@ -43,8 +43,19 @@ class ClassificationTask:
         if config is not None and self.head.__name__ in (config.architectures or []):
             self._known_names = [name for _, name in sorted(config.id2label.items())]  # type: ignore[union-attr]
 
-    def load(self, splits: Mapping[str, int | None]) -> dict[str, datasets.Dataset]:
-        rows, self.names = load_labelled_images(self.data, splits, self._known_names)
+    @property
+    def max_text_length(self) -> int:
+        return self.data.max_text_length
+
+    def load_run(self) -> dict[str, datasets.Dataset]:
+        loaded, self.names = load_labelled_images(self.data, self.data.limits, self._known_names)
+        return {role: loaded[split] for role, split in self.data.roles.items()}
+
+    def load_split(self, split: str, limit: int | None) -> datasets.Dataset:
+        loaded, self.names = load_labelled_images(self.data, {split: limit}, self._known_names)
+        return loaded[split]
+
+    def images(self, rows: datasets.Dataset) -> datasets.Dataset:
         return rows
 
     def texts(self, rows: datasets.Dataset) -> list[str]:
@@ -89,8 +100,9 @@ class ClassificationTask:
             numbers["auroc"] = auroc(scores[:, 1], labels)
         return numbers
 
-    def report(self, evaluated: Evaluated, rows: datasets.Dataset) -> dict[str, Any]:
+    def report(self, trainer: ModalityTrainer, rows: datasets.Dataset) -> dict[str, Any]:
         """For each setting the scores, those of each label, and the 95 % interval of an AUROC, over `group`s."""
+        evaluated = trainer.evaluated
         groups = np.asarray(rows["group"])[evaluated.rows]
         settings: dict[str, Any] = {}
         for setting, scores in evaluated.scores.items():

@@ -89,6 +89,31 @@ print(model.config.id2label[int(model(**inputs).logits.argmax())])  # `text` or 
         limits="It repeats the judgements of whoever labelled its training data, and knows nothing beside these labels. "
         "It is no\nmedical device, and not for decisions about people.",
     ),
+    "FusionCaptionerForMultipleChoice": CardText(
+        pipeline_tag="visual-question-answering",
+        tags=("multiple-choice", "multimodal"),
+        metrics={"accuracy": "accuracy"},
+        auto_class="AutoModelForMultipleChoice",
+        about="A model that chooses among answers to a question about an image, by cross-modal fusion",
+        usage="""\
+choices = ["a dog", "a cat"]
+inputs = processor(images="photo.jpg", text=["what is it?"], choices=[choices], return_tensors="pt")
+print(choices[int(model(**inputs).logits.argmax())])""",
+        limits="It always chooses, also where no answer is right, and often by what is commonly answered to such a "
+        "question: compare\nthe score of the question alone.",
+    ),
+    "FusionCaptionerForImageTextRetrieval": CardText(
+        pipeline_tag="zero-shot-image-classification",
+        tags=("image-text-retrieval",),
+        metrics={},
+        auto_class="AutoModelForZeroShotImageClassification",
+        about="Two towers that embed images and texts in one space, and a fused score to re-rank by",
+        usage="""\
+inputs = processor(images="photo.jpg", text=["a dog", "a cat"], add_eos=True, return_tensors="pt")
+print(model(**inputs).logits_per_image.softmax(dim=-1))""",
+        limits="It finds what its training data shows and says, in their words, and ranks something first also where "
+        "nothing fits.",
+    ),
 }
 
 
@@ -155,7 +180,7 @@ def build_head_card(
 
 
 def _scores(trainer: HeadTrainer) -> dict[str, float]:
-    found = final_evaluation(trainer, "eval_loss")
+    found = final_evaluation(trainer, f"eval_{str(trainer.args.metric_for_best_model).removeprefix('eval_')}")
     idle = ("loss", "runtime", "samples_per_second", "steps_per_second")
     return {
         name.removeprefix("eval_"): value

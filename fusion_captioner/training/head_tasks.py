@@ -1,7 +1,7 @@
 """The tasks other than captioning: what `train` and `evaluate` need to know of each, and where it is kept."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,13 +14,27 @@ from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcesso
 from fusion_captioner.training.arguments import HEAD_SECTIONS
 from fusion_captioner.training.classification_task import ClassificationTask
 from fusion_captioner.training.feature_shards import ImageFeatures
-from fusion_captioner.training.modality_trainer import Evaluated, ModalityTrainer
+from fusion_captioner.training.head_trainer import HeadTrainer
+from fusion_captioner.training.multiple_choice_task import MultipleChoiceTask
+from fusion_captioner.training.retrieval_task import MIRRORED, RetrievalTask
 from fusion_captioner.training.training_arguments import HeadTrainingArguments
 
 # How a checkpoint's rows were made into inputs: beside the model, so that `evaluate` makes them likewise.
 TASK_FILE = "task.json"
 # What of the section `data` belongs to a run, and not to the model that came of it.
-OF_THE_RUN = ("source", "splits", "skip_bad_images", "feature_cache", "feature_batch_size")
+OF_THE_RUN = (
+    "source",
+    "splits",
+    "images_folder",
+    "config_name",
+    "revision",
+    "streaming",
+    "cache_dir",
+    "skip_bad_images",
+    "augmentations",
+    "feature_cache",
+    "feature_batch_size",
+)
 
 
 class HeadTask(Protocol):
@@ -30,15 +44,25 @@ class HeadTask(Protocol):
     Attributes:
         head: class of its model.
         trained_to: what such a model does, as in "trained to classify".
+        max_text_length: of a new tokenizer, in tokens.
+        mirrored: roles of the rows whose images are wanted mirrored, too.
     """
 
     head: type[FusionCaptionerPreTrainedModel]
     trained_to: str
-    data: Any
+    mirrored: Sequence[str]
 
-    def load(self, splits: Mapping[str, int | None]) -> dict[str, datasets.Dataset]:
-        """Rows of the named splits with `image` and `image_id`, the first so many of each (None: all); the first split
-        is that which is trained on."""
+    @property
+    def max_text_length(self) -> int: ...
+
+    def load_run(self) -> dict[str, datasets.Dataset]:
+        """The rows to train on, `train`, and those to evaluate, `eval`, if any."""
+
+    def load_split(self, split: str, limit: int | None) -> datasets.Dataset:
+        """The rows of a split to evaluate, the first so many."""
+
+    def images(self, rows: datasets.Dataset) -> datasets.Dataset:
+        """The images of rows, each once or more often: `image` and `image_id`."""
 
     def texts(self, rows: datasets.Dataset) -> Iterable[str]:
         """What a tokenizer is trained on."""
@@ -53,14 +77,19 @@ class HeadTask(Protocol):
         arguments: HeadTrainingArguments,
         splits: Mapping[str, datasets.Dataset],
         features: Mapping[str, ImageFeatures],
-    ) -> ModalityTrainer:
+    ) -> HeadTrainer:
         """The trainer of `splits["train"]`, which evaluates `splits["eval"]`; either may be absent."""
 
-    def report(self, evaluated: Evaluated, rows: datasets.Dataset) -> dict[str, Any]:
-        """What an evaluation of `rows` found, in full."""
+    def report(self, trainer: Any, rows: datasets.Dataset) -> dict[str, Any]:
+        """What the trainer's last evaluation, of `rows`, found in full."""
 
 
-TASKS: dict[str, Any] = {"classification": ClassificationTask}
+TASKS: dict[str, Any] = {
+    "classification": ClassificationTask,
+    "multiple_choice": MultipleChoiceTask,
+    "retrieval": RetrievalTask,
+}
+HEAD_NAMES = {task.head.__name__ for task in TASKS.values()}
 
 
 def write_task(folder: Path, task: str, data: Any) -> None:
@@ -93,3 +122,6 @@ def read_task(name: str, revision: str, **changes: Any) -> tuple[str, Any]:
         raise ValueError(
             f"{path}: is damaged ({type(error).__name__}: {error}); train or download it again."
         ) from error
+
+
+__all__ = ["HEAD_NAMES", "MIRRORED", "TASKS", "HeadTask", "read_task", "write_task"]

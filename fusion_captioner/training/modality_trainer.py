@@ -57,7 +57,7 @@ class ModalityTrainer(HeadTrainer):
         super().__init__(*arguments, compute_metrics=self._score, **keywords)
         self.settings = settings
         self.score = score
-        self.evaluated: Evaluated | None = None
+        self.evaluated = Evaluated({}, np.empty(0, np.int64), np.empty(0, np.int64))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "rows"}

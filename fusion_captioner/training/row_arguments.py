@@ -55,6 +55,21 @@ class RowDataArguments:
                 f"`data.feature_cache` ({self.feature_cache}) is for images, and `data.modalities` "
                 f"({self.modalities}) has none; unset it."
             )
+        if self.train_split == self.eval_split:
+            raise ValueError(
+                f"`data.train_split` and `data.eval_split` are both {self.train_split!r}; name two splits."
+            )
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """`train` and, if wanted, `eval` → the name of the split."""
+        return {"train": self.train_split} | ({} if self.eval_split is None else {"eval": self.eval_split})
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """Split → number of its rows that are wanted, None: all."""
+        rows = {"train": self.max_train_rows, "eval": self.max_eval_rows}
+        return {split: rows[role] for role, split in self.roles.items()}
 
 
 @dataclass
@@ -125,6 +140,53 @@ class LabelledDataArguments(RowDataArguments):
             )
         if not 0 <= self.class_balance <= 1:
             raise ValueError(f"`data.class_balance` ({self.class_balance}) must be from 0 to 1.")
+
+
+CHOICE_LAYOUTS = ("imagefolder", "tvqa")
+
+
+@dataclass
+class ChoiceDataArguments(RowDataArguments):
+    """
+    Questions with choices, about an image or the frames of a clip. `modalities: [text]` is the question alone.
+
+    Args:
+        layout: `imagefolder`; or `tvqa`, whose `source` holds `tvqa_<split>.jsonl`.
+        question_column, choices_column, label_column: fields of an imagefolder: a text, a list of texts, and the number
+            of the right one.
+        frames_folder: of `tvqa`: folder with `<show>/<clip>/<number>.jpg`; unset: `frames` in the source.
+        subtitles: of `tvqa`: a folder of `<clip>.srt`, or a file of JSON lines; unset: questions stand alone.
+        max_subtitle_words: words of the subtitles before a question at most, the first ones.
+        frame_rate: of `tvqa`: frames a second in the folders.
+        num_frames: of `tvqa`: frames that a question is answered from, evenly spread.
+        localised: of `tvqa`: only what lies within a question's `ts`; false: the whole clip.
+    """
+
+    layout: str = "imagefolder"
+    question_column: str = "question"
+    choices_column: str = "choices"
+    label_column: str = "label"
+    frames_folder: str | None = None
+    subtitles: str | None = None
+    max_subtitle_words: int = 150
+    frame_rate: float = 3.0
+    num_frames: int = 8
+    localised: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "text" not in self.modalities:
+            raise ValueError(f"`data.modalities` ({self.modalities}) must hold `text`: there is always a question.")
+        if self.layout not in CHOICE_LAYOUTS:
+            raise ValueError(f"`data.layout` ({self.layout!r}) must be one of {', '.join(CHOICE_LAYOUTS)}.")
+        for name in ("max_subtitle_words", "frame_rate", "num_frames"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`data.{name}` ({getattr(self, name)}) must be positive.")
+        for name in ("frames_folder", "subtitles"):
+            if self.layout != "tvqa" and getattr(self, name) is not None:
+                raise ValueError(
+                    f"`data.{name}` ({getattr(self, name)}) is for `data.layout: tvqa`, and it is {self.layout!r}."
+                )
 
 
 def _are_texts(value: Any) -> bool:

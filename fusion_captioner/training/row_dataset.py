@@ -1,4 +1,4 @@
-"""Rows of a task for the data loader, each with its image or the image's cached features."""
+"""Rows of a task for the data loader, each with its image or frames, or their cached features."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +8,9 @@ import torch
 
 from fusion_captioner.training.feature_shards import ImageFeatures
 
+# Columns of undecoded images, and beside each that of their ids: of an image a row, or of the frames of a clip
+IMAGE_COLUMNS = {"image": "image_id", "frames": "frame_ids"}
+
 
 class RowDataset(torch.utils.data.Dataset):
     """
@@ -16,8 +19,8 @@ class RowDataset(torch.utils.data.Dataset):
     For the Trainer: set `remove_unused_columns=False`.
 
     Args:
-        rows: columns `image` and `image_id`, and those of the task.
-        features: cached features to give, as `image_hidden_states`, instead of images.
+        rows: `image` and `image_id`, or `frames` and `frame_ids`, and the columns of the task.
+        features: cached features to give, as `image_hidden_states`, instead of images: (P, Dv), of frames (F, P, Dv).
         reads_images: whether images are wanted at all.
 
     Raises:
@@ -29,10 +32,10 @@ class RowDataset(torch.utils.data.Dataset):
     ) -> None:
         self.rows = rows
         self.features = features
-        without_image = [column for column in rows.column_names if column != "image"]
-        self._read = rows if reads_images and features is None else rows.select_columns(without_image)
+        without_images = [column for column in rows.column_names if column not in IMAGE_COLUMNS]
+        self._read = rows if reads_images and features is None else rows.select_columns(without_images)
         if features is not None:
-            features.require(rows["image_id"])
+            features.require(image_id for ids in image_ids(rows) for image_id in ids)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -46,6 +49,22 @@ class RowDataset(torch.utils.data.Dataset):
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         for row, index in zip(rows, indices, strict=True):
             row["row"] = int(index)
-            if self.features is not None:
+            if self.features is not None and "frame_ids" in row:
+                frames = [self.features[image_id] for image_id in row["frame_ids"]]
+                row["image_hidden_states"] = torch.stack(frames)
+            elif self.features is not None:
                 row["image_hidden_states"] = self.features[row["image_id"]]
         return rows
+
+
+def image_ids(rows: datasets.Dataset) -> list[list[str]]:
+    """The ids of the images of every row."""
+    if "frame_ids" in rows.column_names:
+        return rows["frame_ids"]
+    return [[image_id] for image_id in rows["image_id"]]
+
+
+def rows_with_features(rows: datasets.Dataset, features: ImageFeatures) -> datasets.Dataset:
+    """The rows all of whose images have cached features: those that could be decoded."""
+    kept = [number for number, ids in enumerate(image_ids(rows)) if all(image_id in features for image_id in ids)]
+    return rows if len(kept) == len(rows) else rows.select(kept)

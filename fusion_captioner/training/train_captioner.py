@@ -70,14 +70,14 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
     if run.data.feature_cache is not None:
         check_output_folder(run.data.feature_cache, "`data.feature_cache`")
     set_seed(run.training.seed)
-    splits = _load_splits(run.data)
+    splits = load_splits(run.data)
     if run.training.eval_strategy != "no" and "eval" not in splits:
         raise ValueError("`data.eval_split` is unset and `training.eval_strategy` is not 'no'; set one of them.")
     output = Path(run.training.output_dir)
     checkpoint = newest_complete_checkpoint(output) if resume else None
     if resume and checkpoint is None:
         logger.info("%s holds no complete checkpoint: training starts from the beginning", run.training.output_dir)
-    processor = build_processor(run, _captions(splits["train"]))
+    processor = build_processor(run, captions_of(splits["train"]))
     model = build_model(run.model, processor)
     # what evaluation does is what `generate` of the saved captioner does by itself
     model.generation_config.update(
@@ -154,7 +154,7 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
     return metrics
 
 
-def _load_splits(data: DataArguments) -> dict[str, Any]:
+def load_splits(data: DataArguments) -> dict[str, Any]:
     """`train` and, if wanted, `eval`: `Dataset`s, or when streaming an `IterableDataset` and a `Dataset` in memory."""
     loaded = load_caption_dataset(
         data.source,
@@ -200,7 +200,8 @@ def _more_train_rows(source: str, data: DataArguments) -> datasets.Dataset:
     )
 
 
-def _captions(rows: datasets.Dataset | datasets.IterableDataset) -> Iterator[str]:
+def captions_of(rows: datasets.Dataset | datasets.IterableDataset) -> Iterator[str]:
+    """All captions of the images."""
     if isinstance(rows, datasets.IterableDataset):
         logger.info("reading the captions of the stream once, to train the tokenizer; `tokenizer.path` spares that")
     for captions in rows["captions"]:

@@ -11,9 +11,10 @@ from fusion_captioner.inference.output_files import check_output_folder
 from fusion_captioner.training.arguments import HeadRunArguments
 from fusion_captioner.training.feature_cache import cached_features
 from fusion_captioner.training.feature_shards import ImageFeatures
-from fusion_captioner.training.head_tasks import TASKS, HeadTask, write_task
+from fusion_captioner.training.head_tasks import MIRRORED, TASKS, HeadTask, write_task
 from fusion_captioner.training.head_trainer import newest_complete_checkpoint
 from fusion_captioner.training.model_card import TrainingRecord
+from fusion_captioner.training.row_dataset import rows_with_features
 from fusion_captioner.training.train_captioner import build_head, build_processor
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,6 @@ def train_head(run: HeadRunArguments, command: str, resume: bool = False) -> dic
         check_output_folder(data.feature_cache, "`data.feature_cache`")
     if arguments.eval_strategy != "no" and data.eval_split is None:
         raise ValueError("`data.eval_split` is unset and `training.eval_strategy` is not 'no'; set one of them.")
-    if data.eval_split == data.train_split:
-        raise ValueError(f"`data.train_split` and `data.eval_split` are both {data.train_split!r}; name two splits.")
     set_seed(arguments.seed)
     checkpoint = newest_complete_checkpoint(output) if resume else None
     if resume and checkpoint is None:
@@ -47,25 +46,24 @@ def train_head(run: HeadRunArguments, command: str, resume: bool = False) -> dic
 
     started = run.model.from_checkpoint
     task: HeadTask = TASKS[run.task](data, None if started is None else load_config(started))
-    wanted = {data.train_split: data.max_train_rows}
-    if data.eval_split is not None:
-        wanted[data.eval_split] = data.max_eval_rows
-    roles = dict(zip(wanted, ("train", "eval")))
-    splits = {roles[name]: rows for name, rows in task.load(wanted).items()}
-    processor = build_processor(run, task.texts(splits["train"]), data.max_text_length)
+    splits = task.load_run()
+    processor = build_processor(run, task.texts(splits["train"]), task.max_text_length)
     model = build_head(task.head, run.model, processor, **task.config_fields(splits["train"]))
     features: dict[str, ImageFeatures] = {}
     if data.feature_cache is not None:
         cached = cached_features(
-            splits,
+            {role: task.images(rows) for role, rows in splits.items()},
             model,
             processor.image_processor,
             data.feature_cache,
             batch_size=data.feature_batch_size,
             skip_bad_images=data.skip_bad_images,
+            mirrored=task.mirrored,
         )
-        splits = {role: split.rows for role, split in cached.items()}
         features = {role: split.features for role, split in cached.items()}
+        splits = {role: rows_with_features(rows, features[role]) for role, rows in splits.items()}
+        if cached["train"].mirrored_features is not None:
+            features[MIRRORED] = cached["train"].mirrored_features
 
     trainer = task.trainer(model, processor, arguments, splits, features)
     trainer.training_record = TrainingRecord.of_run(run, command)
@@ -80,7 +78,7 @@ def train_head(run: HeadRunArguments, command: str, resume: bool = False) -> dic
     if trainer.is_world_process_zero():
         write_task(output, run.task, data)
         trainer.create_model_card()
-        if trainer.evaluated is not None:
-            report = json.dumps(task.report(trainer.evaluated, splits["eval"]), indent=2, ensure_ascii=False)
+        if "eval" in splits:
+            report = json.dumps(task.report(trainer, splits["eval"]), indent=2, ensure_ascii=False)
             (output / "eval_report.json").write_text(report + "\n", encoding="utf-8")
     return metrics

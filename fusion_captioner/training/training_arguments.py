@@ -117,3 +117,36 @@ class ClassificationTrainingArguments(HeadTrainingArguments):
     metric_for_best_model: str | None = field(
         default="macro_f1", metadata={"help": "Score that chooses the best checkpoint."}
     )
+
+
+@dataclass
+class MultipleChoiceTrainingArguments(HeadTrainingArguments):
+    """[`HeadTrainingArguments`] of the multiple-choice head; the best checkpoint is that of the best accuracy."""
+
+    output_dir: str = field(default="runs/multiple_choice", metadata={"help": "Folder of checkpoints and results."})
+    metric_for_best_model: str | None = field(
+        default="accuracy", metadata={"help": "Score that chooses the best checkpoint."}
+    )
+
+
+@dataclass
+class RetrievalTrainingArguments(HeadTrainingArguments):
+    """[`HeadTrainingArguments`] of the retrieval head; the best checkpoint is that of the best mean recall at 1.
+
+    Raises:
+        ValueError: for a combination that cannot be run, naming the fields.
+    """
+
+    output_dir: str = field(default="runs/retrieval", metadata={"help": "Folder of checkpoints and results."})
+    metric_for_best_model: str | None = field(
+        default="mean_R@1", metadata={"help": "Score that chooses the best checkpoint."}
+    )
+    rerank_candidates: int = field(
+        default=20,
+        metadata={"help": "Candidates of each query that evaluation re-ranks by matching scores; 0: none."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rerank_candidates < 0:
+            raise ValueError(f"`rerank_candidates` ({self.rerank_candidates}) must be 0 (none) or a number of them.")

@@ -7,6 +7,7 @@ from tiny_labels import LABELS, write_head_recipe, write_labelled
 from tiny_recipe import MODEL_CONFIG as MODEL
 from transformers import AutoModelForSequenceClassification, AutoProcessor
 
+from fusion_captioner.cli import main
 from fusion_captioner.training.train_captioner import train_from_yaml
 
 EVERY_30_STEPS = {"eval_strategy": "steps", "eval_steps": 30, "save_strategy": "steps", "save_steps": 30}
@@ -39,3 +40,64 @@ def test_labels_are_learned_from_image_and_text_scored_apart_and_saved(tmp_path:
     card = (output / "README.md").read_text()
     assert "pipeline_tag: image-classification" in card and "| image only accuracy | 0.5000 |" in card
     assert not list(output.rglob("training_args.bin"))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `data`, and in `out` a classifier that knows little."""
+    folder = tmp_path_factory.mktemp("classifier")
+    recipe = write_head_recipe(
+        folder / "recipe.yaml",
+        write_labelled(folder / "data", person=["a", "b", "b"]),
+        data={"group_column": "person", "class_balance": 1.0, "max_text_length": 8},
+        training={"max_steps": 2, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False},
+    )
+    train_from_yaml(recipe)
+    return folder
+
+
+def test_evaluate_gives_the_scores_of_training(classifier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["evaluate", str(classifier / "out"), "--source", str(classifier / "data")]
+    assert main(flags) == 0
+    found = json.loads(capsys.readouterr().out)
+    trained = json.loads((classifier / "out" / "eval_report.json").read_text())
+    assert {name: found[name] for name in trained} == trained
+    assert main([*flags, "--split", "train", "--limit", "5"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 5
+    assert main([*flags, "--beams", "1"]) == 2
+    assert "--beams is for captioners" in capsys.readouterr().err
+
+
+def test_classify_labels_images_a_text_or_both(classifier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["classify", "--model", str(classifier / "out")]
+    pictures = [str(classifier / "data" / "validation" / name) for name in ("0.png", "1.png")]
+    assert main([*flags, *pictures, "--text", "a loud day " * 9]) == 0
+    assert main([*flags, *pictures]) == 0
+    assert main([*flags, "--text", "a loud day"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line.get("image"), "text" in line) for line in lines] == [
+        *[(picture, True) for picture in pictures],
+        *[(picture, False) for picture in pictures],
+        (None, True),
+    ]
+    for line in lines:
+        assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-3)
+        assert line["label"] == max(line["probabilities"], key=line["probabilities"].get)
+    assert len({line["probabilities"]["same"] for line in lines}) > 1
+
+    assert main(flags) == 2
+    assert "neither IMAGE nor --text" in capsys.readouterr().err
+
+
+def test_a_classifier_goes_on_with_its_labels_in_their_order(classifier: Path, tmp_path: Path) -> None:
+    recipe = write_head_recipe(
+        tmp_path / "recipe.yaml",
+        classifier / "data",
+        model={"from_checkpoint": str(classifier / "out"), "config": {}},
+        training={"max_steps": 1, "save_strategy": "no", "load_best_model_at_end": False},
+    )
+    with pytest.raises(ValueError, match=r"`data\.labels` \(\['same', 'other'\]\) differ .*\['other', 'same'\]"):
+        train_from_yaml(recipe, ["--data.labels", "[same, other]"])
+    train_from_yaml(recipe, ["--data.modalities", "[text]"])
+    report = json.loads((tmp_path / "out" / "eval_report.json").read_text())
+    assert list(report) == ["rows", "text"] and list(report["text"]["labels"]) == ["other", "same"]

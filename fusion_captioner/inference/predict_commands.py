@@ -1,0 +1,103 @@
+"""`fusion-captioner classify` and `answer`: images and a text in, JSON lines out; one bad image does not stop the others."""
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+
+from fusion_captioner.inference.caption_command import find_images
+from fusion_captioner.inference.image_batches import ImageBatches
+from fusion_captioner.inference.loading import load_head
+from fusion_captioner.multiple_choice import FusionCaptionerForMultipleChoice
+from fusion_captioner.sequence_classification import FusionCaptionerForSequenceClassification
+
+
+def classify(options: argparse.Namespace) -> int:
+    """Run the command; returns 0, or 1 if some of the images could not be read, or 2 if none could."""
+    if not options.images and not options.text:
+        raise ValueError("there is neither IMAGE nor --text; give one of them, or both.")
+    images = _images(options)
+    model, processor = load_head(
+        FusionCaptionerForSequenceClassification, options.model, options.revision, trained_to="classify"
+    )
+    if model.config.problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            f"{options.model}: its `problem_type` is {model.config.problem_type!r}, and `classify` tells one label of "
+            "each; run it by transformers."
+        )
+    names = [name for _, name in sorted(model.config.id2label.items())]  # type: ignore[union-attr]
+
+    def inputs(pictures: list[Image.Image] | None) -> Any:
+        if not options.text:
+            return processor(images=pictures, return_tensors="pt")
+        texts = [options.text] * (len(pictures) if pictures else 1)
+        return processor(images=pictures, text=texts, add_eos=True, truncation=True, return_tensors="pt")
+
+    about = {"text": options.text} if options.text else {}
+    return _predict(options, model, processor, images, inputs, "label", names, about, "classified")
+
+
+def answer(options: argparse.Namespace) -> int:
+    """Run the command; returns 0, or 1 if some of the images could not be read, or 2 if none could."""
+    if not options.question.strip():
+        raise ValueError(f"--question ({options.question!r}) is empty; ask something.")
+    if len(options.choices) < 2 or len(set(options.choices)) < len(options.choices):
+        raise ValueError(f"--choices ({', '.join(options.choices)}) must be two different answers or more.")
+    images = _images(options)
+    model, processor = load_head(
+        FusionCaptionerForMultipleChoice, options.model, options.revision, trained_to="choose answers"
+    )
+
+    def inputs(pictures: list[Image.Image] | None) -> Any:
+        count = len(pictures) if pictures else 1
+        return processor(
+            images=pictures, text=[options.question] * count, choices=[options.choices] * count, return_tensors="pt"
+        )
+
+    about = {"question": options.question}
+    return _predict(options, model, processor, images, inputs, "answer", options.choices, about, "looked at")
+
+
+def _images(options: argparse.Namespace) -> list[str]:
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size ({options.batch_size}) must be at least 1.")
+    return list(find_images(options.images))
+
+
+@torch.inference_mode()
+def _predict(
+    options: argparse.Namespace,
+    model: Any,
+    processor: Any,
+    images: list[str],
+    inputs: Callable[[list[Image.Image] | None], Any],
+    key: str,
+    names: list[str],
+    about: dict[str, str],
+    done: str,
+) -> int:
+    """Print a line an image, or one if there is none: the likeliest of `names` under `key`, and how likely each is."""
+
+    def lines(pictures: list[Image.Image] | None) -> list[dict[str, Any]]:
+        probabilities = model(**inputs(pictures)).logits.softmax(dim=-1).tolist()
+        return [
+            about
+            | {
+                key: names[row.index(max(row))],
+                "probabilities": {name: round(value, 4) for name, value in zip(names, row, strict=True)},
+            }
+            for row in probabilities
+        ]
+
+    if not images:
+        print(json.dumps(lines(None)[0], ensure_ascii=False), flush=True)
+        return 0
+    size = processor.image_processor.size
+    batches = ImageBatches(images, options.batch_size, (size["height"], size["width"]))
+    for _, read, pictures in batches:
+        for name, line in zip(read, lines(pictures), strict=True):
+            print(json.dumps({"image": name} | line, ensure_ascii=False), flush=True)
+    return batches.exit_status(done)
