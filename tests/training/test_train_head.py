@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from tiny_labels import LABELS, write_head_recipe, write_labelled
 from tiny_recipe import MODEL_CONFIG as MODEL
 from transformers import AutoModelForSequenceClassification, AutoProcessor
