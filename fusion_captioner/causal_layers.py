@@ -131,7 +131,8 @@ class CausalRecurrent(GradientCheckpointingLayer):
         recurrent, hidden = self.recurrent, inputs[:, 0]
         if state is None:
             zeros = inputs.new_zeros(len(inputs), recurrent.num_layers, recurrent.hidden_size)
-            state = (zeros,) * (2 if isinstance(recurrent, nn.LSTM) else 1)
+            # not `isinstance`: adapters wrap layers that they train whole
+            state = (zeros,) * (2 if self.recurrent_class is nn.LSTM else 1)
         layers = []
         for layer, weights in enumerate(recurrent.all_weights):
             layers.append(self.cell(hidden, tuple(tensor[:, layer] for tensor in state), *weights))
@@ -264,7 +265,7 @@ class CausalTransformer(nn.Module):
         """Same arguments as `CausalRecurrent.forward`; the state is every layer's keys and values, in turn."""
         length = inputs.shape[1]
         total = length + (state[0].shape[2] if state is not None else 0)
-        max_positions = self.position_embedding.num_embeddings
+        max_positions = len(self.position_embedding.weight)  # adapters have no `num_embeddings`
         if total > max_positions:
             raise ValueError(
                 f"a text of {total} tokens is longer than `max_position_embeddings` ({max_positions}); "

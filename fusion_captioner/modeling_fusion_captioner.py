@@ -375,7 +375,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         a GPU the check itself would stall the device, which reports the id by an assertion of its own."""
         if token_ids.device.type == "cpu" and not torch.compiler.is_compiling() and token_ids.numel():
             low, high = torch.aminmax(token_ids)
-            vocab_size = self.text_encoder.embedding.num_embeddings
+            vocab_size = len(self.text_encoder.embedding.weight)  # adapters have no `num_embeddings`
             if low < 0 or high >= vocab_size:
                 wrong = int(low) if low < 0 else int(high)
                 raise ValueError(
