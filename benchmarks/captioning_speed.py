@@ -369,11 +369,12 @@ def print_tables(about: Run, systems: list[Run]) -> None:
                 f"| {f'{speed:.1f}' if speed else '–'} "
                 f"| {f'{flop:.1f}' if flop else '–'} | {own['peak_bytes'] / 1e6:.0f} |"
             )
-    print("\n| | dtype | parameters, M | GFLOP an image, greedy | load, s | first caption, ms | cold start, s |")
+    searches = ", ".join("greedy" if beams == "1" else f"beam {beams}" for beams in about["beams"].split())
+    print(f"\n| | dtype | parameters, M | GFLOP an image: {searches} | load, s | first caption, ms | cold start, s |")
     print("|---|---|---|---|---|---|---|")
     for system in systems:
         parameters = f"{system['parameters'] / 1e6:.1f}" if "parameters" in system else "–"
-        flop = f"{next(iter(system['flop'].values())) / 1e9:.2f}" if system["flop"] else "–"
+        flop = ", ".join(f"{count / 1e9:.2f}" for count in system["flop"].values()) if system["flop"] else "–"
         print(
             f"| {system['name']} | {system['dtype']} | {parameters} | {flop} | {system['load_seconds']:.2f} "
             f"| {system['first_caption_seconds'] * 1000:.0f} | {system['cold_start_seconds']:.2f} |"
@@ -430,6 +431,7 @@ def main() -> None:
         "photos": options.photos,
         "photo_size": "×".join(map(str, options.photo_size)),
         "new_tokens": options.tokens,
+        "beams": " ".join(map(str, options.beams)),
         "torch": version("torch"),
         "transformers": version("transformers"),
     } | ({"tiny_peers": True} if options.tiny else {})

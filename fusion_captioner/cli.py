@@ -69,7 +69,7 @@ CAPTION_EPILOG = """\
 A large folder, also on several machines that share it:
 
   fusion-captioner caption photos/ --model runs/captioner --out captions.jsonl
-  accelerate launch --num_processes 4 -m fusion_captioner.cli caption photos/ --model ... --out captions.jsonl
+  torchrun --nproc_per_node 4 -m fusion_captioner.cli caption photos/ --model runs/captioner --out captions.jsonl
 
 Each process writes a part, and the last one merges them. What was interrupted goes on with the same command and
 --resume, in any number of processes; parts that were left are merged in."""

@@ -5,21 +5,17 @@ Images are read ahead while the captioner works. torch is imported only where a 
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
-from fusion_captioner.image_loading import load_resized_image
-from fusion_captioner.inference.caption_file import CaptionFile, Tally, json_line
+from fusion_captioner.inference.caption_file import CaptionFile, json_line
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner, is_export
-from fusion_captioner.inference.launched_process import LaunchedProcess, launched_process, usable_cores
+from fusion_captioner.inference.image_batches import ImageBatches, Tally
+from fusion_captioner.inference.launched_process import LaunchedProcess, launched_process
 from fusion_captioner.inference.progress import Progress
-from fusion_captioner.inference.reading_ahead import read_ahead
-
-# One core decodes several hundred photos a second: more readers than this only help with URLs.
-MAX_READERS = 8
 
 
 class Captioner(Protocol):
@@ -101,26 +97,11 @@ def caption(options: argparse.Namespace) -> int:
     file = CaptionFile(options.out, images, process, options.resume) if options.out else None
     mine = range(process.rank, len(images), process.processes)
     left = [place for place in mine if file is None or images[place] not in file.captioned]
-    bad = 0
-    if left:
-        captioner = load(options.model, options.revision, options.runtime, process.threads)
-        with Progress(len(mine), len(mine) - len(left), show=len(mine) > 1 and process.local_rank == 0) as progress:
-
-            def write(entry: dict[str, Any]) -> None:
-                if file is None:
-                    progress.print(json_line(entry), sys.stdout)
-                else:
-                    file.write(entry)
-
-            bad = _caption_images(captioner, images, left, options, process, progress, write)
+    bad = _caption_images(images, left, len(mine), options, process, file) if left else 0
     tally: Tally | None = Tally(len(mine), bad)
     if file is not None:
         tally = file.finish(Tally(len(mine), bad))
-    if tally is None:
-        return 0
-    if tally.bad and tally.images > 1:
-        print(f"fusion-captioner: {tally.bad} of {tally.images} images could not be captioned", file=sys.stderr)
-    return tally.exit_status
+    return 0 if tally is None else tally.exit_status("captioned")
 
 
 def _check(options: argparse.Namespace, process: LaunchedProcess) -> None:
@@ -140,15 +121,15 @@ def _check(options: argparse.Namespace, process: LaunchedProcess) -> None:
 
 
 def _caption_images(
-    captioner: Captioner,
     images: list[str],
     left: list[int],
+    total: int,
     options: argparse.Namespace,
     process: LaunchedProcess,
-    progress: Progress,
-    write: Callable[[dict[str, Any]], None],
+    file: CaptionFile | None,
 ) -> int:
-    """Captions the images at the places `left`; returns how many of them could not be."""
+    """Captions the images at the places `left`, the last of `total`; returns how many of them could not be."""
+    captioner = load(options.model, options.revision, options.runtime, process.threads)
     settings: dict[str, Any] = {
         "max_new_tokens": options.max_new_tokens,
         "num_return_sequences": options.num_captions,
@@ -162,33 +143,15 @@ def _caption_images(
     if settings["num_beams"] == 1:
         # the captioner's own length penalty is one of beam search
         settings["length_penalty"] = 1.0
-    image_settings = captioner.image_settings
-    readers = min(max(2, process.threads or usable_cores()), MAX_READERS)
-    pictures = read_ahead(
-        left, lambda place: _read(images[place], image_settings), ahead=options.batch_size + readers, readers=readers
-    )
-    bad = 0
-    batch: list[tuple[int, Image.Image]] = []
-    for place, picture in pictures:
-        if isinstance(picture, str):
-            bad += 1
-            progress.print(f"fusion-captioner: {picture}", sys.stderr)
-            progress.advance(1)
-        else:
-            batch.append((place, picture))
-        if batch and (len(batch) == options.batch_size or place == left[-1]):
-            seed = options.seed + batch[0][0]  # other draws for other batches
-            captions = captioner.caption([each for _, each in batch], options.prompt, seed=seed, **settings)
-            for (done, _), texts in zip(batch, captions, strict=True):
-                write({"image": images[done], "caption": texts[0]} | ({"captions": texts} if len(texts) > 1 else {}))
-            progress.advance(len(batch))
-            batch.clear()
-    return bad
-
-
-def _read(name: str, image_settings: Mapping[str, Any]) -> Image.Image | str:
-    """The picture in the size that the captioner takes, or what is wrong with it."""
-    try:
-        return load_resized_image(name, image_settings)
-    except (ValueError, OSError) as error:
-        return " ".join(str(error).split())
+    with Progress(total, total - len(left), show=total > 1 and process.local_rank == 0) as progress:
+        batches = ImageBatches(images, left, options.batch_size, captioner.image_settings, progress, process)
+        for start, names, pictures in batches:
+            # other draws for other batches
+            captions = captioner.caption(pictures, options.prompt, seed=options.seed + start, **settings)
+            for name, texts in zip(names, captions, strict=True):
+                entry = {"image": name, "caption": texts[0]} | ({"captions": texts} if len(texts) > 1 else {})
+                if file is None:
+                    progress.print(json_line(entry), sys.stdout)
+                else:
+                    file.write(entry)
+    return batches.bad

@@ -8,29 +8,17 @@ Of several processes each writes a part beside the file, `FILE.part-1-of-4`, and
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import blake2b
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from fusion_captioner.inference.image_batches import Tally
 from fusion_captioner.inference.launched_process import LaunchedProcess
 from fusion_captioner.inference.output_files import check_output_file, write_file
 
 _LINE_START = b'{"image": '
-
-
-@dataclass(frozen=True)
-class Tally:
-    """How many images there were to caption, and how many of them could not be."""
-
-    images: int
-    bad: int
-
-    @property
-    def exit_status(self) -> int:
-        """0, or 1 if some of the images could not be captioned, or 2 if none could."""
-        return 0 if not self.bad else 2 if self.bad == self.images else 1
 
 
 class CaptionFile:

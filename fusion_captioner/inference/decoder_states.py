@@ -49,6 +49,11 @@ class DecoderStates:
         ]
         self.mask = np.zeros((images, texts, 0), np.int64)
 
+    @property
+    def images(self) -> int:
+        """B."""
+        return len(self.mask)
+
     def advance(self, token_ids: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
         """
         Reads a token of each text.
@@ -82,6 +87,12 @@ class DecoderStates:
         """Each text becomes so many, which stand together."""
         self.states = [state.repeat(times, axis=1) for state in self.states]
         self.mask = self.mask.repeat(times, axis=1)
+
+    def keep(self, images: np.ndarray) -> None:
+        """Go on with some of the images only: bool (B,), True for those; theirs are the texts of later calls."""
+        self.regions = [region[images] for region in self.regions]
+        self.states = [state[images] for state in self.states]
+        self.mask = self.mask[images]
 
     def reorder(self, order: np.ndarray) -> None:
         """Text `i` goes on as what text `order[i]`, of the same image, was."""

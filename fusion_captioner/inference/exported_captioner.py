@@ -158,9 +158,9 @@ class ExportedCaptioner:
         states.repeat(search.rows_per_text)
         logits = logits.repeat(search.rows_per_text, axis=0)
         if search.num_beams > 1:
-            chosen = search_with_beams(logits, states.advance, states.reorder, search, eos_ids, pad_id)
+            chosen = search_with_beams(logits, states, search, eos_ids, pad_id)
         else:
-            chosen = search_one_by_one(logits, states.advance, search, eos_ids, pad_id, np.random.default_rng(seed))
+            chosen = search_one_by_one(logits, states, search, eos_ids, pad_id, np.random.default_rng(seed))
         return np.concatenate((input_ids.repeat(search.num_return_sequences, axis=0), chosen), axis=1)
 
     def caption(

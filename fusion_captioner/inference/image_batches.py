@@ -1,56 +1,83 @@
-"""Images of a command in batches: read by threads, and those that cannot be read told of and counted."""
+"""Images in batches for the commands: read ahead, and what is wrong with one is told while the others go on."""
 
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
-from fusion_captioner.image_loading import load_image
+from fusion_captioner.image_loading import load_resized_image
+from fusion_captioner.inference.launched_process import LaunchedProcess, usable_cores
+from fusion_captioner.inference.progress import Progress
+from fusion_captioner.inference.reading_ahead import read_ahead
+
+# Reading takes less time than captioning, and threads share their interpreter: more of them would only help with URLs.
+MAX_READERS = 8
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many images there were, and how many of them could not be read."""
+
+    images: int
+    bad: int
+
+    def exit_status(self, done: str) -> int:
+        """0, or 1 if some images could not be read, or 2 if none could; `done` is what was to be done to them."""
+        if self.bad and self.images > 1:
+            print(f"fusion-captioner: {self.bad} of {self.images} images could not be {done}", file=sys.stderr)
+        return 0 if not self.bad else 2 if self.bad == self.images else 1
 
 
 class ImageBatches:
     """
-    Pictures in batches, read by threads; what is wrong with one that cannot be read is told on stderr.
+    Pictures in batches, in the order of their names; the next ones are read while the caller works on one.
 
     Args:
         images: files and URLs.
-        batch_size: images at a time.
-        target: `(H, W)` that they are resized to.
+        places: which of them are wanted, in ascending order.
+        batch_size: pictures at a time; only the last batch has fewer.
+        image_settings: those of the image processor, for the size that pictures are held in.
+        progress: where bad images are told, and what is done is counted.
+        process: whose cores may be used.
     """
 
-    def __init__(self, images: list[str], batch_size: int, target: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        images: Sequence[str],
+        places: Sequence[int],
+        batch_size: int,
+        image_settings: Mapping[str, Any],
+        progress: Progress,
+        process: LaunchedProcess,
+    ) -> None:
         self.images = images
+        self.places = places
         self.batch_size = batch_size
-        self.target = target
+        self.image_settings = image_settings
+        self.progress = progress
+        self.readers = min(max(2, process.threads or usable_cores()), MAX_READERS)
         self.bad = 0
 
     def __iter__(self) -> Iterator[tuple[int, list[str], list[Image.Image]]]:
-        """Number of the batch's first image, and of those that can be read names and pictures, at least one."""
-        with ThreadPoolExecutor(max_workers=2) as readers:
-            for start in range(0, len(self.images), self.batch_size):
-                batch = self.images[start : start + self.batch_size]
-                names, pictures = [], []
-                for name, picture in zip(batch, readers.map(lambda name: _read(name, self.target), batch)):
-                    if isinstance(picture, str):
-                        self.bad += 1
-                        print(f"fusion-captioner: {picture}", file=sys.stderr)
-                    else:
-                        names.append(name)
-                        pictures.append(picture)
-                if pictures:
-                    yield start, names, pictures
+        """Place of a batch's first picture, and its names and pictures, at least one."""
+        batch: list[tuple[int, Image.Image]] = []
+        for place, picture in read_ahead(self.places, self._read, self.batch_size + self.readers, self.readers):
+            if isinstance(picture, str):
+                self.bad += 1
+                self.progress.print(f"fusion-captioner: {picture}", sys.stderr)
+                self.progress.advance(1)
+            else:
+                batch.append((place, picture))
+            if batch and (len(batch) == self.batch_size or place == self.places[-1]):
+                yield batch[0][0], [self.images[each] for each, _ in batch], [picture for _, picture in batch]
+                self.progress.advance(len(batch))
+                batch = []
 
-    def exit_status(self, done: str) -> int:
-        """0, or 1 if some images could not be read, or 2 if none could; `done` is what was to be done to them."""
-        if self.bad and len(self.images) > 1:
-            print(f"fusion-captioner: {self.bad} of {len(self.images)} images could not be {done}", file=sys.stderr)
-        return 0 if not self.bad else 2 if self.bad == len(self.images) else 1
-
-
-def _read(name: str, target: tuple[int, int]) -> Image.Image | str:
-    """The picture, or what is wrong with it."""
-    try:
-        return load_image(name, target_size=target)
-    except (ValueError, OSError) as error:
-        return " ".join(str(error).split())
+    def _read(self, place: int) -> Image.Image | str:
+        """The picture in the size that is wanted, or what is wrong with it."""
+        try:
+            return load_resized_image(self.images[place], self.image_settings)
+        except (ValueError, OSError) as error:
+            return " ".join(str(error).split())

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from PIL import Image
 
 from fusion_captioner.inference.caption_command import find_images
-from fusion_captioner.inference.image_batches import ImageBatches
+from fusion_captioner.inference.image_batches import ImageBatches, Tally
+from fusion_captioner.inference.launched_process import launched_process
 from fusion_captioner.inference.loading import load_head
+from fusion_captioner.inference.progress import Progress
 from fusion_captioner.multiple_choice import FusionCaptionerForMultipleChoice
 from fusion_captioner.sequence_classification import FusionCaptionerForSequenceClassification
 
@@ -95,9 +98,13 @@ def _predict(
     if not images:
         print(json.dumps(lines(None)[0], ensure_ascii=False), flush=True)
         return 0
-    size = processor.image_processor.size
-    batches = ImageBatches(images, options.batch_size, (size["height"], size["width"]))
-    for _, read, pictures in batches:
-        for name, line in zip(read, lines(pictures), strict=True):
-            print(json.dumps({"image": name} | line, ensure_ascii=False), flush=True)
-    return batches.exit_status(done)
+    process = launched_process()
+    places = range(len(images))
+    with Progress(len(images), 0, show=len(images) > 1) as progress:
+        batches = ImageBatches(
+            images, places, options.batch_size, processor.image_processor.to_dict(), progress, process
+        )
+        for _, read, pictures in batches:
+            for name, line in zip(read, lines(pictures), strict=True):
+                progress.print(json.dumps({"image": name} | line, ensure_ascii=False), sys.stdout)
+    return Tally(len(images), batches.bad).exit_status(done)

@@ -1,23 +1,40 @@
 """
 Choosing tokens from logits, without torch: greedy, by chance, or with beams.
 
-Token for token what transformers' `generate` chooses; beams follow its `_beam_search` with `early_stopping=False`.
+Token for token what transformers' `generate` chooses; beams follow its `_beam_search` with `early_stopping=False`. Images
+whose texts have all ended are not computed any further.
 
 T: texts (rows), V: vocabulary, B: searches, N: beams of a search, C: candidates kept a step, L: longest text in tokens
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 # Stands for "never": far below any score, and finite, as in transformers.
 NEVER = np.float32(-1e9)
 
-# From the token of each text, (T,), to the logits after it, (T, V).
-Step = Callable[[np.ndarray], np.ndarray]
-# Row `i` goes on as what row `order[i]` was.
-Reorder = Callable[[np.ndarray], None]
+
+class Decoder(Protocol):
+    """What a search needs of the decoder and its states; [`DecoderStates`] is one."""
+
+    @property
+    def images(self) -> int:
+        """Images that are computed; each has the same number of rows, which stand together."""
+        ...
+
+    def advance(self, token_ids: np.ndarray) -> np.ndarray:
+        """From the token of each text, (T,), to the logits after it, (T, V)."""
+        ...
+
+    def reorder(self, order: np.ndarray) -> None:
+        """Row `i` goes on as what row `order[i]` was."""
+        ...
+
+    def keep(self, images: np.ndarray) -> None:
+        """Only the rows of images that are True go on."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,7 @@ class SearchSettings:
 
 def search_one_by_one(
     logits: np.ndarray,
-    step: Step,
+    decoder: Decoder,
     settings: SearchSettings,
     eos_ids: np.ndarray,
     pad_id: int,
@@ -87,7 +104,7 @@ def search_one_by_one(
 
     Args:
         logits: float32 (T, V), after the prompts.
-        step: gives the logits after the tokens that were chosen.
+        decoder: has read the prompts.
         eos_ids: int64, the tokens that end a text; what follows them is `pad_id`.
         random: draws the tokens of `do_sample`.
 
@@ -95,14 +112,20 @@ def search_one_by_one(
         int64 (T, new tokens).
     """
     tokens = np.full((len(logits), settings.max_new_tokens), pad_id, np.int64)
-    running = np.ones(len(logits), bool)
+    rows = np.arange(len(logits))  # those that the decoder still has
+    running = np.ones(len(logits), bool)  # of these, those that have not ended
     for position in range(settings.max_new_tokens):
         if position:
-            logits = step(tokens[:, position - 1])
+            goes_on = np.logical_or.reduce(running.reshape(decoder.images, -1), axis=1)
+            if not goes_on.all():
+                decoder.keep(goes_on)
+                going = goes_on.repeat(len(rows) // len(goes_on))
+                rows, running = rows[going], running[going]
+            logits = decoder.advance(tokens[rows, position - 1])
         if position < settings.min_new_tokens:
             logits = _without(logits, eos_ids)
         chosen = _drawn(logits, settings, random) if settings.do_sample else logits.argmax(axis=-1)
-        tokens[running, position] = chosen[running]
+        tokens[rows[running], position] = chosen[running]
         running &= ~np.isin(chosen, eos_ids)
         if not running.any():
             return tokens[:, : position + 1]
@@ -110,15 +133,14 @@ def search_one_by_one(
 
 
 def search_with_beams(
-    logits: np.ndarray, step: Step, reorder: Reorder, settings: SearchSettings, eos_ids: np.ndarray, pad_id: int
+    logits: np.ndarray, decoder: Decoder, settings: SearchSettings, eos_ids: np.ndarray, pad_id: int
 ) -> np.ndarray:
     """
     Beam search.
 
     Args:
         logits: float32 (B*N, V), after the prompts; the N rows of a search stand together.
-        step, eos_ids, pad_id: as in `search_one_by_one`.
-        reorder: makes rows of the decoder's states follow the beams.
+        decoder, eos_ids, pad_id: as in `search_one_by_one`.
 
     Returns:
         int64 (B*num_return_sequences, new tokens), best first.
@@ -127,9 +149,13 @@ def search_with_beams(
     searches = len(logits) // beams
     candidates = max(2, 1 + len(eos_ids)) * beams  # enough that N remain if all the best end
     fill = pad_id or (int(eos_ids[0]) if len(eos_ids) else 0)  # as transformers fills, where the padding token is 0
-    running = np.full((searches, beams, length), fill, np.int64)
-    finished = running.copy()
-    finished_lengths = np.zeros((searches, beams), np.int64)
+    results = np.full((searches, beams, length), fill, np.int64)
+    result_lengths = np.zeros((searches, beams), np.int64)
+    places = np.arange(searches)  # the searches that the decoder still has; all that follows is about these
+
+    running = results.copy()
+    finished = results.copy()
+    finished_lengths = result_lengths.copy()
     # beams start alike, so that the first step takes all of its candidates from the first one
     running_scores = np.where(np.arange(beams) == 0, np.float32(0), NEVER)[None].repeat(searches, axis=0)
     finished_scores = np.full((searches, beams), NEVER)
@@ -138,12 +164,12 @@ def search_with_beams(
 
     for position in range(length):
         if position:
-            logits = step(running[:, :, position - 1].reshape(-1))
+            logits = decoder.advance(running[:, :, position - 1].reshape(-1))
         scores = _log_softmax(logits)
         if position < settings.min_new_tokens:
             scores = _without(scores, eos_ids)
         vocab_size = scores.shape[-1]
-        scores = (scores.reshape(searches, beams, -1) + running_scores[:, :, None]).reshape(searches, -1)
+        scores = (scores.reshape(len(places), beams, -1) + running_scores[:, :, None]).reshape(len(places), -1)
         best = _top(scores, candidates)  # (B, C)
         scores = np.take_along_axis(scores, best, axis=1)
         parents, words = best // vocab_size, best % vocab_size
@@ -172,15 +198,24 @@ def search_with_beams(
         best_open = running_scores[:, :1] / np.float32((position + 1) ** penalty)
         worst_finished = np.where(is_finished, finished_scores.min(axis=1, keepdims=True), NEVER)
         may_improve &= (best_open > worst_finished).any(axis=1, keepdims=True)
-        if not may_improve.any():
+        if not may_improve.any() or position + 1 == length:
             break
-        if position + 1 < length:
-            order = np.take_along_axis(parents, kept, axis=1) + beams * np.arange(searches)[:, None]
-            reorder(order.reshape(-1))
+        order = np.take_along_axis(parents, kept, axis=1)
+        goes_on = np.logical_or.reduce(may_improve.reshape(decoder.images, -1), axis=1)
+        if not goes_on.all():
+            decoder.keep(goes_on)
+            going = goes_on.repeat(len(places) // len(goes_on))
+            results[places[~going]], result_lengths[places[~going]] = finished[~going], finished_lengths[~going]
+            places, order, may_improve = places[going], order[going], may_improve[going]
+            running, running_scores = running[going], running_scores[going]
+            finished, finished_scores = finished[going], finished_scores[going]
+            finished_lengths, is_finished = finished_lengths[going], is_finished[going]
+        decoder.reorder((order + beams * np.arange(len(places))[:, None]).reshape(-1))
 
+    results[places], result_lengths[places] = finished, finished_lengths
     returned = settings.num_return_sequences
-    longest = finished_lengths[:, :returned].max()
-    return finished[:, :returned, :longest].reshape(searches * returned, longest)
+    longest = result_lengths[:, :returned].max()
+    return results[:, :returned, :longest].reshape(searches * returned, longest)
 
 
 def _top(scores: np.ndarray, number: int) -> np.ndarray:

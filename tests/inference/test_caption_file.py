@@ -14,7 +14,8 @@ from PIL import Image
 
 from fusion_captioner.cli import main
 from fusion_captioner.inference import caption_command
-from fusion_captioner.inference.caption_file import CaptionFile, Tally, json_line
+from fusion_captioner.inference.caption_file import CaptionFile, json_line
+from fusion_captioner.inference.image_batches import Tally
 from fusion_captioner.inference.launched_process import LaunchedProcess, launched_process
 
 # the command in a process of its own, with the fake captioner
