@@ -4,6 +4,8 @@ import argparse
 import json
 from tempfile import TemporaryDirectory
 
+from transformers import PrinterCallback
+
 from fusion_captioner import __version__
 from fusion_captioner.inference.loading import load_config, load_head
 from fusion_captioner.training.arguments import HEAD_SECTIONS
@@ -52,6 +54,7 @@ def evaluate_head(options: argparse.Namespace) -> int:
             disable_tqdm=True,
         )
         trainer = task.trainer(model, processor, arguments, {"eval": rows}, {})
+        trainer.remove_callback(PrinterCallback)  # stdout is for the report
         trainer.evaluate()
     about = {
         "model": options.model,
