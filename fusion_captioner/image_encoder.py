@@ -24,6 +24,7 @@ class ImageEncoder(nn.Module):
             for block in self.backbone.encoder.blocks:
                 block.squeeze_excite = nn.Identity()
         self.frozen = False
+        self.fixes_batch_norm = False
         self.image_size = self._image_size(vision_config)
         self.num_regions, self.hidden_size = self._measure_regions()
 
@@ -77,11 +78,18 @@ class ImageEncoder(nn.Module):
 
     def train(self, mode: bool = True) -> "ImageEncoder":
         """A frozen encoder stays in evaluation mode: its BatchNorm must not follow the statistics of the batches."""
-        return super().train(mode and not self.frozen)
+        super().train(mode and not self.frozen)
+        if self.fixes_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
-    def set_frozen(self, frozen: bool) -> None:
-        """Stop, or resume, the training of every weight and the updates of BatchNorm's statistics."""
+    def set_frozen(self, frozen: bool, fixes_batch_norm: bool = False) -> None:
+        """Stop, or resume, the training of every weight and the updates of BatchNorm's statistics; or of the weights
+        alone where `fixes_batch_norm`."""
         self.frozen = frozen
+        self.fixes_batch_norm = fixes_batch_norm
         self.backbone.requires_grad_(not frozen)
         self.train(not frozen)
 

@@ -104,6 +104,11 @@ def test_a_frozen_encoder_keeps_its_weights_and_batch_statistics() -> None:
     assert not image_encoder(pictures()).requires_grad
     assert unchanged()
 
+    image_encoder.set_frozen(False, fixes_batch_norm=True)
+    image_encoder.train()
+    assert image_encoder(pictures()).requires_grad
+    assert unchanged()
+
     image_encoder.set_frozen(False)
     image_encoder.train()
     assert all(parameter.requires_grad for parameter in image_encoder.parameters())

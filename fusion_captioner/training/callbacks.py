@@ -20,14 +20,16 @@ class UnfreezeImageEncoder(TrainerCallback):
 
     Args:
         from_step (`int`, *optional*): the first step that trains it; `None`: none does.
+        fix_batch_norm (`bool`): whether its BatchNorm stays in evaluation mode all the same.
     """
 
-    def __init__(self, from_step: int | None) -> None:
+    def __init__(self, from_step: int | None, fix_batch_norm: bool = False) -> None:
         self.from_step = from_step
+        self.fix_batch_norm = fix_batch_norm
 
     def _apply(self, model: FusionCaptionerPreTrainedModel, step: int, train_data: Dataset) -> None:
         if self.from_step is not None and step >= self.from_step:
-            model.unfreeze_image_encoder()
+            model.unfreeze_image_encoder(self.fix_batch_norm)
             if isinstance(train_data, CaptionDataset):
                 train_data.stop_reading_features()
         else:

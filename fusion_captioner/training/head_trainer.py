@@ -44,7 +44,7 @@ class HeadTrainer(Trainer):
         self._first_step_of_terms = 0
         self.training_record = TrainingRecord()
         self.add_callback(SetCaptionEpoch())
-        self.add_callback(UnfreezeImageEncoder(self.args.train_image_encoder_from_step))
+        self.add_callback(UnfreezeImageEncoder(self.args.train_image_encoder_from_step, self.args.fix_batch_norm))
         self.weight_average = WeightAverage(self.args.ema_decay) if self.args.ema_decay else None
         if self.weight_average is not None:
             self.add_callback(self.weight_average)

@@ -35,6 +35,13 @@ class HeadTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Optimiser step at which the image encoder is unfrozen; 0: from the start; unset: never."},
     )
+    fix_batch_norm: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the statistics of a pretrained image encoder's BatchNorm while it is trained: those of a batch of "
+            "few images differ so much that what was learned with it frozen is lost."
+        },
+    )
     ema_decay: float = field(
         default=0.0,
         metadata={"help": "Decay of the moving average of the weights that is evaluated and saved; 0: none."},
