@@ -39,7 +39,8 @@ class ShardWriter:
     def __init__(self, folder: Path, shape: tuple[int, int], rows_per_shard: int) -> None:
         self.folder = folder
         self.shape = shape
-        self._number = len(shard_paths(folder))
+        # not how many there are: a damaged one may have been deleted from among them
+        self._number = max((int(path.stem.rpartition("-")[2]) + 1 for path in shard_paths(folder)), default=0)
         self._keys: list[str] = []
         self._features = np.empty((rows_per_shard, *shape), np.float16)
 

@@ -245,6 +245,20 @@ def test_a_damaged_shard_is_named(model, image_processor, splits, cache_dir):
     assert "\n" not in str(caught.value)
 
 
+def test_a_deleted_shard_is_made_again_and_no_other_overwritten(
+    model, image_processor, splits, cache_dir, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(feature_cache, "SHARD_BYTES", 2 * ROW_BYTES)
+    cached_features(splits, model, image_processor, cache_dir)
+    next(cache_dir.rglob("features-00001.arrow")).unlink()
+    watch = Watch(model)
+    cached = cached_features(splits, model, image_processor, cache_dir)
+    assert watch.images == 1 + 2
+    for row in splits["train"]:
+        expected = direct(model, image_processor, row)
+        torch.testing.assert_close(cached["train"].features[row["image_id"]], expected, atol=2e-3, rtol=2e-3)
+
+
 def test_shards_are_plain_arrow_files(model, image_processor, splits, cache_dir):
     features = cached_features(splits, model, image_processor, cache_dir)["val"].features
     (shard,) = cache_dir.rglob("features-*.arrow")
