@@ -3,6 +3,7 @@ heads are scored by `evaluate_head.py`."""
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -114,6 +115,9 @@ def _check(options: argparse.Namespace) -> None:
     if options.meteor:
         find_meteor_jar()
     check_captioner(options.model)
+    if options.source.startswith((".", "/", "~")) and not Path(options.source).expanduser().exists():
+        # said before a Hub name of the model is looked up
+        raise FileNotFoundError(f"--source ({options.source}): no such file or folder; check the path.")
 
 
 def _rows(options: argparse.Namespace, skipped: list[SkippedExample]) -> datasets.Dataset:

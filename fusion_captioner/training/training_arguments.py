@@ -64,6 +64,11 @@ class HeadTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`train_image_encoder_from_step` ({self.train_image_encoder_from_step}) must be a step, 0 or later."
             )
+        if self.early_stopping_patience is not None and self.eval_strategy == "no":
+            raise ValueError(
+                f"`early_stopping_patience` ({self.early_stopping_patience}) counts evaluations, and `eval_strategy` is "
+                "'no'; unset it, or evaluate."
+            )
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
             raise ValueError(
                 f"`hub_strategy` ({HubStrategy(self.hub_strategy).value!r}) would publish what `Trainer` resumes from, "
