@@ -39,7 +39,7 @@ class HeadTrainingArguments(TrainingArguments):
         default=False,
         metadata={
             "help": "Keep the statistics of a pretrained image encoder's BatchNorm while it is trained: those of a batch of "
-            "few images differ so much that what was learned with it frozen is lost."
+            "few images differ from what the rest has learned with."
         },
     )
     ema_decay: float = field(
