@@ -1,17 +1,13 @@
-"""Pictures with their captions and, for every word, where the captioner looked: as one HTML page and as one PNG.
+"""Pictures with their captions and, for every word, where the captioner looked: as one HTML page and as one PNG."""
 
-The page needs nothing beside itself: style and pictures are in it, there is no script, and it fetches nothing.
-"""
-
-import base64
 from collections.abc import Sequence
 from html import escape
-from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fusion_captioner.inference.attention_maps import AttendedCaption
+from fusion_captioner.inference.html_page import jpeg_uri, render, shrunk
 
 PICTURE_SIDE = 300  # pixels, the longer side
 TILE_SIDE = 132
@@ -22,15 +18,7 @@ TITLE_HEIGHT, LABEL_HEIGHT = 36, 24
 DARKEST = 0.2
 
 STYLE = """\
-:root { color-scheme: light dark; --text: #1d2129; --soft: #56606e; --page: #f6f7f9; --card: #fff; --line: #d5dae1; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e8eaee; --soft: #a9b2bf; --page: #14171c; --card: #1d2128; --line: #39404b; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); font: 1rem/1.5 system-ui, sans-serif; }
-main { max-width: 76rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .5rem; }
-h2 { font-size: 1.25rem; margin: 0 0 .75rem; overflow-wrap: anywhere; }
+h2 { margin: 0 0 .75rem; overflow-wrap: anywhere; }
 p { margin: 0 0 1rem; max-width: 48rem; color: var(--soft); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: 1rem; margin: 0 0 1rem; }
 .picture { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
@@ -39,16 +27,9 @@ ol { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; ga
 li { width: 8.25rem; }
 li img { display: block; max-width: 100%; height: auto; border-radius: .25rem; }
 li span { display: block; font-size: .95rem; overflow-wrap: anywhere; }
-.soft { color: var(--soft); font-size: .9rem; margin: .5rem 0 0; }
+section .soft { margin: .5rem 0 0; }
 @media print { section { break-inside: avoid; } }
 """
-
-
-def shrunk(picture: Image.Image, side: int) -> Image.Image:
-    """A copy whose longer side is `side` pixels at most."""
-    copy = picture.convert("RGB")
-    copy.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return copy
 
 
 def lit(picture: Image.Image, attention: np.ndarray) -> Image.Image:
@@ -79,32 +60,17 @@ def render_page(
     sections = "\n".join(
         _section(name, picture, caption) for name, picture, caption in zip(names, pictures, captions, strict=True)
     )
-    return f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(title)}</title>
-<style>
-{STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
-<p>Under each picture's caption, its words: the picture is bright where the captioner looked while it wrote the word.</p>
-{sections}
-</main>
-</body>
-</html>
-"""
+    told = (
+        "<p>Under each picture's caption, its words: the picture is bright where the captioner looked while it wrote the "
+        "word.</p>"
+    )
+    return render(title, title, STYLE, f"{told}\n{sections}")
 
 
 def _section(name: str, picture: Image.Image, caption: AttendedCaption) -> str:
     tile = shrunk(picture, TILE_SIDE)
     words = "".join(
-        f'<li><img src="{_jpeg(lit(tile, attention))}" alt="" width="{tile.width}" height="{tile.height}">'
+        f'<li><img src="{jpeg_uri(lit(tile, attention))}" alt="" width="{tile.width}" height="{tile.height}">'
         f'<span dir="auto">{escape(word)}</span></li>'
         for word, attention in zip(caption.words, caption.maps, strict=True)
     )
@@ -113,17 +79,11 @@ def _section(name: str, picture: Image.Image, caption: AttendedCaption) -> str:
 <section>
 <h2 dir="auto">{escape(caption.text) or "(nothing)"}</h2>
 <div class="picture">
-<img src="{_jpeg(large)}" alt="{escape(name)}" width="{large.width}" height="{large.height}">
+<img src="{jpeg_uri(large)}" alt="{escape(name)}" width="{large.width}" height="{large.height}">
 <ol>{words}</ol>
 </div>
 <p class="soft">{escape(name)}</p>
 </section>"""
-
-
-def _jpeg(picture: Image.Image) -> str:
-    file = BytesIO()
-    picture.save(file, "JPEG", quality=80, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
 def draw_sheet(pictures: Sequence[Image.Image], captions: Sequence[AttendedCaption]) -> Image.Image:

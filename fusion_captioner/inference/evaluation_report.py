@@ -1,23 +1,17 @@
-"""The page that `fusion-captioner evaluate --report` writes: one HTML file with scores, and the best and worst captions.
+"""The page that `fusion-captioner evaluate --report` writes: scores, and the best and worst captions."""
 
-It needs nothing beside itself: style and pictures are in it, there is no script, and it fetches nothing.
-"""
-
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from fusion_captioner.image_loading import load_image
+from fusion_captioner.inference.html_page import jpeg_uri, render, shrunk
 
 SHOWN = 20
 THUMBNAIL_SIDE = 320  # pixels; about 20 kB as a JPEG
-THUMBNAIL_QUALITY = 80
 
 # How the numbers of a setting are called, in their order; those that are not there are left out.
 SCORE_NAMES = {
@@ -41,17 +35,8 @@ CAPTION_NAMES = {
 SHARES = ("unique_captions", "dangling_endings")
 
 STYLE = """\
-:root { color-scheme: light dark; --text: #1d2129; --soft: #56606e; --page: #f6f7f9; --card: #fff; --line: #d5dae1; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e8eaee; --soft: #a9b2bf; --page: #14171c; --card: #1d2128; --line: #39404b; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); font: 1rem/1.5 system-ui, sans-serif; }
-main { max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .5rem; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
+h2 { margin: 2.5rem 0 .5rem; }
 p { margin: 0 0 .75rem; max-width: 48rem; }
-.soft { color: var(--soft); font-size: .9rem; }
 .break { overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; background: var(--card); margin: 0 0 1rem; }
@@ -103,11 +88,7 @@ def best_and_worst(scores: np.ndarray, shown: int = SHOWN) -> tuple[list[int], l
 
 def thumbnail(image: Any, name: str) -> str:
     """A small JPEG of the image as a `data:` URI."""
-    picture = load_image(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), name=name).copy()
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    file = BytesIO()
-    picture.save(file, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+    return jpeg_uri(shrunk(load_image(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), name=name), THUMBNAIL_SIDE))
 
 
 def render_report(
@@ -127,31 +108,16 @@ def render_report(
     shown = list(settings)[-1]
     signature = settings[shown]["signature"]
     title = f"Captions of {about['model']} on {about['source']}, {about['split']}"
-    return f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(title)}</title>
-<style>
-{STYLE}</style>
-</head>
-<body>
-<main>
-<h1>Evaluation of a captioner</h1>
-<p class="soft break">{"<br>".join(f"{escape(name.replace('_', ' '))}: {escape(str(value))}" for name, value in about.items())}</p>
+    told = "<br>".join(f"{escape(name.replace('_', ' '))}: {escape(str(value))}" for name, value in about.items())
+    body = f"""\
+<p class="soft break">{told}</p>
 <h2 id="scores">Scores</h2>
 {_table("Agreement with the references, times 100", "scores-table", SCORE_NAMES, settings)}
 {_table("The captions themselves", "captions-table", CAPTION_NAMES, settings)}
 <p class="soft break">Signature of the scores, which two results must share to be compared: {escape(signature)}</p>
 {_cards("Best", "best", best, shown)}
-{_cards("Worst", "worst", worst, shown)}
-</main>
-</body>
-</html>
-"""
+{_cards("Worst", "worst", worst, shown)}"""
+    return render(title, "Evaluation of a captioner", STYLE, body)
 
 
 def _table(title: str, name: str, rows: Mapping[str, str], settings: Mapping[str, Mapping[str, Any]]) -> str:

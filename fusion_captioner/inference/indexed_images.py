@@ -154,8 +154,9 @@ def read_indexed_image(row: dict[str, Any], images: IndexedImages | None, image_
             content = Path(row["image"]).read_bytes()
         except OSError as error:
             raise OSError(f"{row['image']}: cannot be read ({error.strerror})") from error
+    elif images is None:
+        raise ValueError(f"{row['image']}: is in a data set, and this index is searched without it")
     else:
-        assert images is not None
         rows = images.splits.get(row["split"])
         content = None if rows is None or row["row"] >= len(rows) else rows[row["row"]]["image"]["bytes"]
     if content is None or hash_bytes(content) != row["key"]:

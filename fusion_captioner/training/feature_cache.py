@@ -222,7 +222,6 @@ class _Encoder:
         self.image_processor = image_processor
         self.autocast_dtype = autocast_dtype
         self.device = next(self.encoder.parameters()).device
-        self.shape: tuple[int, int] | None = None
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -243,12 +242,6 @@ class _Encoder:
         with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             features = self.encoder(pixel_values.to(self.device))
         features = features.to(torch.float16).cpu()
-        self.shape = self.shape or tuple(features.shape[1:])
-        if features.shape[1:] != self.shape:
-            raise ValueError(
-                f"the image encoder gives {tuple(features.shape[1:])} regions for one image and {self.shape} for "
-                "another; let the image processor make all images the same size, or train without feature cache."
-            )
         if not torch.isfinite(features).all():
             raise ValueError(
                 "features of the image encoder exceed the range of float16 (65504), or are not finite; check the "
@@ -287,16 +280,22 @@ def _compute(
 
     with encode.evaluating():
         blank = Image.new("RGB", (64, 64))
-        encode(encode.pixel_values([blank]))
-        assert encode.shape is not None
-        row_bytes = 2 * encode.shape[0] * encode.shape[1]
-        _announce(folder, len(missing), encode.shape, row_bytes)
-        writer = ShardWriter(folder, encode.shape, max(1, SHARD_BYTES // row_bytes))
+        _, regions, width = encode(encode.pixel_values([blank])).shape
+        row_bytes = 2 * regions * width
+        _announce(folder, len(missing), (regions, width), row_bytes)
+        writer = ShardWriter(folder, (regions, width), max(1, SHARD_BYTES // row_bytes))
         batches = [list(missing)[start : start + batch_size] for start in range(0, len(missing), batch_size)]
         with tqdm(total=len(missing), desc="caching image features", unit="image", disable=None) as progress:
             for batch, (keys, pixel_values) in zip(batches, _in_threads(load, batches, num_threads), strict=True):
                 if pixel_values is not None:
-                    for key, features in zip(keys, encode(pixel_values).numpy(), strict=True):
+                    encoded = encode(pixel_values)
+                    if encoded.shape[1:] != (regions, width):
+                        raise ValueError(
+                            f"the image encoder gives {tuple(encoded.shape[1:])} regions for one image and "
+                            f"{(regions, width)} for another; let the image processor make all images the same size, or "
+                            "train without feature cache."
+                        )
+                    for key, features in zip(keys, encoded.numpy(), strict=True):
                         writer.add(key, features)
                 progress.update(len(batch))
         writer.flush()
