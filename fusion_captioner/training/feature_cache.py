@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, cast
 
 import datasets
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -127,7 +127,7 @@ def cached_features(
     hashes = ImageHashes(root / "image_hashes.feather")
     keys = {split: hashes.of_rows(rows, split) for split, rows in splits.items()}
     reasons = _missing_files(splits, keys, skip_bad_images)
-    with FileLock(folder / ".lock"):
+    with _alone(folder):
         for leftover in folder.glob(f"*{INCOMPLETE}"):
             leftover.unlink()
         index = _index(folder)
@@ -300,6 +300,21 @@ def _compute(
                 progress.update(len(batch))
         writer.flush()
     return bad
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Only one process at a time computes features; that another one waits is said."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("waiting for another process, which computes features in %s", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _announce(folder: Path, images: int, shape: tuple[int, int], row_bytes: int) -> None:

@@ -2,6 +2,8 @@ import errno
 import logging
 import pickle
 import shutil
+import threading
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from tiny_captioner import caption_rows, noise, tiny_model, tiny_processor
 
 from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
@@ -316,3 +319,19 @@ def test_hashes_are_remembered_by_size_and_time(tmp_path: Path):
     assert second[0] != first[0]
     assert second[1] == first[1]
     assert ImageHashes(file).of_rows(rows, "x") == second
+
+
+def test_waiting_for_another_process_is_said(model, splits, image_processor, cache_dir, caplog) -> None:
+    folder = cache_dir / encoder_fingerprint(model, image_processor)
+    folder.mkdir(parents=True)
+    found = []
+    run = threading.Thread(target=lambda: found.append(cached_features(splits, model, image_processor, cache_dir)))
+    with caplog.at_level(logging.INFO), FileLock(folder / ".lock"):
+        run.start()
+        deadline = time.monotonic() + 60
+        while "waiting for another process" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert "waiting for another process" in caplog.text
+        assert not found
+    run.join()
+    assert len(found[0]["train"].rows) == 7
