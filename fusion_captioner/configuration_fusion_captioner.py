@@ -61,7 +61,14 @@ POSITIVE_FIELDS = (
     "bilinear_rank",
     "num_audio_regions",
 )
-PROBABILITY_FIELDS = ("dropout", "attention_dropout", "word_dropout", "modality_dropout", "label_smoothing")
+PROBABILITY_FIELDS = (
+    "dropout",
+    "attention_dropout",
+    "image_dropout",
+    "word_dropout",
+    "modality_dropout",
+    "label_smoothing",
+)
 WEIGHT_FIELDS = (
     "caption_loss_weight",
     "contrastive_loss_weight",
@@ -164,6 +171,8 @@ class FusionCaptionerConfig(PreTrainedConfig):
         projection_dim (`int`, defaults to 256): width of `image_embeds` and `text_embeds`.
         logit_scale_init_value (`float`, defaults to 2.6592): logarithm of the initial contrastive temperature's inverse.
         dropout, attention_dropout (`float`): on hidden states, and on attention weights.
+        image_dropout (`float`, defaults to 0): on the image encoder's features, where the fusion reads them; one mask an
+            image, as `dropout` has one a text.
         word_dropout (`float`, defaults to 0): share of input words hidden from the text encoder in training.
         modality_dropout (`float`, defaults to 0): share of training rows of which the heads for classification and
             multiple choice hide some modalities, so that what is left suffices.
@@ -215,6 +224,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
     logit_scale_init_value: float | int = 2.6592
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.0
+    image_dropout: float | int = 0.0
     word_dropout: float | int = 0.0
     modality_dropout: float | int = 0.0
     class_weights: list[float | int] | None = None

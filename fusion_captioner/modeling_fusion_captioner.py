@@ -25,6 +25,7 @@ from transformers.utils import ModelOutput
 from .alignment import AlignmentLosses, last_token
 from .audio_encoder import AudioEncoder
 from .caption_cache import CaptionCache
+from .causal_layers import SequenceDropout
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .decoder import CaptionDecoder
 from .fusion import FUSIONS
@@ -154,6 +155,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         self.frame_embedding = (
             nn.Parameter(torch.zeros(config.max_frames, 1, image_width)) if config.max_frames else None
         )
+        self.image_dropout = SequenceDropout(config.image_dropout)
         self.region_projection = nn.Linear(image_width, config.hidden_size)
         self.audio_encoder: AudioEncoder | None = None
         if config.audio_config is not None:
@@ -184,7 +186,8 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
 
     def embed_regions(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
         """From `image_hidden_states` to regions `(B, P, D)` for the fusion."""
-        return self.region_projection(self.flatten_frames(image_hidden_states.to(self.region_projection.weight.dtype)))
+        regions = self.flatten_frames(image_hidden_states.to(self.region_projection.weight.dtype))
+        return self.region_projection(self.image_dropout(regions))
 
     def embed_audio(self, audio_hidden_states: torch.Tensor) -> torch.Tensor:
         """From `audio_hidden_states (B, A, Da)` to further regions `(B, A, D)` for the fusion."""

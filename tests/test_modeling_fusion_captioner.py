@@ -417,6 +417,20 @@ def test_word_dropout_hides_words_in_training_only(text_encoder_type: str) -> No
     assert not torch.equal(encoder(first)[0], encoder(second)[0])
 
 
+def test_image_dropout_hides_features_of_all_regions_in_training_only() -> None:
+    model = tiny_model(image_dropout=0.5).model
+    width = model.image_encoder.hidden_size
+    regions = torch.ones(64, 4, width)
+    model.region_projection = torch.nn.Linear(width, width, bias=False)
+    model.region_projection.weight.data = torch.eye(width)
+    assert torch.equal(model.eval().embed_regions(regions), regions)
+    torch.manual_seed(0)
+    kept = model.train().embed_regions(regions)
+    assert set(kept.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(kept, kept[:, :1].expand_as(kept))
+    assert kept[:, 0].mean().item() == pytest.approx(1, abs=0.15)
+
+
 def test_fresh_text_states_weigh_as_much_as_the_image() -> None:
     model = FusionCaptionerForConditionalGeneration(
         FusionCaptionerConfig(vision_config=tiny_config().vision_config, vocab_size=VOCAB_SIZE)
