@@ -171,8 +171,8 @@ class FusionCaptionerConfig(PreTrainedConfig):
         projection_dim (`int`, defaults to 256): width of `image_embeds` and `text_embeds`.
         logit_scale_init_value (`float`, defaults to 2.6592): logarithm of the initial contrastive temperature's inverse.
         dropout, attention_dropout (`float`): on hidden states, and on attention weights.
-        image_dropout (`float`, defaults to 0): on the image encoder's features, where the fusion reads them; one mask an
-            image, as `dropout` has one a text.
+        image_dropout (`float`, defaults to 0): on the image encoder's features; one mask for all regions of an image,
+            as `dropout` has one for all tokens of a text.
         word_dropout (`float`, defaults to 0): share of input words hidden from the text encoder in training.
         modality_dropout (`float`, defaults to 0): share of training rows of which the heads for classification and
             multiple choice hide some modalities, so that what is left suffices.

@@ -368,7 +368,8 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         return image_hidden_states.to(self.image_projection.weight.dtype)
 
     def _embed_image(self, regions: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(self.image_projection(regions.mean(dim=1)), dim=-1)
+        pooled = self.image_dropout(regions.mean(dim=1, keepdim=True)).squeeze(1)
+        return nn.functional.normalize(self.image_projection(pooled), dim=-1)
 
     def _embed_text(self, states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         return nn.functional.normalize(self.text_projection(last_token(states, attention_mask)), dim=-1)
