@@ -142,7 +142,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder or Hub name of the captioner, or folder of an export (default: the one that ships with the package)",
     )
     caption.add_argument("--runtime", choices=["torch", *RUNTIMES], help="what it runs on (default: what it is for)")
-    caption.add_argument("--prompt", default="", help="words that the caption begins with, or a question")
+    caption.add_argument(
+        "--prompt", default="", help="words to go on from, or a question; they are not repeated in the caption"
+    )
     caption.add_argument("--beams", type=int, default=3, help="beam size; 1 is greedy (default: 3)")
     _add_length_penalty(caption)
     caption.add_argument("--num-captions", type=int, default=1, help="captions an image (default: 1)")

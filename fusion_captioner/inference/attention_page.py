@@ -47,13 +47,14 @@ def lit(picture: Image.Image, attention: np.ndarray) -> Image.Image:
 
 
 def render_page(
-    title: str, names: Sequence[str], pictures: Sequence[Image.Image], captions: Sequence[AttendedCaption]
+    title: str, note: str, names: Sequence[str], pictures: Sequence[Image.Image], captions: Sequence[AttendedCaption]
 ) -> str:
     """
     The HTML page.
 
     Args:
         title: its heading.
+        note: what is said below it, as plain text.
         names: of the pictures.
         pictures, captions: one of each a name.
     """
@@ -62,7 +63,7 @@ def render_page(
     )
     told = (
         "<p>Under each picture's caption, its words: the picture is bright where the captioner looked while it wrote the "
-        "word.</p>"
+        f"word. {escape(note)}</p>"
     )
     return render(title, title, STYLE, f"{told}\n{sections}")
 

@@ -56,8 +56,7 @@ class CaptionFile:
             for file in (self.path, *(self._parts() if process.processes == 1 else [self.own])):
                 if file.exists() and file.stat().st_size:
                     raise FileExistsError(
-                        f"--out ({path}): {file} holds captions already; add --resume to go on with them, or name "
-                        "another file."
+                        f"--out: {file} holds captions already; add --resume to go on with them, or name another file."
                     )
         self._done_note(process.rank).unlink(missing_ok=True)
 

@@ -19,6 +19,10 @@ PHOTOS = {
     ],
     "sklearn": ["datasets/images/china.jpg", "datasets/images/flower.jpg"],
 }
+LEARNED_FROM = (
+    "The captioner learned from Flickr8k's everyday scenes of people and dogs. Pictures of other things it describes with "
+    "the words it knows, often wrongly; its model card shows how."
+)
 
 
 def demo_photos() -> list[Path]:
@@ -59,8 +63,11 @@ def caption_demo_photos(out: Path) -> None:
     print("photographs, captioned by the bundled checkpoint:")
     for file, caption in zip(files, captions, strict=True):
         print(f"  {file.name:20} {caption.text}")
+    print(f"  {LEARNED_FROM}")
     names = [file.name for file in files]
     page, sheet = out / "photos.html", out / "photos.png"
-    page.write_text(render_page("What the captioner says, and where it looked", names, pictures, captions), "utf-8")
+    page.write_text(
+        render_page("What the captioner says, and where it looked", LEARNED_FROM, names, pictures, captions), "utf-8"
+    )
     draw_sheet(pictures, captions).save(sheet)
     print(f"each with what it looked at for every word: {page}, {sheet}", flush=True)

@@ -9,7 +9,10 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-FIX = "correct it, or leave such examples out with `skip_bad_images=True` (`--skip-bad-images`)"
+FIX = (
+    "correct it, or leave such examples out with `skip_bad_images=True` (`train --data.skip_bad_images true`, "
+    "`evaluate --skip-bad-images`)"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,8 +63,14 @@ def test_page_and_sheet_hold_every_word_and_escape_it() -> None:
     maps = np.zeros((3, 2, 2))
     maps[:, 0, 1] = 1.0
     caption = AttendedCaption(["a", "<b>", "dog"], maps)
-    page = render_page("Two & more", ["x<y.jpg"], pictures()[:1], [caption])
-    assert page.count("<li>") == 3 and "&lt;b&gt;" in page and "<b>" not in page and "x&lt;y.jpg" in page
+    page = render_page("Two & more", "Often <wrong>.", ["x<y.jpg"], pictures()[:1], [caption])
+    assert (
+        page.count("<li>") == 3
+        and "&lt;b&gt;" in page
+        and "<b>" not in page
+        and "x&lt;y.jpg" in page
+        and "Often &lt;wrong&gt;." in page
+    )
     sheet = draw_sheet(pictures(), [caption, AttendedCaption([], np.empty((0, 2, 2)))])
     assert sheet.width > 1000 and np.asarray(sheet).min() < 10
 
