@@ -293,6 +293,14 @@ class FusionCaptionerConfig(PreTrainedConfig):
         }
         return cls(**(preset | kwargs))
 
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers', less where the encoders' configs were loaded from: folders of the machine that trained."""
+        document = super().to_dict()
+        for name in self.sub_configs_defaults:
+            if document.get(name) is not None:
+                document[name].pop("_name_or_path", None)
+        return document
+
     def validate_architecture(self) -> None:
         """Part of the `@strict` validation: ranges, and what must divide what."""
         super().validate_architecture()

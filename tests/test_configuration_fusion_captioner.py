@@ -110,13 +110,22 @@ def test_leftovers_of_a_pretrained_vision_config_are_not_saved(tmp_path: Path) -
     assert FusionCaptionerConfig.from_pretrained(tmp_path).vision_config.hidden_size == 24
 
 
+def test_where_an_encoder_came_from_is_not_saved(tmp_path: Path) -> None:
+    ResNetConfig(**VISION_CONFIGS["resnet"]).save_pretrained(tmp_path / "encoder")
+    vision = AutoConfig.from_pretrained(tmp_path / "encoder")
+    config = FusionCaptionerConfig(vision_config=vision)
+    config.save_pretrained(tmp_path / "captioner")
+    assert str(tmp_path) not in (tmp_path / "captioner" / "config.json").read_text() + str(config.to_dict())
+    assert vision.name_or_path == str(tmp_path / "encoder")
+
+
 @pytest.mark.parametrize("variant", ["lite0", "lite2"])
 def test_a_converted_efficientnet_lite_round_trips(tmp_path: Path, variant: str) -> None:
     efficientnet_lite_config(variant).save_pretrained(tmp_path / "vision")
     config = tiny_config(vision_config=AutoConfig.from_pretrained(tmp_path / "vision"))
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
-    assert loaded.vision_config.to_dict() == config.vision_config.to_dict()
+    assert loaded.to_dict()["vision_config"] == config.to_dict()["vision_config"]
     assert loaded.vision_config.squeeze_expansion_ratio == 0
 
 

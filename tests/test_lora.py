@@ -1,4 +1,4 @@
-"""LoRA by the peft library's own `get_peft_model` on every head, with the targets that docs/heads.md names."""
+"""LoRA by the peft library's own `get_peft_model` on every head, with the layers that `lora_layers` names."""
 
 from pathlib import Path
 from typing import Any
@@ -13,37 +13,20 @@ from fusion_captioner import (
     FusionCaptionerForMultipleChoice,
     FusionCaptionerForSequenceClassification,
 )
+from fusion_captioner.training.lora import lora_layers
 
 peft = pytest.importorskip("peft")
 
 INPUTS = {"pixel_values": pixels(), "input_ids": tokens()}
-FUSION_TARGETS = {
-    "sum": ["fusion.image_projection", "fusion.text_projection"],
-    "concat": [],
-    "gated": ["fusion.image_projection", "fusion.text_projection"],
-    "bilinear": ["fusion.image_projection", "fusion.text_projection", "fusion.output"],
-    "attention": ["fusion.query", "fusion.key_value", "fusion.output"],
-    "co_attention": ["fusion.query", "fusion.key_value", "fusion.output"],
-}
-TRANSFORMER_TARGETS = ["query_key_value", "feed_forward.0", "feed_forward.2", "position_embedding"]
-# head → further layers with LoRA, what is trained whole, inputs that give a loss, and fields of the config
-HEADS: dict[type, tuple[list[str], list[str], dict[str, Any], dict[str, Any]]] = {
-    FusionCaptionerForConditionalGeneration: ([], ["decoder.layers"], INPUTS | {"labels": tokens()}, {}),
+# head → inputs that give a loss, and fields of the config
+HEADS: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
+    FusionCaptionerForConditionalGeneration: (INPUTS | {"labels": tokens()}, {}),
     FusionCaptionerForImageTextRetrieval: (
-        ["text_encoder.embedding", "model.image_projection", "model.text_projection"],
-        ["alignment.match_head"],
         INPUTS | {"return_loss": True},
         {"contrastive_loss_weight": 1.0, "matching_loss_weight": 1.0},
     ),
-    FusionCaptionerForSequenceClassification: (
-        ["text_encoder.embedding"],
-        ["classifier"],
-        INPUTS | {"labels": torch.tensor([2, 0])},
-        {"num_labels": 3},
-    ),
+    FusionCaptionerForSequenceClassification: (INPUTS | {"labels": torch.tensor([2, 0])}, {"num_labels": 3}),
     FusionCaptionerForMultipleChoice: (
-        ["text_encoder.embedding"],
-        ["classifier"],
         {"pixel_values": pixels(), "input_ids": tokens(6).view(2, 3, 6), "labels": torch.tensor([1, 2])},
         {},
     ),
@@ -52,18 +35,8 @@ HEADS: dict[type, tuple[list[str], list[str], dict[str, Any], dict[str, Any]]] =
 
 def lora(head: type, **fields: str) -> tuple[Any, Any]:
     """The model and its config of LoRA."""
-    further, whole, _, head_fields = HEADS[head]
-    fusion_type = fields.get("fusion_type", "attention")
-    targets, whole = ["region_projection", *FUSION_TARGETS[fusion_type], *further], list(whole)
-    if fusion_type == "concat":
-        whole.append("fusion.projection")
-    if fields.get("text_encoder_type") == "transformer":
-        targets += TRANSFORMER_TARGETS
-        whole = [name for name in whole if name != "decoder.layers"]
-    else:
-        whole.append("text_encoder.layers")
-    model = tiny_head(head, **head_fields, **fields)
-    return model, peft.LoraConfig(r=2, target_modules=targets, modules_to_save=whole or None)
+    model = tiny_head(head, **HEADS[head][1], **fields)
+    return model, peft.LoraConfig(r=2, **lora_layers(model))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +55,7 @@ def lora(head: type, **fields: str) -> tuple[Any, Any]:
     ],
 )
 def test_every_adapter_learns_and_comes_back_from_the_disk(head: type, fields: dict[str, str], tmp_path: Path) -> None:
-    inputs = HEADS[head][2]
+    inputs = HEADS[head][0]
     model, config = lora(head, **fields)
     frozen = {name: weight.clone() for name, weight in model.state_dict().items()}
     torch.manual_seed(0)  # what negatives are drawn by

@@ -56,7 +56,8 @@ def load_head(
 
     Raises:
         FileNotFoundError: if `name` looks like a folder and is none, or has no `config.json`.
-        ValueError: if it holds another kind of model, or something damaged.
+        ValueError: if it holds another kind of model, another head where `may_lack_weights` is false, or something
+            damaged.
     """
     check_captioner(name)
     verbosity = transformers_logging.get_verbosity()
@@ -73,7 +74,14 @@ def load_head(
     finally:
         transformers_logging.set_verbosity(verbosity)
     model, report = loaded
-    if mismatched := sorted(entry[0] for entry in report["mismatched_keys"]):
+    mismatched = sorted(entry[0] for entry in report["mismatched_keys"])
+    others = [trained for trained in model.config.architectures or [] if trained != head.__name__]
+    if mismatched and others and not any(tensor.startswith(f"{head.base_model_prefix}.") for tensor in mismatched):
+        # what is not shared by the heads, of which two may use the same names
+        if not may_lack_weights:
+            raise ValueError(f"{name}: is a {others[0]}; give one that was trained to {trained_to}.")
+        mismatched = []
+    if mismatched:
         raise ValueError(
             f"{name}: {_counted(mismatched)} another shape than config.json says; save it again, or mend its config."
         )

@@ -20,35 +20,44 @@ from fusion_captioner.sequence_classification import FusionCaptionerForSequenceC
 
 def classify(options: argparse.Namespace) -> int:
     """Run the command; returns 0, or 1 if some of the images could not be read, or 2 if none could."""
-    if not options.images and not options.text:
+    if options.text is not None and not options.text.strip():
+        raise ValueError(f"--text ({options.text!r}) is empty; give a text, or leave it out.")
+    if not options.images and options.text is None:
         raise ValueError("there is neither IMAGE nor --text; give one of them, or both.")
     images = _images(options)
     model, processor = load_head(
         FusionCaptionerForSequenceClassification, options.model, options.revision, trained_to="classify"
     )
-    if model.config.problem_type not in (None, "single_label_classification"):
-        raise ValueError(
-            f"{options.model}: its `problem_type` is {model.config.problem_type!r}, and `classify` tells one label of "
-            "each; run it by transformers."
-        )
     names = [name for _, name in sorted(model.config.id2label.items())]  # type: ignore[union-attr]
 
     def inputs(pictures: list[Image.Image] | None) -> Any:
-        if not options.text:
+        if options.text is None:
             return processor(images=pictures, return_tensors="pt")
         texts = [options.text] * (len(pictures) if pictures else 1)
         return processor(images=pictures, text=texts, add_eos=True, truncation=True, return_tensors="pt")
 
-    about = {"text": options.text} if options.text else {}
-    return _predict(options, model, processor, images, inputs, "label", names, about, "classified")
+    def found(logits: torch.Tensor) -> dict[str, Any]:
+        if model.config.problem_type == "regression":
+            return {name: round(value, 4) for name, value in zip(names, logits.tolist(), strict=True)}
+        if model.config.problem_type == "multi_label_classification":
+            labels = [name for name, logit in zip(names, logits.tolist(), strict=True) if logit > 0]
+            return {"labels": labels, "probabilities": _rounded(names, logits.sigmoid())}
+        return _likeliest("label", names, logits)
+
+    about = {} if options.text is None else {"text": options.text}
+    return _predict(options, model, processor, images, inputs, found, about, "classified")
 
 
 def answer(options: argparse.Namespace) -> int:
     """Run the command; returns 0, or 1 if some of the images could not be read, or 2 if none could."""
     if not options.question.strip():
         raise ValueError(f"--question ({options.question!r}) is empty; ask something.")
-    if len(options.choices) < 2 or len(set(options.choices)) < len(options.choices):
-        raise ValueError(f"--choices ({', '.join(options.choices)}) must be two different answers or more.")
+    if (
+        len(options.choices) < 2
+        or len(set(options.choices)) < len(options.choices)
+        or not all(map(str.strip, options.choices))
+    ):
+        raise ValueError(f"--choices ({', '.join(map(repr, options.choices))}) must be two different answers or more.")
     images = _images(options)
     model, processor = load_head(
         FusionCaptionerForMultipleChoice, options.model, options.revision, trained_to="choose answers"
@@ -60,14 +69,26 @@ def answer(options: argparse.Namespace) -> int:
             images=pictures, text=[options.question] * count, choices=[options.choices] * count, return_tensors="pt"
         )
 
+    def found(logits: torch.Tensor) -> dict[str, Any]:
+        return _likeliest("answer", options.choices, logits)
+
     about = {"question": options.question}
-    return _predict(options, model, processor, images, inputs, "answer", options.choices, about, "looked at")
+    return _predict(options, model, processor, images, inputs, found, about, "looked at")
 
 
 def _images(options: argparse.Namespace) -> list[str]:
     if options.batch_size < 1:
         raise ValueError(f"--batch-size ({options.batch_size}) must be at least 1.")
     return list(find_images(options.images))
+
+
+def _likeliest(key: str, names: list[str], logits: torch.Tensor) -> dict[str, Any]:
+    """The likeliest of `names` under `key`, and how likely each is."""
+    return {key: names[int(logits.argmax())], "probabilities": _rounded(names, logits.softmax(dim=0))}
+
+
+def _rounded(names: list[str], probabilities: torch.Tensor) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in zip(names, probabilities.tolist(), strict=True)}
 
 
 @torch.inference_mode()
@@ -77,23 +98,14 @@ def _predict(
     processor: Any,
     images: list[str],
     inputs: Callable[[list[Image.Image] | None], Any],
-    key: str,
-    names: list[str],
+    found: Callable[[torch.Tensor], dict[str, Any]],
     about: dict[str, str],
     done: str,
 ) -> int:
-    """Print a line an image, or one if there is none: the likeliest of `names` under `key`, and how likely each is."""
+    """Print a line an image, or one if there is none: `about`, and what is `found` in its logits."""
 
     def lines(pictures: list[Image.Image] | None) -> list[dict[str, Any]]:
-        probabilities = model(**inputs(pictures)).logits.softmax(dim=-1).tolist()
-        return [
-            about
-            | {
-                key: names[row.index(max(row))],
-                "probabilities": {name: round(value, 4) for name, value in zip(names, row, strict=True)},
-            }
-            for row in probabilities
-        ]
+        return [about | found(logits) for logits in model(**inputs(pictures)).logits]
 
     if not images:
         print(json.dumps(lines(None)[0], ensure_ascii=False), flush=True)

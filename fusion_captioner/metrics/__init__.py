@@ -2,8 +2,14 @@
 
 from fusion_captioner.metrics.caption_scores import score_captions
 from fusion_captioner.metrics.cider import CiderD, DocumentFrequencies
-from fusion_captioner.metrics.classification import auroc, auroc_interval, classification_scores
+from fusion_captioner.metrics.classification import (
+    auroc,
+    auroc_interval,
+    classification_scores,
+    multi_label_scores,
+)
 from fusion_captioner.metrics.diversity import caption_diversity
+from fusion_captioner.metrics.regression import regression_scores
 from fusion_captioner.metrics.retrieval import retrieval_recall
 from fusion_captioner.metrics.tokenization import tokenize_caption
 
@@ -14,6 +20,8 @@ __all__ = [
     "auroc_interval",
     "caption_diversity",
     "classification_scores",
+    "multi_label_scores",
+    "regression_scores",
     "retrieval_recall",
     "score_captions",
     "tokenize_caption",

@@ -1,4 +1,4 @@
-"""Scores of labels: accuracy, F1 of each class and their mean, AUROC with its interval.
+"""Scores of labels: accuracy, F1 of each class and their mean, AUROC with its interval; of one label a row, or several.
 
 N: rows, C: classes
 """
@@ -37,6 +37,57 @@ def classification_scores(
     counts = np.zeros((len(names), len(names)), dtype=np.int64)  # (label, prediction)
     np.add.at(counts, (labels, predictions), 1)
     right, support, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    report, macro_f1 = _by_class(right, support, predicted, names)
+    return {"accuracy": float(right.sum() / len(labels)), "macro_f1": macro_f1}, report
+
+
+def multi_label_scores(
+    logits: ArrayLike, labels: ArrayLike, names: Sequence[str]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Scores of several labels a row, or none.
+
+    Args:
+        logits: (N, C), above 0 where a row is thought to have the label.
+        labels: (N, C), 1 where it has it, else 0.
+        names: of the C labels, in the order of their numbers (`config.id2label`).
+
+    Returns:
+        `"micro_f1"`, of all decisions together; `"macro_f1"`, the mean F1 of the labels that rows have or are thought to
+        have; `"exact_match"`, the share of rows with every label right; and `"auroc"`, the mean over the labels that
+        some rows have and some have not, if there are any. For every label what `classification_scores` reports and,
+        where it is defined, its `"auroc"`.
+
+    Raises:
+        ValueError: shapes that differ, no row, labels other than 0 and 1, or logits that are not finite.
+    """
+    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    if logits.shape != labels.shape or logits.ndim != 2 or logits.shape[1] != len(names) or not len(labels):
+        raise ValueError(
+            f"`logits` {logits.shape} and `labels` {labels.shape} must have a row or more, and a column for each of the "
+            f"{len(names)} `names`."
+        )
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"`labels` must be 0 or 1, and one is {labels[~np.isin(labels, (0, 1))][0]}.")
+    predictions, truth = logits > 0, labels == 1
+    right, support, predicted = (predictions & truth).sum(axis=0), truth.sum(axis=0), predictions.sum(axis=0)
+    report, macro_f1 = _by_class(right, support, predicted, names)
+    ranked = [number for number in range(len(names)) if 0 < support[number] < len(labels)]
+    for number in ranked:
+        report[names[number]]["auroc"] = auroc(logits[:, number], labels[:, number])
+    numbers = {
+        "micro_f1": float(2 * right.sum() / max(predicted.sum() + support.sum(), 1)),
+        "macro_f1": macro_f1,
+        "exact_match": float((predictions == truth).all(axis=1).mean()),
+    }
+    if ranked:
+        numbers["auroc"] = float(np.mean([report[names[number]]["auroc"] for number in ranked]))
+    return numbers, report
+
+
+def _by_class(
+    right: np.ndarray, support: np.ndarray, predicted: np.ndarray, names: Sequence[str]
+) -> tuple[dict[str, dict[str, float]], float]:
+    """The report of each class, and macro-F1, from counts of its rows: rightly predicted, having it, and predicted."""
     precision = right / np.maximum(predicted, 1)
     recall = right / np.maximum(support, 1)
     f1 = 2 * right / np.maximum(predicted + support, 1)
@@ -50,7 +101,7 @@ def classification_scores(
         for number, name in enumerate(names)
     }
     occurs = (predicted + support) > 0
-    return {"accuracy": float(right.sum() / len(labels)), "macro_f1": float(f1[occurs].mean())}, report
+    return report, float(f1[occurs].mean()) if occurs.any() else 0.0
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float:

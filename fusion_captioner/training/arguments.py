@@ -178,6 +178,10 @@ class HeadRunArguments:
     training: HeadTrainingArguments
 
     def __post_init__(self) -> None:
+        is_regression = isinstance(self.data, LabelledDataArguments) and self.data.problem_type == "regression"
+        if is_regression and self.training.metric_for_best_model == "macro_f1":
+            # the default of the task, which numbers do not have
+            self.training.metric_for_best_model = "pearson"
         if isinstance(self.data, DataArguments):
             _check_augmentations(self.data, self.training)
             if self.data.streaming:

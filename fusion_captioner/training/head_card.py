@@ -76,16 +76,23 @@ class CardText:
     limits: str
 
 
+# What a classifier tells, by its `problem_type`
+PREDICTIONS = {
+    "single_label_classification": "model.config.id2label[int(logits.argmax())]",
+    "multi_label_classification": "[name for number, name in model.config.id2label.items() if logits[number] > 0]",
+    "regression": "float(logits)",
+}
 CARDS = {
     "FusionCaptionerForSequenceClassification": CardText(
         pipeline_tag="image-classification",
         tags=("text-classification", "multimodal"),
-        metrics={"accuracy": "accuracy", "macro_f1": "f1", "auroc": "roc_auc"},
+        metrics={"accuracy": "accuracy", "macro_f1": "f1", "auroc": "roc_auc", "pearson": "pearsonr", "mae": "mae"},
         auto_class="AutoModelForSequenceClassification",
         about="A classifier of images with texts by cross-modal fusion (labels: {labels})",
         usage="""\
 inputs = processor(images="photo.jpg", text="what is said of it", add_eos=True, truncation=True, return_tensors="pt")
-print(model.config.id2label[int(model(**inputs).logits.argmax())])  # `text` or `images` may be left out""",
+logits = model(**inputs).logits[0]  # `text` or `images` may be left out
+print({prediction})""",
         limits="It repeats the judgements of whoever labelled its training data, and knows nothing beside these labels. "
         "It is no\nmedical device, and not for decisions about people.",
     ),
@@ -165,13 +172,14 @@ def build_head_card(
         base_model=base_model,
     )
     labels = ", ".join(str(name) for _, name in sorted(config.id2label.items()))  # type: ignore[union-attr]
+    usage = text.usage.replace("{prediction}", PREDICTIONS[config.problem_type or "single_label_classification"])
     body = BODY.format(
         title=title,
         about=text.about.format(labels=labels),
         version=__version__,
         config=config,
         image_encoder=config.vision_config.model_type,
-        usage=LOADING.format(auto_class=text.auto_class, name=repository) + text.usage,
+        usage=LOADING.format(auto_class=text.auto_class, name=repository) + usage,
         scores=_score_table(trainer, scores, data_names),
         training=training_lines(trainer, data_names),
         limits=text.limits,

@@ -106,6 +106,17 @@ class HeadTrainer(Trainer):
             self._loss_terms = {}
         super().log(logs, start_time)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        try:
+            return super()._determine_best_metric(metrics, trial)
+        except KeyError as error:
+            # a run that is misspelt is wrong input, not a fault of the program
+            scores = ", ".join(name.removeprefix("eval_") for name in metrics if name.startswith("eval_"))
+            raise ValueError(
+                f"`training.metric_for_best_model` ({self.args.metric_for_best_model!r}) is no score of this task; there "
+                f"are {scores}."
+            ) from error
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         with self.averaged_weights():
             super().save_model(output_dir, _internal_call)

@@ -1,49 +1,23 @@
 """Labelled rows to batches.
 
-B: rows, L: tokens
+B: rows, L: tokens, C: labels
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
-from fusion_captioner.training.collating import ImageCollator
-from fusion_captioner.training.row_arguments import MODALITIES
+from fusion_captioner.training.modality_collating import ModalityCollator, Row
 
 
-class LabelCollator(ImageCollator):
-    """Batches to learn labels from.
+class LabelCollator(ModalityCollator):
+    """
+    Batches to learn labels from: `pixel_values` (B, 3, H, W) or `image_hidden_states` (B, P, Dv), and `input_ids` and
+    `attention_mask` (B, L) of `text`, whichever the model is given; `labels` (B,), of several a row (B, C).
 
-    Args:
-        processor: a `FusionCaptionerProcessor`; texts that are longer than its tokenizer allows lose their end.
-        modalities: what the model is given, of `image` and `text`.
-        skip_bad_images: leave an image that cannot be decoded out of its batch, with a warning, instead of raising.
+    Texts that are longer than the processor's tokenizer allows lose their end. Arguments as of [`ModalityCollator`].
     """
 
-    def __init__(
-        self, processor: Any, modalities: Collection[str] = MODALITIES, skip_bad_images: bool = False
-    ) -> None:
-        super().__init__(processor, skip_bad_images=skip_bad_images)
-        self.modalities = modalities
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """
-        Args:
-            rows: of a [`~fusion_captioner.training.row_dataset.RowDataset`], with `text` and `label`.
-
-        Returns:
-            those of `pixel_values` (B, 3, H, W) or `image_hidden_states` (B, P, Dv), and `input_ids` and
-            `attention_mask` (B, L), that the model is given; `labels` (B,); and `rows` (B,), their numbers.
-
-        Raises:
-            FileNotFoundError, OSError, ValueError: an image cannot be decoded, or none of the batch.
-        """
-        kept, batch = self._images(rows) if "image" in self.modalities else (list(rows), {})
-        if "text" in self.modalities:
-            texts = [row["text"] for row in kept]
-            batch |= dict(self.processor(text=texts, add_eos=True, truncation=True, return_tensors="pt"))
-        return batch | {
-            "labels": torch.tensor([row["label"] for row in kept]),
-            "rows": torch.tensor([row["row"] for row in kept]),
-        }
+    def _texts(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        texts = [row["text"] for row in rows]
+        return dict(self.processor(text=texts, add_eos=True, truncation=True, return_tensors="pt"))

@@ -8,21 +8,18 @@ import numpy as np
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.multiple_choice import FusionCaptionerForMultipleChoice
-from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.choice_collating import ChoiceCollator
 from fusion_captioner.training.choice_questions import load_choice_questions
-from fusion_captioner.training.feature_shards import ImageFeatures
+from fusion_captioner.training.modality_task import ModalityTask
 from fusion_captioner.training.modality_trainer import ONE_SETTING, QUESTION_SETTINGS, ModalityTrainer
 from fusion_captioner.training.row_arguments import ChoiceDataArguments
-from fusion_captioner.training.row_dataset import RowDataset
-from fusion_captioner.training.training_arguments import HeadTrainingArguments
 from fusion_captioner.training.tvqa import load_tvqa
 
 LOADERS = {"imagefolder": load_choice_questions, "tvqa": load_tvqa}
 IMAGE_FEATURES = datasets.Features({"image": datasets.Image(decode=False), "image_id": datasets.Value("string")})
 
 
-class MultipleChoiceTask:
+class MultipleChoiceTask(ModalityTask[ChoiceDataArguments]):
     """
     What is particular to the task; see [`~fusion_captioner.training.head_tasks.HeadTask`].
 
@@ -33,14 +30,10 @@ class MultipleChoiceTask:
 
     head = FusionCaptionerForMultipleChoice
     trained_to = "choose answers"
-    mirrored: Sequence[str] = ()
+    collator = ChoiceCollator
 
     def __init__(self, data: ChoiceDataArguments, config: FusionCaptionerConfig | None = None) -> None:
-        self.data = data
-
-    @property
-    def max_text_length(self) -> int:
-        return self.data.max_text_length
+        super().__init__(data)
 
     def load_run(self) -> dict[str, datasets.Dataset]:
         loaded = LOADERS[self.data.layout](self.data, self.data.limits)
@@ -69,26 +62,9 @@ class MultipleChoiceTask:
         takes_frames = "frames" in rows.column_names and "image" in self.data.modalities
         return {"max_frames": self.data.num_frames} if takes_frames else {}
 
-    def trainer(
-        self,
-        model: FusionCaptionerForMultipleChoice,
-        processor: FusionCaptionerProcessor,
-        arguments: HeadTrainingArguments,
-        splits: Mapping[str, datasets.Dataset],
-        features: Mapping[str, ImageFeatures],
-    ) -> ModalityTrainer:
-        reads_images = "image" in self.data.modalities
-        parts = {role: RowDataset(rows, features.get(role), reads_images) for role, rows in splits.items()}
-        return ModalityTrainer(
-            model=model,
-            args=arguments,
-            data_collator=ChoiceCollator(processor, self.data.modalities, self.data.skip_bad_images),
-            train_dataset=parts.get("train"),
-            eval_dataset=parts.get("eval"),
-            processing_class=processor,
-            settings=QUESTION_SETTINGS if reads_images else ONE_SETTING,
-            score=self.score,
-        )
+    @property
+    def settings(self) -> Mapping[str, Sequence[str]]:
+        return QUESTION_SETTINGS if "image" in self.data.modalities else ONE_SETTING
 
     def score(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """The share of the questions, of which the answer is known, that are answered rightly."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MODALITIES = ("image", "text")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
 @dataclass
@@ -82,19 +83,23 @@ class LabelledDataArguments(RowDataArguments):
         text_template: pieces of text with fields in braces, such as `["age {age}.", "{notes}"]`, joined by blanks; a
             piece is left out where one of its fields is empty. In place of `text_column`.
         hidden_words: words that are replaced by `...` in the texts, whatever their case.
-        label_column: field of the label, a text; or a number, counting `labels` from 0.
+        problem_type: `single_label_classification`, `multi_label_classification` or `regression`, as transformers has
+            it: a row has one label, a list of any number of them, or a number that is to be told.
+        label_column: field of the label, a text; or a number, counting `labels` from 0; or what `problem_type` says.
         labels: names of the labels in the order of their numbers; unset: those of a classifier that training goes on
             from, else those of the training split, sorted.
         label_groups: label → list of the values of `label_column` that it stands for, where these are not its name.
         other_label: label of all values that are neither a label's name nor in `label_groups`; unset: such a value is
             an error.
         group_column: field that rows belong together by, such as a patient: intervals are drawn over groups.
-        class_balance: exponent of the labels' rarity in the loss: 0 weighs rows alike, 1 weighs labels alike.
+        class_balance: exponent of the labels' rarity in the loss: 0 weighs rows alike, 1 weighs labels alike; of
+            several labels a row, those that rows have and those they have not.
     """
 
     text_column: str | None = None
     text_template: list[str] | None = None
     hidden_words: list[str] = field(default_factory=list)
+    problem_type: str = "single_label_classification"
     label_column: str = "label"
     labels: list[str] | None = None
     label_groups: dict[str, list[str]] = field(default_factory=dict)
@@ -116,6 +121,15 @@ class LabelledDataArguments(RowDataArguments):
                 raise ValueError(f"`data.{name}` ({value!r}) must be a list of texts; put them in quotes.")
         if self.text_template == []:
             raise ValueError("`data.text_template` ([]) is empty; give it pieces of text, or unset it.")
+        if self.problem_type not in PROBLEM_TYPES:
+            raise ValueError(f"`data.problem_type` ({self.problem_type!r}) must be one of {', '.join(PROBLEM_TYPES)}.")
+        if self.problem_type == "regression":
+            for name in ("labels", "label_groups", "other_label", "class_balance"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"`data.{name}` ({getattr(self, name)!r}) is for labels, and `data.problem_type` is "
+                        "'regression'; unset one of them."
+                    )
         if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
             raise ValueError(f"`data.labels` ({self.labels}) must be two different names or more.")
         if not isinstance(self.label_groups, dict) or not all(map(_are_texts, self.label_groups.values())):

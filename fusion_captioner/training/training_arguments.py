@@ -123,11 +123,12 @@ class FusionCaptionerTrainingArguments(HeadTrainingArguments):
 
 @dataclass
 class ClassificationTrainingArguments(HeadTrainingArguments):
-    """[`HeadTrainingArguments`] of the classification head; the best checkpoint is that of the best macro-F1."""
+    """[`HeadTrainingArguments`] of the classification head; the best checkpoint is that of the best macro-F1, or of
+    numbers that of the best correlation."""
 
     output_dir: str = field(default="runs/classifier", metadata={"help": "Folder of checkpoints and results."})
     metric_for_best_model: str | None = field(
-        default="macro_f1", metadata={"help": "Score that chooses the best checkpoint."}
+        default="macro_f1", metadata={"help": "Score that chooses the best checkpoint; of regression `pearson`."}
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fusion_captioner.metrics import auroc, auroc_interval, classification_scores
+from fusion_captioner.metrics import auroc, auroc_interval, classification_scores, multi_label_scores
 
 NAMES = ["calm", "glad", "sad"]
 LABELS = [0, 0, 0, 0, 1, 1, 2, 2]
@@ -24,6 +24,37 @@ def test_classes_that_do_not_occur_count_for_nothing() -> None:
     scores, report = classification_scores([0, 1], [0, 0], [*NAMES, "angry"])
     assert report["angry"] == report["sad"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
     assert scores == pytest.approx({"accuracy": 1 / 2, "macro_f1": (2 / 3 + 0) / 2})
+
+
+def test_scores_of_several_labels_a_row() -> None:
+    labels = [[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    logits = [[2.0, -1, -1], [1.0, 1, -1], [0.5, -2, -1], [-1.0, -1, -1]]
+    scores, report = multi_label_scores(logits, labels, NAMES)
+    # calm: two of three; glad: one of two found; sad: neither there nor thought to be
+    assert report["calm"] == pytest.approx({"precision": 2 / 3, "recall": 1, "f1": 4 / 5, "support": 2, "auroc": 1})
+    # of the pairs (row with, row without) one is in order for row 1 twice, and for row 2 neither
+    assert report["glad"] == pytest.approx(
+        {"precision": 1, "recall": 1 / 2, "f1": 2 / 3, "support": 2, "auroc": 1 / 2}
+    )
+    assert report["sad"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    micro = 2 * 3 / (4 + 4)  # three decisions for a label are right, of four, and four labels are there
+    expected = {"micro_f1": micro, "macro_f1": (4 / 5 + 2 / 3) / 2, "exact_match": 3 / 4, "auroc": 3 / 4}
+    assert scores == pytest.approx(expected)
+    scores, _ = multi_label_scores([[-1.0, -1, -1]], [[0, 0, 0]], NAMES)
+    assert scores == {"micro_f1": 0.0, "macro_f1": 0.0, "exact_match": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        ([[1.0, 2.0]], [[0, 1]], r"`logits` \(1, 2\) .* 3 `names`"),
+        ([[1.0, 2.0, 0.0]], [[0, 1, 2]], "must be 0 or 1, and one is 2"),
+        ([[1.0, np.nan, 0.0], [0.0, 1.0, 1.0]], [[0, 1, 1], [1, 0, 1]], "not finite"),
+    ],
+)
+def test_several_labels_that_do_not_fit_are_refused(logits: list, labels: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        multi_label_scores(logits, labels, NAMES)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_labels import write_labelled
 
-from fusion_captioner.training.labelled_images import class_weights, load_labelled_images
+from fusion_captioner.training.labelled_images import class_weights, load_labelled_images, positive_weights
 from fusion_captioner.training.row_arguments import LabelledDataArguments
 
 BOTH = {"train": None, "val": None}
@@ -38,6 +38,33 @@ def test_labels_are_numbered_sorted_or_as_the_recipe_has_them(tmp_path: Path) ->
         load(source, label_column="number")
 
 
+def test_several_labels_a_row_are_ones_and_zeros(tmp_path: Path) -> None:
+    seen = [["dog", "snow"], [], ["cat"], ["kitten", "cat"]]
+    source = write_labelled(tmp_path / "data", train=4, validation=4, seen=seen)
+    several = {"label_column": "seen", "problem_type": "multi_label_classification"}
+    splits, names = load(source, **several, label_groups={"cat": ["kitten"]})
+    assert names == ["cat", "dog", "snow"]
+    assert splits["train"]["label"] == splits["val"]["label"] == [[0, 1, 1], [0, 0, 0], [1, 0, 0], [1, 0, 0]]
+    splits, _ = load(source, **several, labels=["dog", "other"], other_label="other")
+    assert splits["train"]["label"] == [[1, 1], [0, 0], [0, 1], [0, 1]]
+    with pytest.raises(ValueError, match=r"line 1: the label 'snow' is none of cat, dog, kitten"):
+        load(source, **several, labels=["cat", "dog", "kitten"])
+    with pytest.raises(ValueError, match=r"line 1: the label 'same' is no list, .* write it as a list, \[\] for none"):
+        load(source, problem_type="multi_label_classification")
+    with pytest.raises(ValueError, match=r"line 1: the label \['dog', 'snow'\] is a list; .*multi_label_class"):
+        load(source, label_column="seen")
+
+
+def test_values_are_read_as_numbers(tmp_path: Path) -> None:
+    source = write_labelled(tmp_path / "data", train=4, validation=4, stars=[1, 2.5, -3, 0])
+    splits, names = load(source, label_column="stars", problem_type="regression")
+    assert names == ["stars"] and splits["train"]["label"] == [1, 2.5, -3, 0]
+    where = change(source, "train", 1, stars="many")
+    with pytest.raises(ValueError) as caught:
+        load(source, label_column="stars", problem_type="regression")
+    assert str(caught.value).startswith(f"{where}: 'stars' is 'many', and `data.problem_type` is 'regression'")
+
+
 def test_values_are_grouped_and_the_rest_is_other(tmp_path: Path) -> None:
     source = write_labelled(tmp_path / "data", train=4, validation=4, finding=["flu", "cold", "burn", "flu, cold"])
     splits, names = load(
@@ -56,9 +83,6 @@ def test_a_label_that_training_does_not_know_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         load(source)
     assert str(caught.value).startswith(f"{where}: the label 'Same' is none of other, same;")
-    change(source, "validation", 2, label=["same"])
-    with pytest.raises(ValueError, match=r"the label \['same'\] is none of other, same"):
-        load(source)
 
 
 def test_a_template_leaves_empty_fields_and_hidden_words_out(tmp_path: Path) -> None:
@@ -94,6 +118,14 @@ def test_rare_labels_weigh_more() -> None:
         class_weights(labels, 3, 1.0)
 
 
+def test_having_a_rare_label_weighs_more() -> None:
+    labels = [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 1.0]]
+    assert positive_weights(labels, ["a", "b", "c"], 1.0) == pytest.approx([1 / 4, 3, 1])
+    assert positive_weights(labels, ["a", "b", "c"], 0.0) == [1, 1, 1]
+    with pytest.raises(ValueError, match="label 'b' has no training row"):
+        positive_weights(labels[1:], ["a", "b", "c"], 0.5)
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -103,6 +135,9 @@ def test_rare_labels_weigh_more() -> None:
         ({"labels": ["a", "b"], "other_label": "c"}, ["'c'", "data.labels"]),
         ({"text_column": "text", "text_template": ["{text}"]}, ["data.text_column", "data.text_template"]),
         ({"modalities": ["text"], "feature_cache": "cache"}, ["data.feature_cache", "data.modalities"]),
+        ({"problem_type": "ranking"}, ["data.problem_type", "'ranking'", "regression"]),
+        ({"problem_type": "regression", "labels": ["a", "b"]}, ["data.labels", "['a', 'b']", "regression"]),
+        ({"problem_type": "regression", "class_balance": 0.5}, ["data.class_balance", "0.5", "regression"]),
         ({"train_split": "val"}, ["data.train_split", "data.eval_split"]),
     ],
 )

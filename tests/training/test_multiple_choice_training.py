@@ -111,8 +111,9 @@ def test_choices_are_learned_by_the_image_and_answered(tmp_path: Path, capsys: p
     assert main([*flags, *pictures, "--choices", "rain", "day", "night"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["answer"] for line in lines] == ["night", "day"]
-    assert main([*flags, "--choices", "day", "day"]) == 2
-    assert "--choices (day, day) must be two different answers" in capsys.readouterr().err
+    for wrong in ("day", " "):
+        assert main([*flags, "--choices", "day", wrong]) == 2
+        assert f"--choices ('day', {wrong!r}) must be two different answers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,8 @@ def test_classify_labels_images_a_text_or_both(classifier: Path, capsys: pytest.
 
     assert main(flags) == 2
     assert "neither IMAGE nor --text" in capsys.readouterr().err
+    assert main([*flags, *pictures, "--text", " "]) == 2
+    assert capsys.readouterr().err == "fusion-captioner: --text (' ') is empty; give a text, or leave it out.\n"
 
 
 def test_a_classifier_goes_on_with_its_labels_in_their_order(classifier: Path, tmp_path: Path) -> None:
@@ -99,6 +101,56 @@ def test_a_classifier_goes_on_with_its_labels_in_their_order(classifier: Path, t
     )
     with pytest.raises(ValueError, match=r"`data\.labels` \(\['same', 'other'\]\) differ .*\['other', 'same'\]"):
         train_from_yaml(recipe, ["--data.labels", "[same, other]"])
+    with pytest.raises(
+        ValueError, match=r"`training\.metric_for_best_model` \('auc'\) .* there are loss, accuracy, macro"
+    ):
+        train_from_yaml(recipe, ["--data.modalities", "[text]", "--training.metric_for_best_model", "auc"])
     train_from_yaml(recipe, ["--data.modalities", "[text]"])
     report = json.loads((tmp_path / "out" / "eval_report.json").read_text())
     assert list(report) == ["rows", "text"] and list(report["text"]["labels"]) == ["other", "same"]
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "values", "score"),
+    [
+        ("multi_label_classification", [["dark"], ["bright"], ["dark", "loud"], ["bright", "loud"]], "macro_f1"),
+        ("regression", [0.0, 1.0, 2.0, 3.0], "pearson"),
+    ],
+)
+def test_several_labels_and_values_are_learned_scored_and_told(
+    problem_type: str, values: list, score: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_head_recipe(
+        tmp_path / "recipe.yaml",
+        write_labelled(tmp_path / "data", seen=values),
+        model={"config": {**MODEL, "initializer_range": 0.3, "dropout": 0.0}},
+        data={"label_column": "seen", "problem_type": problem_type, "feature_cache": str(tmp_path / "features")},
+        training={"max_steps": 60, "per_device_train_batch_size": 16, **EVERY_30_STEPS},
+    )
+    metrics = train_from_yaml(recipe)
+    assert metrics[f"eval_{score}"] > 0.95
+    assert max(metrics[f"eval_image_only_{score}"], metrics[f"eval_text_only_{score}"]) < 0.95
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["best_metric"] == max(entry.get(f"eval_{score}", -1) for entry in state["log_history"])
+    capsys.readouterr()
+
+    output = str(tmp_path / "out")
+    assert main(["evaluate", output, "--source", str(tmp_path / "data")]) == 0
+    found = json.loads(capsys.readouterr().out)["image and text"]
+    assert found[score] == pytest.approx(metrics[f"eval_{score}"], abs=1e-3)
+    picture = str(tmp_path / "data" / "validation" / "1.png")  # bright
+    for word, expected in (("quiet", values[1]), ("loud", values[3])):
+        assert main(["classify", picture, "--text", f"a {word} day", "--model", output]) == 0
+        line = json.loads(capsys.readouterr().out)
+        if problem_type == "regression":
+            assert line["seen"] == pytest.approx(expected, abs=0.7)
+        else:
+            assert sorted(line["labels"]) == sorted(expected)
+            assert [name for name, value in line["probabilities"].items() if value > 0.5] == line["labels"]
+    told = {"regression": "print(float(logits))", "multi_label_classification": "if logits[number] > 0])"}
+    assert told[problem_type] in (tmp_path / "out" / "README.md").read_text()
+
+    # another kind of label is not that of its outputs
+    flags = ["--model.from_checkpoint", output, "--model.config", "{}"]
+    with pytest.raises(ValueError, match=rf"'single_label_classification'\) differs from .* '{problem_type}'"):
+        train_from_yaml(recipe, [*flags, "--data.problem_type", "single_label_classification"])
