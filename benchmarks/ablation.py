@@ -86,7 +86,7 @@ def row_flags(name: str, seed: int, options: argparse.Namespace, flags: Sequence
         "model.vision_model": options.vision_model,
         "training.output_dir": options.out / f"{name}-{seed}",
         "training.seed": seed,
-        "training.eval_strategy": '"no"',  # YAML reads it unquoted as false
+        "training.eval_strategy": "no",
         "training.load_best_model_at_end": "false",
         "training.save_steps": 250,
         "training.save_total_limit": 1,

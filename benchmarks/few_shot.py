@@ -59,8 +59,8 @@ def run_arguments(options: argparse.Namespace, flags: Sequence[str], **training:
         "model.vision_model": "null",
         "model.config": "{}",
         "training.max_steps": options.steps,
-        "training.eval_strategy": '"no"',  # YAML reads it unquoted as false
-        "training.save_strategy": '"no"',
+        "training.eval_strategy": "no",
+        "training.save_strategy": "no",
         "training.load_best_model_at_end": "false",
         "training.early_stopping_patience": "null",
         "training.ema_decay": 0,

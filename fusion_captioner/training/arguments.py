@@ -1,8 +1,10 @@
 """A training run's settings, from YAML and flags: `task`, and sections `model`, `data`, `tokenizer` and `training`."""
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,9 @@ class DataArguments:
             raise ValueError(f"`data.feature_batch_size` ({self.feature_batch_size}) must be at least 1.")
         if not self.source:
             raise ValueError("`data.source` is missing; name the folder, or Hub repository, of the training data.")
+        count = self.captions_per_image
+        if count != "all" and (isinstance(count, str) or count < 1):
+            raise ValueError(f"`data.captions_per_image` ({count!r}) must be a number of at least 1, or 'all'.")
         if self.splits is not None and not isinstance(self.splits, dict):
             raise ValueError(
                 f"`data.splits` ({self.splits!r}) must say what each split is made of, such as {{train: train+restval}}."
@@ -216,7 +221,7 @@ def read_run_arguments(path: str | Path, flags: Sequence[str] = ()) -> RunArgume
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no such file; give the YAML file of a recipe.")
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        document = _read_yaml(file.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(document, dict):
@@ -251,6 +256,24 @@ def read_run_arguments(path: str | Path, flags: Sequence[str] = ()) -> RunArgume
     )
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose only truth values are `true` and `false`, as in YAML 1.2: `eval_strategy: no` is a word."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (of the base class, without its truth values)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
 def _flags(flags: Sequence[str]) -> list[tuple[list[str], Any]]:
     pairs: list[tuple[list[str], Any]] = []
     position = 0
@@ -265,7 +288,7 @@ def _flags(flags: Sequence[str]) -> list[tuple[list[str], Any]]:
             value = flags[position]
         position += 1
         try:
-            pairs.append((name[2:].replace("-", "_").split("."), yaml.safe_load(value)))
+            pairs.append((name[2:].replace("-", "_").split("."), _read_yaml(value)))
         except yaml.YAMLError as error:
             raise ValueError(f"{name} ({value}) is not valid YAML; put it in quotes, as in '\"{value}\"'.") from error
     return pairs
@@ -286,7 +309,9 @@ def _build(kind: Any, section: str, document: Mapping[str, Any]) -> Any:
     known = {item.name: item for item in fields(kind) if item.init}
     for name, value in values.items():
         if name not in known:
-            raise ValueError(f"`{section}.{name}` is not a field; see `fusion-captioner train --help`.")
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean `{near[0]}`?" if near else "docs/training.md lists them."
+            raise ValueError(f"`{section}.{name}` is not a field; {hint}")
         values[name] = _typed(f"{section}.{name}", value, str(known[name].type))
     return kind(**values)
 

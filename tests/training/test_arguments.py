@@ -35,6 +35,13 @@ def test_fields_come_from_the_file_and_flags_win(recipe: Path) -> None:
     assert run.tokenizer.vocab_size == 4000
 
 
+def test_no_is_a_word_in_files_and_flags(recipe: Path) -> None:
+    recipe.write_text(RECIPE.replace('"no"', "no"))
+    run = read_run_arguments(recipe, ["--training.logging_strategy", "no", "--training.fp16_full_eval", "True"])
+    assert {run.training.save_strategy, run.training.eval_strategy, run.training.logging_strategy} == {"no"}
+    assert run.training.fp16_full_eval is True and run.training.load_best_model_at_end is False
+
+
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_of_the_repository_reads(path: Path) -> None:
     run = read_run_arguments(path)
@@ -44,7 +51,9 @@ def test_every_recipe_of_the_repository_reads(path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--training.sed", "7"], ["training.sed"]),
+        (["--training.sed", "7"], ["training.sed", "did you mean `seed`"]),
+        (["--data.captions_per_image", "lots"], ["data.captions_per_image", "lots", "all"]),
+        (["--data.skip_bad_images", "no"], ["data.skip_bad_images", "'no'", "true or false"]),
         (["--seed", "7"], ["--seed", "SECTION.FIELD"]),
         (["--training.seed"], ["--training.seed", "value"]),
         (["--training.seed", "many"], ["training.seed", "many", "whole number"]),
