@@ -14,8 +14,12 @@ from fusion_captioner.inference.image_batches import ImageBatches, Tally
 from fusion_captioner.inference.launched_process import launched_process
 from fusion_captioner.inference.loading import load_head
 from fusion_captioner.inference.progress import Progress
+from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.multiple_choice import FusionCaptionerForMultipleChoice
 from fusion_captioner.sequence_classification import FusionCaptionerForSequenceClassification
+
+# What is printed of a batch of pictures, a line each; of None, one line
+Lines = Callable[[list[Image.Image] | None], list[dict[str, Any]]]
 
 
 def classify(options: argparse.Namespace) -> int:
@@ -40,13 +44,15 @@ def classify(options: argparse.Namespace) -> int:
         return processor(images=pictures, text=texts, add_eos=True, truncation=True, return_tensors="pt")
 
     about = {"text": options.text} if options.text else {}
-    return _predict(options, model, processor, images, inputs, "label", names, about, "classified")
+    return _predict(options, processor, images, _likeliest(model, inputs, "label", names, about), "classified")
 
 
 def answer(options: argparse.Namespace) -> int:
     """Run the command; returns 0, or 1 if some of the images could not be read, or 2 if none could."""
     if not options.question.strip():
         raise ValueError(f"--question ({options.question!r}) is empty; ask something.")
+    if options.choices is None:
+        return _answer_in_words(options)
     if len(options.choices) < 2 or len(set(options.choices)) < len(options.choices):
         raise ValueError(f"--choices ({', '.join(options.choices)}) must be two different answers or more.")
     images = _images(options)
@@ -61,7 +67,31 @@ def answer(options: argparse.Namespace) -> int:
         )
 
     about = {"question": options.question}
-    return _predict(options, model, processor, images, inputs, "answer", options.choices, about, "looked at")
+    lines = _likeliest(model, inputs, "answer", options.choices, about)
+    return _predict(options, processor, images, lines, "looked at")
+
+
+def _answer_in_words(options: argparse.Namespace) -> int:
+    images = _images(options)
+    if not images:
+        raise ValueError("there is no IMAGE that the question is about; give one, or --choices to choose from.")
+    model: Any  # GenerationMixin's types are narrower than what it takes
+    model, processor = load_head(
+        FusionCaptionerForConditionalGeneration,
+        options.model,
+        options.revision,
+        trained_to="answer in words, or --choices to choose from",
+    )
+    chat = [{"role": "user", "content": options.question}]
+    prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+
+    def lines(pictures: list[Image.Image] | None) -> list[dict[str, Any]]:
+        inputs = processor(images=pictures, text=prompt, return_tensors="pt")
+        generated = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+        texts = processor.batch_decode(generated, skip_special_tokens=True)
+        return [{"question": options.question, "answer": text.strip()} for text in texts]
+
+    return _predict(options, processor, images, lines, "looked at")
 
 
 def _images(options: argparse.Namespace) -> list[str]:
@@ -70,19 +100,10 @@ def _images(options: argparse.Namespace) -> list[str]:
     return list(find_images(options.images))
 
 
-@torch.inference_mode()
-def _predict(
-    options: argparse.Namespace,
-    model: Any,
-    processor: Any,
-    images: list[str],
-    inputs: Callable[[list[Image.Image] | None], Any],
-    key: str,
-    names: list[str],
-    about: dict[str, str],
-    done: str,
-) -> int:
-    """Print a line an image, or one if there is none: the likeliest of `names` under `key`, and how likely each is."""
+def _likeliest(
+    model: Any, inputs: Callable[[list[Image.Image] | None], Any], key: str, names: list[str], about: dict[str, str]
+) -> Lines:
+    """Lines with the likeliest of `names` under `key`, and how likely each is."""
 
     def lines(pictures: list[Image.Image] | None) -> list[dict[str, Any]]:
         probabilities = model(**inputs(pictures)).logits.softmax(dim=-1).tolist()
@@ -95,6 +116,12 @@ def _predict(
             for row in probabilities
         ]
 
+    return lines
+
+
+@torch.inference_mode()
+def _predict(options: argparse.Namespace, processor: Any, images: list[str], lines: Lines, done: str) -> int:
+    """Print a line an image, or one if there is none."""
     if not images:
         print(json.dumps(lines(None)[0], ensure_ascii=False), flush=True)
         return 0
