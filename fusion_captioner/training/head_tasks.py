@@ -107,7 +107,9 @@ def is_captioner(name: str, revision: str) -> bool:
     heads = {task.head.__name__ for task in TASKS.values()}
     if FusionCaptionerForConditionalGeneration.__name__ not in architectures:
         return not heads & set(architectures)
-    return cached_file(name, TASK_FILE, revision=revision, _raise_exceptions_for_missing_entries=False) is None
+    # neither of the two is an error: captioners have no such file, and one on disk may be all there is of a Hub model
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    return cached_file(name, TASK_FILE, revision=revision, **missing) is None
 
 
 def write_task(folder: Path, task: str, data: Any) -> None:

@@ -224,8 +224,8 @@ def test_right_choices_are_answers(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"label": 1', '"label": 2'))
     with pytest.raises(ValueError, match=r"line 1: the label 2 is the number of none of its 2 choices"):
         loaded(data, choices_column="choices")
-    with pytest.raises(ValueError, match="has no split|no row of the split 'train' has an answer"):
-        path.write_text(path.read_text().replace('"label": 2', '"label": -100'))
+    path.write_text(path.read_text().replace('"label": 2', '"label": -100'))  # not known
+    with pytest.raises(ValueError, match="no row of the split 'train' has an answer"):
         loaded(data, choices_column="choices")
 
 
@@ -248,7 +248,7 @@ def test_settings_that_do_not_fit_are_named(fields: dict, words: str) -> None:
 
 
 def test_a_hidden_image_is_what_modality_dropout_shows() -> None:
-    model = tiny_model(modality_dropout=0.99).train()
+    model = tiny_model(modality_dropout=0.99, initializer_range=0.3).train()
     inputs = {"input_ids": torch.tensor([[1, 4, 5]] * 2), "labels": torch.tensor([[-100, 4, 5]] * 2)}
     torch.manual_seed(0)  # neither of the two is shown
     loss = model(**inputs, pixel_values=torch.randn(2, 3, 32, 32)).loss
