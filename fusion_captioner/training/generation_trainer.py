@@ -82,12 +82,13 @@ class GenerationTrainer(FusionCaptionerTrainer):
             generated = list(texts.values())
             if self.asks:
                 right = [references[number][0] for number in texts]
-                scores = answer_scores(generated, right, [kinds[number] for number in texts])
+                self.scores[setting] = answer_scores(generated, right, [kinds[number] for number in texts])
             else:
-                right = [references[number] for number in texts]
-                scores = score_captions(generated, right, metrics=("BLEU", "ROUGE-L"))
-                self.score_signature = scores.pop("signature")
-            self.scores[setting] = scores
+                of_texts = score_captions(
+                    generated, [references[number] for number in texts], metrics=("BLEU", "ROUGE-L")
+                )
+                self.score_signature = of_texts.pop("signature")
+                self.scores[setting] = of_texts
             if not setting:
                 prompts = dataset.rows["prompt"]
                 self.evaluated_texts = [
@@ -96,9 +97,9 @@ class GenerationTrainer(FusionCaptionerTrainer):
                 ]
         if len(asked) < len(kinds):
             captions = self._generate(dataset, [number for number, kind in enumerate(kinds) if kind == CAPTION])
-            scores = score_captions(list(captions.values()), [references[number] for number in captions])
-            self.score_signature = scores.pop("signature")
-            self.scores["captions"] = scores
+            of_captions = score_captions(list(captions.values()), [references[number] for number in captions])
+            self.score_signature = of_captions.pop("signature")
+            self.scores["captions"] = of_captions
         return {
             f"{setting}_{name}" if setting else name: value
             for setting, scores in self.scores.items()

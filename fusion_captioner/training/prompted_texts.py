@@ -109,8 +109,9 @@ def render_prompts(conversations: Sequence[Sequence[str]], chat_template: str = 
         [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(turns)]
         for turns in conversations
     ]
-    prompts, _ = render_jinja_template(chats, chat_template=chat_template, add_generation_prompt=True)
-    return prompts
+    # its annotation says str, and it gives the texts and, behind them, what tokens an assistant would have said
+    rendered: Any = render_jinja_template(chats, chat_template=chat_template, add_generation_prompt=True)
+    return rendered[0]
 
 
 def _entry(row: FolderRow, data: PromptDataArguments, template: TextTemplate) -> dict[str, Any]:
