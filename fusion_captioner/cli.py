@@ -20,6 +20,7 @@ examples:
   fusion-captioner evaluate runs/captioner --source flickr8k --split val --beams 1 3
   fusion-captioner caption photo.jpg holiday/
   fusion-captioner classify photo.jpg --text "what a day" --model runs/tweet_sentiment
+  fusion-captioner answer photo.jpg --question "what is it?" --model runs/assistant
   fusion-captioner export runs/captioner --to openvino --out runs/captioner-openvino
   fusion-captioner index holiday/ --model runs/retrieval --out holiday.index
   fusion-captioner search holiday.index "a dog in the snow"
@@ -28,8 +29,8 @@ examples:
 
 TRAIN_EPILOG = """\
 CONFIG.yaml has the sections `model`, `data`, `tokenizer` and `training`, and above them `task`: captioning where it is
-left out, or classification, multiple_choice or retrieval. Every field is a flag as well, named SECTION.FIELD, and a flag
-wins:
+left out, or classification, generation (answers and reports), multiple_choice or retrieval. Every field is a flag as
+well, named SECTION.FIELD, and a flag wins:
 
   fusion-captioner train configs/flickr8k_cpu.yaml --training.num_train_epochs 3 --model.config.fusion_type gated
 
@@ -124,6 +125,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE.html",
         help="write a page there: the scores, and the best and worst captions of the last beam size, with their images",
     )
+    evaluate.add_argument(
+        "--as-captioner", action="store_true", help="score the captions of a model that answers questions as well"
+    )
     evaluate.add_argument("--skip-bad-images", action="store_true", help="leave out and count what cannot be read")
     _add_hub_flags(evaluate)
 
@@ -168,12 +172,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     answer = commands.add_parser(
         "answer",
-        help="choose among answers to a question about images",
-        description="Choose the answer to a question about images; or without any. One JSON line an image on stdout.",
+        help="answer a question about images",
+        description="Answer a question about images in words; or choose among answers, by images or without any. One JSON "
+        "line an image on stdout.",
     )
-    _add_prediction_flags(answer, "multiple-choice model")
+    _add_prediction_flags(answer, "captioner that answers, or with --choices of the multiple-choice model")
     answer.add_argument("--question", required=True, help="the question")
-    answer.add_argument("--choices", required=True, nargs="+", metavar="CHOICE", help="the answers to choose from")
+    answer.add_argument("--choices", nargs="+", metavar="CHOICE", help="the answers to choose from")
 
     export = commands.add_parser(
         "export",

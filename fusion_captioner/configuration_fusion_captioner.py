@@ -175,7 +175,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
             as `dropout` has one for all tokens of a text.
         word_dropout (`float`, defaults to 0): share of input words hidden from the text encoder in training.
         modality_dropout (`float`, defaults to 0): share of training rows of which the heads for classification and
-            multiple choice hide some modalities, so that what is left suffices.
+            multiple choice hide some modalities, and the captioner the image, so that what is left suffices.
         class_weights (list of `float`, *optional*): of the classification loss, one a label: weight of the class, or,
             with several labels a row, of the label's positive examples.
         label_smoothing (`float`, defaults to 0.1): of the caption loss.

@@ -425,6 +425,10 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         """See `FusionCaptionerModel.get_text_features`."""
         return self.model.get_text_features(*args, **kwargs)
 
+    def hidden_image(self, rows: int) -> torch.Tensor:
+        """`image_hidden_states (rows, 1, Dv)` that show nothing: what `modality_dropout` puts in an image's place."""
+        return torch.zeros(rows, 1, self.model.image_encoder.hidden_size, device=self.device)
+
     def get_matching_scores(
         self,
         input_ids: torch.Tensor,
@@ -493,6 +497,10 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         """
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
+        if self.training and self.config.modality_dropout and past_key_values is None:
+            regions = self.model._image_regions(pixel_values, image_hidden_states)
+            shown = torch.rand(len(regions), device=regions.device) >= self.config.modality_dropout
+            image_hidden_states, pixel_values = regions * shown.view(-1, *[1] * (regions.dim() - 1)), None
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

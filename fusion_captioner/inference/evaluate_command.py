@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 
 from fusion_captioner import __version__
-from fusion_captioner.inference.evaluate_head import evaluate_head, is_captioner
+from fusion_captioner.inference.evaluate_head import evaluate_head
 from fusion_captioner.inference.evaluation_report import ScoredImage, best_and_worst, render_report
 from fusion_captioner.inference.loading import check_captioner, load_captioner
 from fusion_captioner.inference.output_files import check_output_file, write_file
@@ -20,6 +20,7 @@ from fusion_captioner.metrics.meteor_java import find_meteor_jar
 from fusion_captioner.training.annotated_images import SkippedExample
 from fusion_captioner.training.caption_datasets import load_caption_dataset
 from fusion_captioner.training.evaluation import generate_captions
+from fusion_captioner.training.head_tasks import is_captioner
 
 BEAMS = [1, 3]
 MAX_NEW_TOKENS = 30
@@ -33,7 +34,7 @@ def evaluate(options: argparse.Namespace) -> int:
         ValueError, OSError: a flag, the model or the data are wrong; as far as possible, before anything is computed.
     """
     _check(options)
-    if not is_captioner(options.model, options.revision):
+    if not options.as_captioner and not is_captioner(options.model, options.revision):
         return evaluate_head(options)
     options.beams = options.beams or BEAMS
     options.max_new_tokens = options.max_new_tokens or MAX_NEW_TOKENS

@@ -9,19 +9,10 @@ from transformers import PrinterCallback
 from fusion_captioner import __version__
 from fusion_captioner.inference.loading import load_config, load_head
 from fusion_captioner.training.arguments import HEAD_SECTIONS
-from fusion_captioner.training.head_tasks import HEAD_NAMES, TASKS, HeadTask, read_task
+from fusion_captioner.training.head_tasks import TASKS, HeadTask, read_task
 
 # Flags of `evaluate` that say how captions are generated and shown.
 CAPTION_FLAGS = ("beams", "max_new_tokens", "length_penalty", "meteor", "captions", "report")
-
-
-def is_captioner(name: str, revision: str) -> bool:
-    """Whether a checkpoint is to be scored as a captioner: all are but those of the heads of `TASKS`."""
-    try:
-        architectures = load_config(name, revision).architectures or []
-    except OSError:
-        return True  # which looks at the data first, and then tells what is wrong with the model
-    return not HEAD_NAMES & set(architectures)
 
 
 def evaluate_head(options: argparse.Namespace) -> int:
@@ -34,7 +25,8 @@ def evaluate_head(options: argparse.Namespace) -> int:
     for flag in CAPTION_FLAGS:
         if getattr(options, flag):
             raise ValueError(
-                f"--{flag.replace('_', '-')} is for captioners, and {options.model} is none; leave it out."
+                f"--{flag.replace('_', '-')} is for captioners, and {options.model} is scored by its task; leave it out, "
+                "or, where the model captions as well, add --as-captioner."
             )
     changes = {"source": options.source, "skip_bad_images": options.skip_bad_images}
     if options.layout != "auto":

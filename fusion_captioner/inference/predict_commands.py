@@ -14,24 +14,31 @@ from fusion_captioner.inference.image_batches import ImageBatches, Tally
 from fusion_captioner.inference.launched_process import launched_process
 from fusion_captioner.inference.loading import load_head
 from fusion_captioner.inference.progress import Progress
+from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.multiple_choice import FusionCaptionerForMultipleChoice
 from fusion_captioner.sequence_classification import FusionCaptionerForSequenceClassification
+
+# What is printed of a batch of pictures, a line each; of None, one line
+Lines = Callable[[list[Image.Image] | None], list[dict[str, Any]]]
 
 
 def classify(options: argparse.Namespace) -> int:
     """Run the command; returns 0, or 1 if some of the images could not be read, or 2 if none could."""
-    if options.text is not None and not options.text.strip():
-        raise ValueError(f"--text ({options.text!r}) is empty; give a text, or leave it out.")
-    if not options.images and options.text is None:
+    if not options.images and not options.text:
         raise ValueError("there is neither IMAGE nor --text; give one of them, or both.")
     images = _images(options)
     model, processor = load_head(
         FusionCaptionerForSequenceClassification, options.model, options.revision, trained_to="classify"
     )
+    if model.config.problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            f"{options.model}: its `problem_type` is {model.config.problem_type!r}, and `classify` tells one label of "
+            "each; run it by transformers."
+        )
     names = [name for _, name in sorted(model.config.id2label.items())]  # type: ignore[union-attr]
 
     def inputs(pictures: list[Image.Image] | None) -> Any:
-        if options.text is None:
+        if not options.text:
             return processor(images=pictures, return_tensors="pt")
         texts = [options.text] * (len(pictures) if pictures else 1)
         return processor(images=pictures, text=texts, add_eos=True, truncation=True, return_tensors="pt")
@@ -45,13 +52,15 @@ def classify(options: argparse.Namespace) -> int:
         return _likeliest("label", names, logits)
 
     about = {} if options.text is None else {"text": options.text}
-    return _predict(options, model, processor, images, inputs, found, about, "classified")
+    return _predict(options, processor, images, _lines(model, inputs, found, about), "classified")
 
 
 def answer(options: argparse.Namespace) -> int:
     """Run the command; returns 0, or 1 if some of the images could not be read, or 2 if none could."""
     if not options.question.strip():
         raise ValueError(f"--question ({options.question!r}) is empty; ask something.")
+    if options.choices is None:
+        return _answer_in_words(options)
     if (
         len(options.choices) < 2
         or len(set(options.choices)) < len(options.choices)
@@ -73,7 +82,30 @@ def answer(options: argparse.Namespace) -> int:
         return _likeliest("answer", options.choices, logits)
 
     about = {"question": options.question}
-    return _predict(options, model, processor, images, inputs, found, about, "looked at")
+    return _predict(options, processor, images, _lines(model, inputs, found, about), "looked at")
+
+
+def _answer_in_words(options: argparse.Namespace) -> int:
+    images = _images(options)
+    if not images:
+        raise ValueError("there is no IMAGE that the question is about; give one, or --choices to choose from.")
+    model: Any  # GenerationMixin's types are narrower than what it takes
+    model, processor = load_head(
+        FusionCaptionerForConditionalGeneration,
+        options.model,
+        options.revision,
+        trained_to="answer in words, or --choices to choose from",
+    )
+    chat = [{"role": "user", "content": options.question}]
+    prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+
+    def lines(pictures: list[Image.Image] | None) -> list[dict[str, Any]]:
+        inputs = processor(images=pictures, text=prompt, return_tensors="pt")
+        generated = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+        texts = processor.batch_decode(generated, skip_special_tokens=True)
+        return [{"question": options.question, "answer": text.strip()} for text in texts]
+
+    return _predict(options, processor, images, lines, "looked at")
 
 
 def _images(options: argparse.Namespace) -> list[str]:
@@ -91,22 +123,23 @@ def _rounded(names: list[str], probabilities: torch.Tensor) -> dict[str, float]:
     return {name: round(value, 4) for name, value in zip(names, probabilities.tolist(), strict=True)}
 
 
-@torch.inference_mode()
-def _predict(
-    options: argparse.Namespace,
+def _lines(
     model: Any,
-    processor: Any,
-    images: list[str],
     inputs: Callable[[list[Image.Image] | None], Any],
     found: Callable[[torch.Tensor], dict[str, Any]],
     about: dict[str, str],
-    done: str,
-) -> int:
-    """Print a line an image, or one if there is none: `about`, and what is `found` in its logits."""
+) -> Lines:
+    """Lines of `about`, and of what is `found` in a row of the model's logits."""
 
     def lines(pictures: list[Image.Image] | None) -> list[dict[str, Any]]:
         return [about | found(logits) for logits in model(**inputs(pictures)).logits]
 
+    return lines
+
+
+@torch.inference_mode()
+def _predict(options: argparse.Namespace, processor: Any, images: list[str], lines: Lines, done: str) -> int:
+    """Print a line an image, or one if there is none."""
     if not images:
         print(json.dumps(lines(None)[0], ensure_ascii=False), flush=True)
         return 0

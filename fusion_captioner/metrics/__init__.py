@@ -1,5 +1,6 @@
-"""Metrics of captions, retrieval and labels without Java, PyTorch or downloads. Each takes predictions and references and says what it is."""
+"""Metrics of captions, answers, retrieval and labels without Java, PyTorch or downloads. Each takes predictions and references and says what it is."""
 
+from fusion_captioner.metrics.answers import answer_scores
 from fusion_captioner.metrics.caption_scores import score_captions
 from fusion_captioner.metrics.cider import CiderD, DocumentFrequencies
 from fusion_captioner.metrics.classification import (
@@ -16,6 +17,7 @@ from fusion_captioner.metrics.tokenization import tokenize_caption
 __all__ = [
     "CiderD",
     "DocumentFrequencies",
+    "answer_scores",
     "auroc",
     "auroc_interval",
     "caption_diversity",

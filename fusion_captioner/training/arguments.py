@@ -11,11 +11,17 @@ from typing import Any
 import yaml
 
 from fusion_captioner.training.augmentation import AUGMENTATIONS
-from fusion_captioner.training.row_arguments import ChoiceDataArguments, LabelledDataArguments, RowDataArguments
+from fusion_captioner.training.row_arguments import (
+    ChoiceDataArguments,
+    LabelledDataArguments,
+    PromptDataArguments,
+    RowDataArguments,
+)
 from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
 from fusion_captioner.training.training_arguments import (
     ClassificationTrainingArguments,
     FusionCaptionerTrainingArguments,
+    GenerationTrainingArguments,
     HeadTrainingArguments,
     MultipleChoiceTrainingArguments,
     RetrievalTrainingArguments,
@@ -202,6 +208,7 @@ class HeadRunArguments:
 # What the sections `data` and `training` hold in the tasks other than captioning.
 HEAD_SECTIONS: dict[str, tuple[type[RowDataArguments] | type[DataArguments], type[HeadTrainingArguments]]] = {
     "classification": (LabelledDataArguments, ClassificationTrainingArguments),
+    "generation": (PromptDataArguments, GenerationTrainingArguments),
     "multiple_choice": (ChoiceDataArguments, MultipleChoiceTrainingArguments),
     "retrieval": (DataArguments, RetrievalTrainingArguments),
 }

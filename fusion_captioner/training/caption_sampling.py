@@ -41,7 +41,8 @@ class CaptionDataset(torch.utils.data.Dataset):
     """Rows for [`~fusion_captioner.training.collating.CaptionCollator`] out of images with several captions.
 
     A row has `image_id`, `captions` (list of str, as many in every row) and either `image` (undecoded) or
-    `image_hidden_states` (float16 array of shape (P, Dv), P: regions, Dv: their width; a view of the feature cache).
+    `image_hidden_states` (float16 array of shape (P, Dv), P: regions, Dv: their width; a view of the feature cache);
+    and `prompt`, where `rows` has such a column.
 
     For the Trainer: set `remove_unused_columns=False`, and add [`SetCaptionEpoch`] to the callbacks.
 
@@ -77,7 +78,8 @@ class CaptionDataset(torch.utils.data.Dataset):
         self.features = features
         self.mirrored_features = mirrored_features
         self.augmentations = tuple(augmentations)
-        self._texts = rows.select_columns(["captions", "image_id"])
+        with_prompts = ["prompt"] if "prompt" in rows.column_names else []
+        self._texts = rows.select_columns(["captions", "image_id", *with_prompts])
         self._images = rows.select_columns(["image"])
         for cached in (features, mirrored_features):
             if cached is not None:
@@ -136,7 +138,8 @@ class CaptionDataset(torch.utils.data.Dataset):
                 drawn = draw_captions(captions, int(self.captions_per_image), self.seed, self.epoch, image_id)
             else:
                 drawn = [captions[wanted[position] - self._first_caption[numbers[position]]]]
-            rows.append({"image_id": image_id, "captions": drawn})
+            prompt = {"prompt": texts["prompt"][position]} if "prompt" in texts else {}
+            rows.append({"image_id": image_id, "captions": drawn} | prompt)
         if self.features is not None and self.reads_features:
             for row in rows:
                 features = self.features

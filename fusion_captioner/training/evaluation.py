@@ -1,7 +1,7 @@
-"""Evaluation: a caption for each image from its prompt alone, and its scores against the references."""
+"""Evaluation: a caption for each image, or an answer to each question, from its prompt alone, and its scores against the references."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -21,7 +21,6 @@ from fusion_captioner.training.image_files import open_image
 logger = logging.getLogger(__name__)
 
 
-@torch.inference_mode()
 def generate_captions(
     model: FusionCaptionerForConditionalGeneration,
     processor: FusionCaptionerProcessor,
@@ -51,6 +50,45 @@ def generate_captions(
     Raises:
         FileNotFoundError, OSError, ValueError: an image cannot be decoded; the message names it and the fix.
     """
+    texts = generate_texts(
+        model,
+        processor,
+        rows,
+        [prompt] * len(rows),
+        features,
+        batch_size=batch_size,
+        show_progress=show_progress,
+        skip_bad_images=skip_bad_images,
+        **generation_settings,
+    )
+    image_ids = rows["image_id"]
+    return {image_ids[index]: text for index, text in texts.items()}
+
+
+@torch.inference_mode()
+def generate_texts(
+    model: FusionCaptionerForConditionalGeneration,
+    processor: FusionCaptionerProcessor,
+    rows: datasets.Dataset,
+    prompts: Sequence[str],
+    features: ImageFeatures | None = None,
+    *,
+    hides_images: bool = False,
+    batch_size: int = 32,
+    show_progress: bool = False,
+    skip_bad_images: bool = False,
+    **generation_settings: Any,
+) -> dict[int, str]:
+    """
+    What follows the prompt of every row, an image of which may have several; else as [`generate_captions`].
+
+    Args:
+        prompts: one a row.
+        hides_images: show [`~FusionCaptionerForConditionalGeneration.hidden_image`] instead of the images.
+
+    Returns:
+        texts by the number of the row.
+    """
     if generation_settings.get("num_beams") == 1:
         # the captioner's own length penalty is one of beam search
         generation_settings["length_penalty"] = 1.0
@@ -70,26 +108,28 @@ def generate_captions(
 
     training = model.training
     model.eval()
-    captions: list[tuple[int, str, str]] = []
+    found: list[tuple[int, str]] = []
     try:
         starts = range(0, len(mine), batch_size)
-        for start in tqdm(starts, desc="generating captions", disable=None if show_progress else True, leave=False):
+        for start in tqdm(starts, desc="generating", disable=None if show_progress else True, leave=False):
             indices = list(mine[start : start + batch_size])
-            if features is None:
-                pictures = {index: picture for index in indices if (picture := read(index)) is not None}
-                if not pictures:
+            pictures = None
+            if features is None and not hides_images:
+                readable = {index: picture for index in indices if (picture := read(index)) is not None}
+                if not readable:
                     continue
-                indices = list(pictures)
-                inputs = processor(images=list(pictures.values()), text=[prompt] * len(indices), return_tensors="pt")
-            else:
-                inputs = processor(text=[prompt] * len(indices), return_tensors="pt")
+                indices, pictures = list(readable), list(readable.values())
+            inputs = processor(images=pictures, text=[prompts[index] for index in indices], return_tensors="pt")
+            if hides_images:
+                inputs["image_hidden_states"] = model.hidden_image(len(indices))
+            elif features is not None:
                 inputs["image_hidden_states"] = torch.stack([features[image_ids[index]] for index in indices])
             generated = model.generate(**inputs.to(model.device), **generation_settings)  # type: ignore[misc]
             texts = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            captions.extend((index, image_ids[index], text.strip()) for index, text in zip(indices, texts))
+            found.extend((index, text.strip()) for index, text in zip(indices, texts))
     finally:
         model.train(training)
-    return {image_id: text for _, image_id, text in sorted(gather_object(captions))}
+    return dict(sorted(gather_object(found)))
 
 
 def score_generated(captions: Mapping[str, str], rows: datasets.Dataset) -> dict[str, Any]:

@@ -123,9 +123,45 @@ print(model(**inputs).logits_per_image.softmax(dim=-1))""",
     ),
 }
 
+CHAT_USAGE = """\
+content = [{{"type": "image", "path": "photo.jpg"}}, {{"type": "text", "text": "{text}"}}]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": content}}],
+    add_generation_prompt=True,
+    tokenize=True,
+    return_dict=True,
+    return_tensors="pt",
+)
+generated = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+print(processor.batch_decode(generated, skip_special_tokens=True)[0])"""
+
+# Of the captioner, which is trained to continue prompts of more than one kind.
+ANSWER_CARD = CardText(
+    pipeline_tag="visual-question-answering",
+    tags=("image-text-to-text", "multimodal"),
+    metrics={"exact_match": "exact_match", "token_f1": "f1"},
+    auto_class="AutoModelForImageTextToText",
+    about="A model that answers questions about an image in words, by cross-modal fusion",
+    usage=CHAT_USAGE.format(text="what is it?"),
+    limits="It always answers, also where the image does not tell, and often by what is commonly answered to such a "
+    "question:\ncompare the score of the question alone. It is no medical device: whatever it says of medical images is "
+    "for research,\nand never for diagnosis or treatment.",
+)
+TEXT_CARD = CardText(
+    pipeline_tag="image-text-to-text",
+    tags=("image-to-text", "multimodal"),
+    metrics={"BLEU-4": "bleu", "ROUGE-L": "rouge"},
+    auto_class="AutoModelForImageTextToText",
+    about="A model that writes a text about an image from a record, by cross-modal fusion",
+    usage=CHAT_USAGE.format(text="sex F. age 60."),
+    limits="It writes what is commonly written, fluently, also where the image shows nothing of it. It is no medical "
+    "device: what it\nwrites of medical images is for research, and never for diagnosis or treatment.",
+)
+
 
 def build_head_card(
     trainer: HeadTrainer,
+    text: CardText | None = None,
     *,
     name: str | None = None,
     data: str | list[str] | None = None,
@@ -137,9 +173,10 @@ def build_head_card(
 ) -> ModelCard:
     """
     The card of the model as `trainer` saves it; arguments as of
-    [`~fusion_captioner.training.model_card.build_model_card`].
+    [`~fusion_captioner.training.model_card.build_model_card`], and what the card says of the task, by default that of the
+    model's class in `CARDS`.
     """
-    text = CARDS[type(trainer.model).__name__]
+    text = text or CARDS[type(trainer.model).__name__]
     config, record = trainer.model.config, trainer.training_record
     repository = trainer.hub_model_id or trainer.args.hub_model_id or Path(str(trainer.args.output_dir)).resolve().name
     title = name or repository.split("/")[-1]

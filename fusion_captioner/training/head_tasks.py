@@ -9,11 +9,16 @@ from typing import Any, Protocol
 import datasets
 from transformers.utils import cached_file
 
-from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
+from fusion_captioner.inference.loading import load_config
+from fusion_captioner.modeling_fusion_captioner import (
+    FusionCaptionerForConditionalGeneration,
+    FusionCaptionerPreTrainedModel,
+)
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.arguments import HEAD_SECTIONS
 from fusion_captioner.training.classification_task import ClassificationTask
 from fusion_captioner.training.feature_shards import ImageFeatures
+from fusion_captioner.training.generation_task import GenerationTask
 from fusion_captioner.training.head_trainer import HeadTrainer
 from fusion_captioner.training.multiple_choice_task import MultipleChoiceTask
 from fusion_captioner.training.retrieval_task import MIRRORED, RetrievalTask
@@ -26,6 +31,7 @@ OF_THE_RUN = (
     "source",
     "splits",
     "images_folder",
+    "caption_source",
     "config_name",
     "revision",
     "streaming",
@@ -86,10 +92,24 @@ class HeadTask(Protocol):
 
 TASKS: dict[str, Any] = {
     "classification": ClassificationTask,
+    "generation": GenerationTask,
     "multiple_choice": MultipleChoiceTask,
     "retrieval": RetrievalTask,
 }
-HEAD_NAMES = {task.head.__name__ for task in TASKS.values()}
+
+
+def is_captioner(name: str, revision: str) -> bool:
+    """Whether a checkpoint is to be scored as a captioner: all are but those that a task of `TASKS` trained."""
+    try:
+        architectures = load_config(name, revision).architectures or []
+    except OSError:
+        return True  # which looks at the data first, and then tells what is wrong with the model
+    heads = {task.head.__name__ for task in TASKS.values()}
+    if FusionCaptionerForConditionalGeneration.__name__ not in architectures:
+        return not heads & set(architectures)
+    # neither of the two is an error: captioners have no such file, and one on disk may be all there is of a Hub model
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    return cached_file(name, TASK_FILE, revision=revision, **missing) is None
 
 
 def write_task(folder: Path, task: str, data: Any) -> None:
@@ -124,4 +144,4 @@ def read_task(name: str, revision: str, **changes: Any) -> tuple[str, Any]:
         ) from error
 
 
-__all__ = ["HEAD_NAMES", "MIRRORED", "TASKS", "HeadTask", "read_task", "write_task"]
+__all__ = ["MIRRORED", "TASKS", "HeadTask", "is_captioner", "read_task", "write_task"]

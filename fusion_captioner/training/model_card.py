@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fusion_captioner import __version__
 from fusion_captioner.training.arguments import HeadRunArguments, RunArguments
+from fusion_captioner.training.row_arguments import PromptDataArguments
 
 if TYPE_CHECKING:
     from fusion_captioner.training.head_trainer import HeadTrainer
@@ -81,6 +82,11 @@ class TrainingRecord:
         sources = run.data.splits or {}
         train, evaluated = run.data.train_split, run.data.eval_split
         more = run.data.more_train_sources if isinstance(run, RunArguments) else []
+        if isinstance(run.data, PromptDataArguments):
+            more = [] if run.data.caption_source is None else [run.data.caption_source]
+            if run.data.folds and evaluated is not None:
+                held_out = f"fold {run.data.fold} of {run.data.folds}"
+                train, evaluated = f"{sources.get(train, train)} without {held_out}", f"{held_out} of {train}"
         return cls(
             data=[public_name(source) for source in (run.data.source, *more)],
             train_split=sources.get(train, train),

@@ -156,6 +156,81 @@ class LabelledDataArguments(RowDataArguments):
             raise ValueError(f"`data.class_balance` ({self.class_balance}) must be from 0 to 1.")
 
 
+@dataclass
+class PromptDataArguments(RowDataArguments):
+    """
+    Rows with a prompt and the text that is to follow it: a question and its answer, a record and its report.
+    `modalities: [text]` is the prompt alone, `[image]` the image alone.
+
+    Args:
+        question_column: field of the question; "" asks for a caption.
+        text_template: pieces of a prompt with fields in braces, such as `["age {age}.", "view {view}."]`, joined by
+            blanks; a piece is left out where one of its fields is empty. In place of `question_column`; what follows is
+            then scored as a text, by BLEU and ROUGE-L, and not as an answer, by exact match and token-F1.
+        answer_column: field of the text that follows; rows where it is empty are left out.
+        choices_column, label_column: in place of `answer_column`: a list of texts, and the number of the right one.
+        answer_type_column: field of the kind of question, such as `closed` or `open`, by which scores are told apart.
+        folds, fold: the images of `train_split` are dealt out into so many parts; that of number `fold`, counted from 0,
+            becomes `eval_split`, and the others `train_split`. No image is in two parts.
+        max_turns: questions about the image in a training prompt at most; those that stand before its own have their
+            answers, so that conversations are learned.
+        caption_source: captions in any layout of captioning, learned beside the questions from an empty prompt, and
+            evaluated where it has an `eval_split`.
+    """
+
+    question_column: str | None = None
+    text_template: list[str] | None = None
+    answer_column: str | None = None
+    choices_column: str | None = None
+    label_column: str = "label"
+    answer_type_column: str | None = None
+    folds: int | None = None
+    fold: int = 0
+    max_turns: int = 1
+    caption_source: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.question_column is not None and self.text_template is not None:
+            raise ValueError(
+                f"`data.question_column` ({self.question_column!r}) and `data.text_template` are both set; unset one of "
+                "them."
+            )
+        if self.text_template is None:
+            self.question_column = self.question_column or "question"
+        elif not _are_texts(self.text_template) or not self.text_template:
+            raise ValueError(
+                f"`data.text_template` ({self.text_template!r}) must be a list of texts, at least one; put them in "
+                "quotes."
+            )
+        if self.answer_column is not None and self.choices_column is not None:
+            raise ValueError(
+                f"`data.answer_column` ({self.answer_column!r}) and `data.choices_column` ({self.choices_column!r}) are "
+                "both set; unset one of them."
+            )
+        if self.choices_column is None:
+            self.answer_column = self.answer_column or "answer"
+        if self.folds is not None and (self.folds < 2 or self.eval_split is None):
+            raise ValueError(
+                f"`data.folds` ({self.folds}) must be at least 2, with `data.eval_split` ({self.eval_split!r}) as the name "
+                "of the part that is held out."
+            )
+        if not 0 <= self.fold < (self.folds or 1):
+            raise ValueError(f"`data.fold` ({self.fold}) must be a number below `data.folds` ({self.folds}), from 0.")
+        if self.max_turns < 1:
+            raise ValueError(f"`data.max_turns` ({self.max_turns}) must be at least 1, the question itself.")
+        if self.max_turns > 1 and "text" not in self.modalities:
+            raise ValueError(
+                f"`data.max_turns` ({self.max_turns}) is for prompts, and `data.modalities` ({self.modalities}) has none; "
+                "unset it."
+            )
+
+    @property
+    def asks(self) -> bool:
+        """Whether prompts are questions, and what follows is scored as an answer."""
+        return self.text_template is None
+
+
 CHOICE_LAYOUTS = ("imagefolder", "tvqa")
 
 

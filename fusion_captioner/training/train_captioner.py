@@ -34,6 +34,7 @@ from fusion_captioner.training.self_critical import SelfCriticalTrainer
 from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
 from fusion_captioner.training.tokenizer_training import train_tokenizer
 from fusion_captioner.training.trainer import FusionCaptionerTrainer, newest_complete_checkpoint
+from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +80,7 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
         logger.info("%s holds no complete checkpoint: training starts from the beginning", run.training.output_dir)
     processor = build_processor(run, captions_of(splits["train"]))
     model = build_model(run.model, processor)
-    # what evaluation does is what `generate` of the saved captioner does by itself
-    model.generation_config.update(
-        num_beams=run.training.generation_num_beams,
-        length_penalty=run.training.generation_length_penalty if run.training.generation_num_beams > 1 else 1.0,
-        max_new_tokens=run.training.generation_max_new_tokens,
-    )
+    keep_generation_settings(model, run.training)
 
     features: dict[str, ImageFeatures] = {}
     mirrored_features: ImageFeatures | None = None
@@ -272,6 +268,17 @@ def build_model(
 ) -> FusionCaptionerForConditionalGeneration:
     """The checkpoint that training goes on from, or a new captioner on a pretrained or a new image encoder."""
     return build_head(FusionCaptionerForConditionalGeneration, arguments, processor)
+
+
+def keep_generation_settings(
+    model: FusionCaptionerForConditionalGeneration, training: FusionCaptionerTrainingArguments
+) -> None:
+    """What evaluation does becomes what `generate` of the saved captioner does by itself."""
+    model.generation_config.update(
+        num_beams=training.generation_num_beams,
+        length_penalty=training.generation_length_penalty if training.generation_num_beams > 1 else 1.0,
+        max_new_tokens=training.generation_max_new_tokens,
+    )
 
 
 def build_head(

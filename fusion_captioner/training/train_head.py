@@ -11,6 +11,7 @@ from fusion_captioner.inference.output_files import check_output_folder
 from fusion_captioner.training.arguments import HeadRunArguments
 from fusion_captioner.training.feature_cache import cached_features
 from fusion_captioner.training.feature_shards import ImageFeatures
+from fusion_captioner.training.generation_trainer import GenerationTrainer
 from fusion_captioner.training.head_tasks import MIRRORED, TASKS, HeadTask, write_task
 from fusion_captioner.training.head_trainer import newest_complete_checkpoint
 from fusion_captioner.training.model_card import TrainingRecord
@@ -81,4 +82,7 @@ def train_head(run: HeadRunArguments, command: str, resume: bool = False) -> dic
         if "eval" in splits:
             report = json.dumps(task.report(trainer, splits["eval"]), indent=2, ensure_ascii=False)
             (output / "eval_report.json").write_text(report + "\n", encoding="utf-8")
+            if isinstance(trainer, GenerationTrainer):
+                lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in trainer.evaluated_texts]
+                (output / "eval_texts.jsonl").write_text("".join(lines), encoding="utf-8")
     return metrics

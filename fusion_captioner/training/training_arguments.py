@@ -122,6 +122,30 @@ class FusionCaptionerTrainingArguments(HeadTrainingArguments):
 
 
 @dataclass
+class GenerationTrainingArguments(FusionCaptionerTrainingArguments):
+    """
+    [`FusionCaptionerTrainingArguments`] of the captioner that answers or reports; the best checkpoint is that of the best
+    exact match. `generation_num_beams` and what follows it are those of answers and captions alike.
+
+    Raises:
+        ValueError: for a combination that cannot be run, naming the fields.
+    """
+
+    output_dir: str = field(default="runs/assistant", metadata={"help": "Folder of checkpoints and results."})
+    metric_for_best_model: str | None = field(
+        default="exact_match", metadata={"help": "Score that chooses the best checkpoint."}
+    )
+    generation_num_beams: int = field(default=1, metadata={"help": "Beams of evaluation; 1: greedy."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.predict_with_generate:
+            raise ValueError(
+                "`predict_with_generate` (False) leaves nothing to score; leave it out, or set `eval_strategy` to 'no'."
+            )
+
+
+@dataclass
 class ClassificationTrainingArguments(HeadTrainingArguments):
     """[`HeadTrainingArguments`] of the classification head; the best checkpoint is that of the best macro-F1, or of
     numbers that of the best correlation."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import fusion_captioner
-from fusion_captioner.metrics import retrieval_recall, score_captions
+from fusion_captioner.metrics import answer_scores, retrieval_recall, score_captions
 
 MODULES = Path(fusion_captioner.__file__).parent / "metrics" / "evaluate_modules"
 NAMES = sorted(path.name for path in MODULES.iterdir() if (path / f"{path.name}.py").is_file())
@@ -30,7 +30,7 @@ import evaluate
 folder, names, predictions, references, similarity, image_texts = json.loads(sys.argv[1])
 results = {}
 for name in names:
-    if name == "retrieval_recall":
+    if name in ("retrieval_recall", "answers"):
         continue
     module = evaluate.load(f"{folder}/{name}")
     results[name] = module.compute(predictions=predictions, references=references)
@@ -42,6 +42,10 @@ only_cider = evaluate.load(f"{folder}/caption_scores").compute(
 module = evaluate.load(f"{folder}/retrieval_recall")
 results["retrieval_recall"] = module.compute(predictions=similarity, references=image_texts)
 in_folds = module.compute(predictions=similarity, references=image_texts, fold_size=2, ranks=[1])
+answers = evaluate.load(f"{folder}/answers")
+results["answers"] = answers.compute(
+    predictions=predictions, references=[texts[0] for texts in references], kinds=["open", "closed"]
+)
 print(json.dumps([results, only_cider, in_folds]))
 """
 
@@ -60,6 +64,7 @@ def results(tmp_path_factory):
 def test_they_load_from_a_path_without_network_and_give_the_same_scores(results):
     scores = score_captions(PREDICTIONS, REFERENCES)
     assert results[0] == {
+        "answers": answer_scores(PREDICTIONS, [texts[0] for texts in REFERENCES], ["open", "closed"]),
         "bleu": {name: scores[name] for name in ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")},
         "caption_scores": scores,
         "cider": {"CIDEr": scores["CIDEr"]},
