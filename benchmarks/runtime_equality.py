@@ -54,7 +54,8 @@ def main() -> None:
     rows = load_caption_dataset(options.source)[options.split]
     if options.limit is not None:
         rows = rows.select(range(min(options.limit, len(rows))))
-    images, references = list(rows["image"]), list(rows["captions"])
+    images = [image["bytes"] or image["path"] for image in rows["image"]]
+    references = list(rows["captions"])
     figures: list[dict[str, Any]] = []
     print("| | search | equal captions | CIDEr | lost | s |\n|---|---|---|---|---|---|")
     systems: dict[str, Any] = {"torch": TorchCaptioner(options.checkpoint, num_threads=options.threads)}
