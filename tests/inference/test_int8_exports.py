@@ -12,7 +12,6 @@ from tiny_models import tiny_model
 
 from fusion_captioner.cli import main
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
-from fusion_captioner.inference.export_captioner import export_captioner
 from fusion_captioner.inference.export_int8 import CalibrationImages, compress_weights, quantize_decoder_step
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner
 from fusion_captioner.inference.runtimes import import_runtime
@@ -68,16 +67,6 @@ def test_int8_is_close_to_float32(
     capsys.readouterr()
     assert main(["caption", str(photos), "--model", str(folder), "--max-new-tokens", "4"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 10
-
-
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_transformers_have_int8_forms(photos: Path, tmp_path: Path, runtime: str) -> None:
-    vision = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision |= {"intermediate_size": 16, "image_size": 32, "patch_size": 8}
-    model = tiny_model(vision_config=vision, decoder_type="transformer", fusion_type="bilinear")
-    names = sorted(map(str, photos.iterdir()))
-    exported = ExportedCaptioner(export_captioner(model, tiny_processor(), runtime, tmp_path, names), num_threads=1)
-    assert len(exported.caption(names[:2], num_beams=2, max_new_tokens=4)) == 2
 
 
 def test_calibration_takes_evenly_spaced_images(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

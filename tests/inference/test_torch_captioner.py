@@ -29,8 +29,7 @@ def test_the_image_encoder_alone_is_bfloat16(checkpoint: Path) -> None:
     with torch.no_grad():
         expected, found = (each.model.get_image_hidden_states(pixels(2)) for each in (whole, half))
     assert found.dtype == torch.float32
-    assert not torch.equal(found, expected)
-    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    assert 0 < (found - expected).norm() / expected.norm() < 0.05
 
 
 def test_auto_takes_what_is_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
