@@ -196,6 +196,9 @@ def examine(task: Run) -> Run:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
+    from fusion_captioner import packed_linear
+
+    packed_linear._IS_AVAILABLE = False  # the counter does not know packed products
     found: Run = {}
     if task["kind"] == "peer":
         seconds = {}
@@ -247,12 +250,10 @@ def peak_resident() -> int:
 # what happens in the process that measures
 
 
-def in_its_own_process(job: str, task: Run) -> tuple[Run, float]:
+def in_its_own_process(job: str, task: Run, script: str = __file__) -> tuple[Run, float]:
     """What the job returns, and the seconds from start to end of its process."""
     start = time.perf_counter()
-    finished = subprocess.run(
-        [sys.executable, __file__, "--job", job, json.dumps(task)], capture_output=True, text=True
-    )
+    finished = subprocess.run([sys.executable, script, "--job", job, json.dumps(task)], capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if finished.returncode:
         raise RuntimeError(f"{job} of {task['name']} failed:\n{finished.stderr}")
@@ -313,9 +314,9 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Run]:
         task = shared | task
         system: Run = {"name": task["name"], "kind": task["kind"]}
         if task["kind"] == "export":
-            of = json.loads((Path(task["path"]) / "exported_captioner.json").read_text())["checkpoint"]
-            same = [each for each in systems if each.get("fingerprint") == of]
-            system |= {"dtype": "float32", "flop": same[0]["flop"] if same else None}
+            description = json.loads((Path(task["path"]) / "exported_captioner.json").read_text())
+            same = [each for each in systems if each.get("fingerprint") == description["checkpoint"]]
+            system |= {"dtype": description.get("dtype", "float32"), "flop": same[0]["flop"] if same else None}
         else:
             saved = str(folder / "peer")
             system |= in_its_own_process("examine", task | {"save": saved})[0]

@@ -147,6 +147,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     caption.add_argument("--runtime", choices=["torch", *RUNTIMES], help="what it runs on (default: what it is for)")
     caption.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16"],
+        help="of the image encoder on torch; auto takes what this machine is measured to be faster in (default: float32)",
+    )
+    caption.add_argument(
         "--prompt", default="", help="words to go on from, or a question; they are not repeated in the caption"
     )
     caption.add_argument("--beams", type=int, default=3, help="beam size; 1 is greedy (default: 3)")
@@ -184,11 +189,16 @@ def build_parser() -> argparse.ArgumentParser:
         "export",
         help="write a captioner that runs without torch",
         description="Write a captioner as a folder that `caption --model FOLDER` runs without torch.",
-        epilog="The runtimes are packages: pip install 'fusion-captioner[openvino]' or 'fusion-captioner[onnx]'",
+        epilog="The runtimes are packages: pip install 'fusion-captioner[openvino]' or 'fusion-captioner[onnx]'; --int8 "
+        "needs the latter for both",
     )
     export.add_argument("model", metavar="CHECKPOINT", help="folder or Hub name of the captioner")
     export.add_argument("--to", required=True, choices=RUNTIMES, help="runtime to export for")
     export.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
+    export.add_argument("--int8", action="store_true", help="in int8, a quarter of the bytes; needs --calibration")
+    export.add_argument(
+        "--calibration", metavar="FOLDER", help="of --int8: images like those to be captioned, some hundreds"
+    )
     _add_hub_flags(export)
 
     shrink = commands.add_parser(

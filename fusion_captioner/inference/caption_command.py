@@ -55,13 +55,20 @@ def find_images(sources: list[str]) -> Iterator[str]:
             raise FileNotFoundError(f"{source}: no such file or folder; check the path.")
 
 
-def load(model: str, revision: str, runtime: str | None, num_threads: int | None = None) -> Captioner:
-    """The captioner on the runtime that is asked for, by default the one that `model` is for, with so many threads.
+def load(
+    model: str, revision: str, runtime: str | None, num_threads: int | None = None, dtype: str | None = None
+) -> Captioner:
+    """The captioner on the runtime that is asked for, by default the one that `model` is for, with so many threads; on
+    torch with an image encoder of type `dtype`, by default float32.
 
     Raises:
-        ValueError: if `model` is for another runtime; and what loading raises.
+        ValueError: if `model` is for another runtime, or an export, whose type is its own; and what loading raises.
     """
     exported = is_export(model)
+    if exported and dtype is not None:
+        raise ValueError(
+            f"--dtype ({dtype}) is for torch, and {model} is an export, whose type is its own; leave it out."
+        )
     if exported and runtime != "torch":
         captioner = ExportedCaptioner(model, num_threads)
         if runtime is not None and captioner.runtime != runtime:
@@ -82,7 +89,7 @@ def load(model: str, revision: str, runtime: str | None, num_threads: int | None
     from fusion_captioner.inference.torch_captioner import TorchCaptioner
 
     keep_stderr_quiet(reads_data=False)
-    return TorchCaptioner(model, revision, num_threads)
+    return TorchCaptioner(model, revision, num_threads, dtype or "float32")
 
 
 def caption(options: argparse.Namespace) -> int:
@@ -129,7 +136,7 @@ def _caption_images(
     file: CaptionFile | None,
 ) -> int:
     """Captions the images at the places `left`, the last of `total`; returns how many of them could not be."""
-    captioner = load(options.model, options.revision, options.runtime, process.threads)
+    captioner = load(options.model, options.revision, options.runtime, process.threads, options.dtype)
     settings: dict[str, Any] = {
         "max_new_tokens": options.max_new_tokens,
         "num_return_sequences": options.num_captions,

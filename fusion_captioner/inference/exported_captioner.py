@@ -160,7 +160,7 @@ class ExportedCaptioner:
         if search.num_beams > 1:
             chosen = search_with_beams(logits, states, search, eos_ids, pad_id)
         else:
-            chosen = search_one_by_one(logits, states, search, eos_ids, pad_id, np.random.default_rng(seed))
+            chosen = search_one_by_one(logits, states, search, eos_ids, pad_id, seed)
         return np.concatenate((input_ids.repeat(search.num_return_sequences, axis=0), chosen), axis=1)
 
     def caption(

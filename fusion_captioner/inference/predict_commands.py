@@ -24,21 +24,18 @@ Lines = Callable[[list[Image.Image] | None], list[dict[str, Any]]]
 
 def classify(options: argparse.Namespace) -> int:
     """Run the command; returns 0, or 1 if some of the images could not be read, or 2 if none could."""
-    if not options.images and not options.text:
+    if options.text is not None and not options.text.strip():
+        raise ValueError(f"--text ({options.text!r}) is empty; give a text, or leave it out.")
+    if not options.images and options.text is None:
         raise ValueError("there is neither IMAGE nor --text; give one of them, or both.")
     images = _images(options)
     model, processor = load_head(
         FusionCaptionerForSequenceClassification, options.model, options.revision, trained_to="classify"
     )
-    if model.config.problem_type not in (None, "single_label_classification"):
-        raise ValueError(
-            f"{options.model}: its `problem_type` is {model.config.problem_type!r}, and `classify` tells one label of "
-            "each; run it by transformers."
-        )
     names = [name for _, name in sorted(model.config.id2label.items())]  # type: ignore[union-attr]
 
     def inputs(pictures: list[Image.Image] | None) -> Any:
-        if not options.text:
+        if options.text is None:
             return processor(images=pictures, return_tensors="pt")
         texts = [options.text] * (len(pictures) if pictures else 1)
         return processor(images=pictures, text=texts, add_eos=True, truncation=True, return_tensors="pt")

@@ -97,7 +97,7 @@ def search_one_by_one(
     settings: SearchSettings,
     eos_ids: np.ndarray,
     pad_id: int,
-    random: np.random.Generator,
+    seed: int | None,
 ) -> np.ndarray:
     """
     Greedy search or sampling: each row for itself.
@@ -106,11 +106,13 @@ def search_one_by_one(
         logits: float32 (T, V), after the prompts.
         decoder: has read the prompts.
         eos_ids: int64, the tokens that end a text; what follows them is `pad_id`.
-        random: draws the tokens of `do_sample`.
+        seed: of the tokens that `do_sample` draws.
 
     Returns:
         int64 (T, new tokens).
     """
+    # where nothing is drawn, `numpy.random` stays unloaded, which a cold start would wait for
+    random = np.random.default_rng(seed) if settings.do_sample else None
     tokens = np.full((len(logits), settings.max_new_tokens), pad_id, np.int64)
     rows = np.arange(len(logits))  # those that the decoder still has
     running = np.ones(len(logits), bool)  # of these, those that have not ended
@@ -124,7 +126,7 @@ def search_one_by_one(
             logits = decoder.advance(tokens[rows, position - 1])
         if position < settings.min_new_tokens:
             logits = _without(logits, eos_ids)
-        chosen = _drawn(logits, settings, random) if settings.do_sample else logits.argmax(axis=-1)
+        chosen = logits.argmax(axis=-1) if random is None else _drawn(logits, settings, random)
         tokens[rows[running], position] = chosen[running]
         running &= ~np.isin(chosen, eos_ids)
         if not running.any():
@@ -239,7 +241,7 @@ def _without(scores: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
     return scores
 
 
-def _drawn(logits: np.ndarray, settings: SearchSettings, random: np.random.Generator) -> np.ndarray:
+def _drawn(logits: np.ndarray, settings: SearchSettings, random: "np.random.Generator") -> np.ndarray:
     """A token a row, drawn from what `temperature`, `top_k` and `top_p` leave, in this order."""
     logits = logits.astype(np.float64) / settings.temperature
     if 0 < settings.top_k < logits.shape[-1]:

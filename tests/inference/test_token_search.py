@@ -51,7 +51,7 @@ def search(images: list[int], settings: SearchSettings, prompts: int) -> tuple[l
     if settings.num_beams > 1:
         tokens = search_with_beams(decoder.logits(), decoder, settings, EOS_IDS, 0)
     else:
-        tokens = search_one_by_one(decoder.logits(), decoder, settings, EOS_IDS, 0, np.random.default_rng(0))
+        tokens = search_one_by_one(decoder.logits(), decoder, settings, EOS_IDS, 0, seed=0)
     texts = [row[: row.index(EOS) + 1] if EOS in row else row for row in tokens.tolist()]
     return texts, decoder.computed[1:]
 

@@ -1,0 +1,118 @@
+"""`fusion-captioner export --int8`: close to float32, and nothing stays float32 in silence."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+from tiny_exports import Export, tiny_processor
+from tiny_models import tiny_model
+
+from fusion_captioner.cli import main
+from fusion_captioner.image_processing_fusion_captioner import SETTINGS
+from fusion_captioner.inference.export_int8 import CalibrationImages, compress_weights, quantize_decoder_step
+from fusion_captioner.inference.exported_captioner import ExportedCaptioner
+from fusion_captioner.inference.runtimes import import_runtime
+
+RUNTIMES = ["onnx", "openvino"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise, some darker and some brighter."""
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for index in range(10):
+        low, high = sorted(random.integers(0, 256, 2).tolist())
+        Image.fromarray(random.integers(low, high + 1, (40, 40, 3), np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("captioner")
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_int8_is_close_to_float32(
+    capsys: pytest.CaptureFixture[str], export: Export, checkpoint: Path, photos: Path, tmp_path: Path, runtime: str
+) -> None:
+    folder = tmp_path / "int8"
+    flags = ["--int8", "--calibration", str(photos)]
+    assert main(["export", str(checkpoint), "--to", runtime, "--out", str(folder), *flags]) == 0
+    assert json.loads((folder / "exported_captioner.json").read_text())["dtype"] == "int8"
+    small, whole = (ExportedCaptioner(each, num_threads=1) for each in (folder, export(runtime)))
+    pixel_values = whole.preprocess(sorted(photos.iterdir()))
+    regions = whole._image_part((pixel_values,))
+    for found, expected in zip(small._image_part((pixel_values,)), regions, strict=True):
+        assert 0 < difference(found, expected) < 0.1
+
+    def step(captioner: ExportedCaptioner) -> list[np.ndarray]:
+        tokens = np.arange(3, 3 + len(regions[0]))[:, None]
+        shapes = [state["shape"] for state in captioner.description["states"]]
+        states = [np.zeros([len(tokens), 1, *shape[2:]], np.float32) for shape in shapes]
+        return captioner._decoder_step((tokens, np.ones((*tokens.shape, 1), np.int64), *regions, *states))
+
+    for found, expected in zip(step(small), step(whole), strict=True):
+        assert 0 < difference(found, expected) < 0.1
+    capsys.readouterr()
+    assert main(["caption", str(photos), "--model", str(folder), "--max-new-tokens", "4"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 10
+
+
+def test_calibration_takes_evenly_spaced_images(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusion_captioner.inference.export_int8.MAX_CALIBRATION_IMAGES", 3)
+    names = sorted(map(str, photos.iterdir()))
+    settings = {name: getattr(tiny_processor().image_processor, name) for name in SETTINGS}
+    reader = CalibrationImages(names, settings, "pixels")
+    assert reader.images == [names[0], names[4], names[9]]
+    batch = reader.get_next()
+    assert batch is not None and batch["pixels"].shape == (3, 3, 32, 32)
+    assert reader.get_next() is None
+
+
+def test_a_layer_of_onnx_without_int8_form_is_refused(tmp_path: Path) -> None:
+    weights = onnx.numpy_helper.from_array(np.ones((2, 2), np.float32), "weights")
+    arrays = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 2]) for name in ("x", "y")]
+    einsum = onnx.helper.make_node("Einsum", ["x", "weights"], ["y"], "the layer", equation="ij,jk->ik")
+    graph = onnx.helper.make_graph([einsum], "graph", arrays[:1], arrays[1:], [weights])
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "einsum.onnx")
+    with pytest.raises(ValueError, match=r"'the layer'.* would stay float32"):
+        quantize_decoder_step(tmp_path / "einsum.onnx", tmp_path / "int8.onnx")
+
+
+def test_a_layer_of_openvino_without_int8_form_is_refused() -> None:
+    openvino = import_runtime("openvino", "openvino")  # without its telemetry
+    opset = openvino.opset13
+    rows = opset.parameter([1, 2, 2], np.float32)
+    product = opset.matmul(rows, opset.constant(np.ones((1, 2, 2), np.float32)), False, False)
+    with pytest.raises(ValueError, match="no int8 form"):
+        compress_weights(openvino.Model([product], [rows]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--int8"], ["--int8 needs --calibration FOLDER"]),
+        (["--calibration", "photos"], ["--calibration (photos)", "--int8"]),
+        (["--int8", "--calibration", "nowhere"], ["--calibration (nowhere)", "no such folder"]),
+    ],
+)
+def test_wrong_flags(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path, flags: list[str], words: list[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["export", str(checkpoint), "--to", "onnx", "--out", str(out), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert [word for word in words if word not in line] == []
+    assert not out.exists()

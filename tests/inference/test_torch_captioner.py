@@ -1,0 +1,64 @@
+"""Types of the image encoder on torch."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_exports import Export, tiny_processor
+from tiny_models import pixels, tiny_model
+
+from fusion_captioner.cli import main
+from fusion_captioner.inference import torch_captioner
+from fusion_captioner.inference.torch_captioner import TorchCaptioner, faster_dtype
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("captioner")
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def test_the_image_encoder_alone_is_bfloat16(checkpoint: Path) -> None:
+    whole, half = (TorchCaptioner(str(checkpoint), dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert (whole.dtype, half.dtype) == (torch.float32, torch.bfloat16)
+    assert half.model.lm_head.weight.dtype == torch.float32
+    with torch.no_grad():
+        expected, found = (each.model.get_image_hidden_states(pixels(2)) for each in (whole, half))
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).norm() / expected.norm() < 0.05
+
+
+def test_auto_takes_what_is_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {torch.float32: 1.1, torch.bfloat16: 1.0}
+    monkeypatch.setattr(torch_captioner, "_product_seconds", lambda dtype, size: seconds[dtype])
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert faster_dtype() == torch.float32
+    seconds[torch.float32] = 2.0
+    assert faster_dtype() == torch.bfloat16
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert faster_dtype() == torch.float32
+
+
+def test_the_flag(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path,
+    export: Export,
+    tmp_path: Path,
+) -> None:
+    photo = tmp_path / "photo.png"
+    Image.linear_gradient("L").save(photo)
+    asked = []
+    monkeypatch.setattr(torch_captioner, "faster_dtype", lambda: asked.append(1) or torch.bfloat16)
+    flags = ["caption", str(photo), "--max-new-tokens", "3", "--model"]
+    assert main([*flags, str(checkpoint)]) == 0
+    assert asked == []
+    assert main([*flags, str(checkpoint), "--dtype", "auto"]) == 0
+    assert asked == [1]
+    assert [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()] == [str(photo)] * 2
+    assert main([*flags, str(export("onnx")), "--dtype", "float32"]) == 2
+    assert "--dtype (float32) is for torch" in capsys.readouterr().err
