@@ -1,5 +1,7 @@
-"""What happens beside the training loop: the image encoder is unfrozen, and an average of the weights is kept."""
+"""What happens beside the training loop: the image encoder is unfrozen, an average of the weights is kept, a warm-up that
+is too long is told."""
 
+import logging
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from transformers import TrainerCallback
 
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
 from fusion_captioner.training.caption_sampling import CaptionDataset
+
+logger = logging.getLogger(__name__)
 
 
 class UnfreezeImageEncoder(TrainerCallback):
@@ -41,6 +45,18 @@ class UnfreezeImageEncoder(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         if state.global_step == self.from_step:
             self._apply(model, state.global_step, train_dataloader.dataset)
+
+
+class WarnOfWarmUp(TrainerCallback):
+    """Says where a run ends before its learning rate has risen: it hardly learns, and looks as if it were wrong."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if (warm_up := args.get_warmup_steps(state.max_steps)) >= state.max_steps:
+            logger.warning(
+                "the learning rate rises for %d steps, and training has %d: hardly anything is learned; set "
+                "`training.warmup_steps` lower",
+                *(warm_up, state.max_steps),
+            )
 
 
 class WeightAverage(TrainerCallback):

@@ -2,6 +2,7 @@
 through the real path, and shows what it says."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def run_demo(out: str, data: str | None) -> int:
     recipe = folder / "demo.yaml"
     recipe.write_text(RECIPE.format(captions_per_image=2, epochs=18), encoding="utf-8")
     model_folder = folder / "model"
+    shutil.rmtree(model_folder, ignore_errors=True)  # of an earlier demonstration
     flags = ["--data.source", str(source), "--training.output_dir", str(model_folder)]
     print("training ...", flush=True)
     metrics = train_from_yaml(recipe, flags)

@@ -1,7 +1,5 @@
 """`HeadTrainer`: what training is for every head beside transformers' `Trainer`."""
 
-import json
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
-from fusion_captioner.training.callbacks import UnfreezeImageEncoder, WeightAverage
+from fusion_captioner.training.callbacks import UnfreezeImageEncoder, WarnOfWarmUp, WeightAverage
 from fusion_captioner.training.caption_sampling import SetCaptionEpoch
 from fusion_captioner.training.head_card import build_head_card
 from fusion_captioner.training.model_card import TrainingRecord
@@ -44,6 +42,7 @@ class HeadTrainer(Trainer):
         self._first_step_of_terms = 0
         self.training_record = TrainingRecord()
         self.add_callback(SetCaptionEpoch())
+        self.add_callback(WarnOfWarmUp())
         self.add_callback(UnfreezeImageEncoder(self.args.train_image_encoder_from_step, self.args.fix_batch_norm))
         self.weight_average = WeightAverage(self.args.ema_decay) if self.args.ema_decay else None
         if self.weight_average is not None:
@@ -117,6 +116,12 @@ class HeadTrainer(Trainer):
                 f"are {scores}."
             ) from error
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # tied weights are saved once, and are no missing ones
+        tied = self.model.all_tied_weights_keys
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         with self.averaged_weights():
             super().save_model(output_dir, _internal_call)
@@ -176,26 +181,3 @@ class HeadTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.weight_average is not None:
             self.weight_average.resume(resume_from_checkpoint, self.model)
-
-
-def newest_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """
-    The newest checkpoint of a run that was written to its end, or `None`.
-
-    `trainer_state.json` is the last file that `Trainer` writes of a checkpoint: a folder without it, or with a part of
-    it, is what a kill left behind.
-    """
-    complete: dict[int, str] = {}
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        step = folder.name.removeprefix("checkpoint-")
-        if step.isdigit() and _is_json(folder / "trainer_state.json"):
-            complete[int(step)] = str(folder)
-    return complete[max(complete)] if complete else None
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return True

@@ -30,10 +30,11 @@ from fusion_captioner.training.collating import CaptionCollator, SelfCriticalCol
 from fusion_captioner.training.feature_cache import cached_features
 from fusion_captioner.training.feature_shards import ImageFeatures
 from fusion_captioner.training.model_card import TrainingRecord
+from fusion_captioner.training.run_folder import prepare_run_folder
 from fusion_captioner.training.self_critical import SelfCriticalTrainer
 from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
 from fusion_captioner.training.tokenizer_training import train_tokenizer
-from fusion_captioner.training.trainer import FusionCaptionerTrainer, newest_complete_checkpoint
+from fusion_captioner.training.trainer import FusionCaptionerTrainer
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -67,17 +68,13 @@ def train_from_yaml(path: str | Path, flags: Sequence[str] = (), resume: bool = 
 
 def train_captioner(run: RunArguments, command: str, resume: bool = False) -> dict[str, float]:
     """Train with settings that are read already; `command` is told in the model card."""
-    check_output_folder(str(run.training.output_dir), "`training.output_dir`")
+    checkpoint = prepare_run_folder(str(run.training.output_dir), resume)
     if run.data.feature_cache is not None:
         check_output_folder(run.data.feature_cache, "`data.feature_cache`")
     set_seed(run.training.seed)
     splits = load_splits(run.data)
     if run.training.eval_strategy != "no" and "eval" not in splits:
         raise ValueError("`data.eval_split` is unset and `training.eval_strategy` is not 'no'; set one of them.")
-    output = Path(run.training.output_dir)
-    checkpoint = newest_complete_checkpoint(output) if resume else None
-    if resume and checkpoint is None:
-        logger.info("%s holds no complete checkpoint: training starts from the beginning", run.training.output_dir)
     processor = build_processor(run, captions_of(splits["train"]))
     model = build_model(run.model, processor)
     keep_generation_settings(model, run.training)

@@ -13,9 +13,9 @@ from fusion_captioner.training.feature_cache import cached_features
 from fusion_captioner.training.feature_shards import ImageFeatures
 from fusion_captioner.training.generation_trainer import GenerationTrainer
 from fusion_captioner.training.head_tasks import MIRRORED, TASKS, HeadTask, write_task
-from fusion_captioner.training.head_trainer import newest_complete_checkpoint
 from fusion_captioner.training.model_card import TrainingRecord
 from fusion_captioner.training.row_dataset import rows_with_features
+from fusion_captioner.training.run_folder import prepare_run_folder
 from fusion_captioner.training.train_captioner import build_head, build_processor
 
 logger = logging.getLogger(__name__)
@@ -35,15 +35,12 @@ def train_head(run: HeadRunArguments, command: str, resume: bool = False) -> dic
     """
     data, arguments = run.data, run.training
     output = Path(str(arguments.output_dir))
-    check_output_folder(output, "`training.output_dir`")
+    checkpoint = prepare_run_folder(output, resume)
     if data.feature_cache is not None:
         check_output_folder(data.feature_cache, "`data.feature_cache`")
     if arguments.eval_strategy != "no" and data.eval_split is None:
         raise ValueError("`data.eval_split` is unset and `training.eval_strategy` is not 'no'; set one of them.")
     set_seed(arguments.seed)
-    checkpoint = newest_complete_checkpoint(output) if resume else None
-    if resume and checkpoint is None:
-        logger.info("%s holds no complete checkpoint: training starts from the beginning", output)
 
     started = run.model.from_checkpoint
     task: HeadTask = TASKS[run.task](data, None if started is None else load_config(started))

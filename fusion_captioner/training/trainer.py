@@ -8,7 +8,7 @@ from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditi
 from fusion_captioner.training.caption_sampling import CaptionDataset
 from fusion_captioner.training.collating import CaptionCollator
 from fusion_captioner.training.evaluation import generate_captions, score_generated
-from fusion_captioner.training.head_trainer import HeadTrainer, newest_complete_checkpoint
+from fusion_captioner.training.head_trainer import HeadTrainer
 from fusion_captioner.training.model_card import build_model_card
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
@@ -99,6 +99,3 @@ class FusionCaptionerTrainer(HeadTrainer):
         scores = score_generated(captions, dataset.rows)
         self.score_signature = scores.pop("signature")
         return scores
-
-
-__all__ = ["FusionCaptionerTrainer", "newest_complete_checkpoint"]

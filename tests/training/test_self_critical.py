@@ -12,6 +12,7 @@ from fusion_captioner.training import self_critical
 from fusion_captioner.training.arguments import read_run_arguments
 from fusion_captioner.training.caption_sampling import CaptionDataset
 from fusion_captioner.training.collating import SelfCriticalCollator
+from fusion_captioner.training.run_folder import newest_complete_checkpoint
 from fusion_captioner.training.sampled_captions import Reward, SampledCaptions
 from fusion_captioner.training.self_critical import (
     DrawToken,
@@ -20,7 +21,6 @@ from fusion_captioner.training.self_critical import (
     policy_loss,
 )
 from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
-from fusion_captioner.training.trainer import newest_complete_checkpoint
 
 
 class Stop(TrainerCallback):

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_captioner import caption_rows, tiny_model, tiny_processor
@@ -12,7 +13,8 @@ from fusion_captioner.training.caption_sampling import CaptionDataset
 from fusion_captioner.training.collating import CaptionCollator
 from fusion_captioner.training.evaluation import generate_captions
 from fusion_captioner.training.feature_cache import cached_features
-from fusion_captioner.training.trainer import FusionCaptionerTrainer, newest_complete_checkpoint
+from fusion_captioner.training.run_folder import newest_complete_checkpoint
+from fusion_captioner.training.trainer import FusionCaptionerTrainer
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
 
@@ -77,8 +79,17 @@ def losses(trainer: FusionCaptionerTrainer) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
 
 
+def test_a_warm_up_that_outlasts_the_run_is_told(tmp_path: Path, caplog) -> None:
+    for warmup_steps, told in ((2, 1), (1, 0)):
+        caplog.clear()
+        build(tmp_path / str(warmup_steps), tmp_path, max_steps=2, warmup_steps=warmup_steps).train()
+        assert caplog.text.count("the learning rate rises for 2 steps, and training has 2") == told
+
+
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path: Path, ema_decay: float) -> None:
+def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path: Path, ema_decay: float, monkeypatch) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(transformers.trainer.logger, "warning", warnings.append)
     settings = {"save_strategy": "steps", "save_steps": 3, "ema_decay": ema_decay, "num_train_epochs": 2}
     unbroken = build(tmp_path / "unbroken", tmp_path, **settings)
     unbroken.train()
@@ -95,14 +106,11 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path: Path, ema_dec
     assert checkpoint is not None and checkpoint.endswith("checkpoint-3")
     resumed = build(tmp_path / "broken", tmp_path, **settings)
     resumed.train(resume_from_checkpoint=checkpoint)
+    assert not [text for text in warnings if "missing keys" in text]
     expected = losses(unbroken)
     assert losses(resumed) == expected and len(expected) == 8
     for name, weight in unbroken.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], weight)
-
-
-def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:
-    assert newest_complete_checkpoint(tmp_path) is None
 
 
 def test_every_loss_term_is_logged_on_its_own(tmp_path: Path) -> None:
