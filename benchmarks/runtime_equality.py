@@ -31,7 +31,7 @@ def captions_of(captioner: Any, images: list[Any], beams: int, batch_size: int, 
     # as the command does: the captioner's own length penalty is one of beam search
     settings = {"num_beams": beams, "max_new_tokens": 30} | ({"length_penalty": 1.0} if beams == 1 else {})
     start = time.perf_counter()
-    for first in tqdm(range(0, len(images), batch_size), desc=f"{name}, beam {beams}"):
+    for first in tqdm(range(0, len(images), batch_size), desc=f"{name}, beam {beams}", disable=None):
         batch = images[first : first + batch_size]
         captions += [texts[0] for texts in captioner.caption(batch, "", **settings)]
     return captions, time.perf_counter() - start
