@@ -89,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for fold in range(run.data.folds):
         folder = options.out / f"fold{fold}"
         if not (folder / "eval_report.json").is_file():
-            train_from_yaml(options.recipe, [*flags, "--data.fold", str(fold), "--training.output_dir", str(folder)])
+            train_from_yaml(
+                options.recipe, [*flags, "--data.fold", str(fold), "--training.output_dir", str(folder)], resume=True
+            )
         reports.append(json.loads((folder / "eval_report.json").read_text(encoding="utf-8")))
     summary = summarise(reports)
     print_table(summary)

@@ -161,7 +161,8 @@ def test_tvqa_trains_on_frames_from_the_cache_and_from_files(tmp_path: Path) -> 
         training={"max_steps": 1, "save_strategy": "no", "load_best_model_at_end": False},
     )
     from_files = train_from_yaml(recipe)
-    cached = train_from_yaml(recipe, ["--data.feature_cache", str(tmp_path / "features")])
+    flags = ["--data.feature_cache", str(tmp_path / "features"), "--training.output_dir", str(tmp_path / "cached")]
+    cached = train_from_yaml(recipe, flags)
     assert cached["eval_loss"] == pytest.approx(from_files["eval_loss"], abs=1e-3)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["max_frames"] == 3
 

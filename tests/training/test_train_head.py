@@ -152,5 +152,6 @@ def test_several_labels_and_values_are_learned_scored_and_told(
 
     # another kind of label is not that of its outputs
     flags = ["--model.from_checkpoint", output, "--model.config", "{}"]
+    flags += ["--training.output_dir", str(tmp_path / "other")]
     with pytest.raises(ValueError, match=rf"'single_label_classification'\) differs from .* '{problem_type}'"):
         train_from_yaml(recipe, [*flags, "--data.problem_type", "single_label_classification"])
