@@ -131,23 +131,31 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
     ) -> tuple[SampledCaptions, torch.Tensor]:
         """Sampled captions, and `(N, L)` true at the tokens that were sampled, EOS among them."""
         count = self.args.samples_per_image
-        prompts = {name: tensor.repeat_interleave(count, dim=0) for name, tensor in prompts.items()}
+        if self.args.candidates == "beams":
+            settings = {
+                "num_beams": count,
+                "num_return_sequences": count,
+                "length_penalty": self.args.generation_length_penalty,
+            }
+            given = prompts
+        else:
+            draw = LogitsProcessorList([DrawToken(self.args.sampling_temperature)])
+            settings = {"num_beams": 1, "length_penalty": 1.0, "logits_processor": draw}
+            given = {name: tensor.repeat_interleave(count, dim=0) for name, tensor in prompts.items()}
         captioner.eval()
         sequences = captioner.generate(
-            **prompts,
+            **given,
             image_hidden_states=regions,
-            logits_processor=LogitsProcessorList([DrawToken(self.args.sampling_temperature)]),
             do_sample=False,
-            num_beams=1,
-            length_penalty=1.0,
             max_new_tokens=self.args.generation_max_new_tokens,
+            **settings,
         )
         captioner.train()
         width = prompts["input_ids"].shape[1]
         words = sequences[:, width:]
         is_end = words == self.processing_class.eos_token_id
         sampled = is_end.cumsum(dim=1) - is_end.long() == 0  # up to the first EOS, itself included
-        prompt_mask = prompts["attention_mask"]
+        prompt_mask = prompts["attention_mask"].repeat_interleave(count, dim=0)
         samples = SampledCaptions(
             image_ids=[image_id for image_id in image_ids for _ in range(count)],
             texts=self.processing_class.batch_decode(words, skip_special_tokens=True),

@@ -1,6 +1,7 @@
 """Settings of self-critical training."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fusion_captioner.training.rewards import REWARDS
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
@@ -20,6 +21,13 @@ class SelfCriticalArguments(FusionCaptionerTrainingArguments):
         metadata={"help": f"Weight of each reward; there are {', '.join(REWARDS)}."},
     )
     samples_per_image: int = field(default=5, metadata={"help": "Captions sampled of each image; at least 2."})
+    candidates: Literal["samples", "beams"] = field(
+        default="samples",
+        metadata={
+            "help": "What is rewarded: captions drawn at random, or the `samples_per_image` best of beam search, which "
+            "are what the captioner is used for (Cornia et al., 2020, section 3.3)."
+        },
+    )
     sampling_temperature: float = field(default=1.0, metadata={"help": "Of the samples; 1: the model's own."})
     cross_entropy_weight: float = field(
         default=0.0,
@@ -38,6 +46,8 @@ class SelfCriticalArguments(FusionCaptionerTrainingArguments):
             raise ValueError(
                 f"`samples_per_image` ({self.samples_per_image}) must be at least 2: each sample is judged by the others."
             )
+        if self.candidates not in ("samples", "beams"):
+            raise ValueError(f"`candidates` ({self.candidates!r}) must be 'samples' or 'beams'.")
         if self.sampling_temperature <= 0:
             raise ValueError(f"`sampling_temperature` ({self.sampling_temperature}) must be above 0.")
         if not 0 <= self.cross_entropy_weight < 1:

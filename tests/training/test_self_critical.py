@@ -68,6 +68,13 @@ class RewardOfRed(Reward):
         return np.array([words.count("red") / max(1, len(words)) for words in map(str.split, samples.texts)])
 
 
+class RewardOfDifferentWords(RewardOfRed):
+    """The share of the words that are the first of their kind; unlike "red", any search finds better and worse."""
+
+    def __call__(self, samples: SampledCaptions) -> np.ndarray:
+        return np.array([len(set(words)) / max(1, len(words)) for words in map(str.split, samples.texts)])
+
+
 @pytest.fixture
 def red(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setitem(self_critical.REWARDS, "red", RewardOfRed)
@@ -167,6 +174,34 @@ def test_end_of_sentence_is_sampled_and_what_follows_is_not(tmp_path: Path) -> N
         assert not mask[0] and (words.count(end), words[-1] == end) == ((1, True) if ended else (0, False))
 
 
+def test_beams_are_the_captions_that_beam_search_finds(tmp_path: Path) -> None:
+    trainer = build(tmp_path, tmp_path, candidates="beams", samples_per_image=3, generation_length_penalty=0.5)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    regions = trainer.model.get_image_hidden_states(batch["pixel_values"])
+    samples, sampled = trainer._sample(trainer.model, regions, batch["prompts"], batch["image_ids"])
+    expected = trainer.model.eval().generate(
+        **batch["prompts"],
+        image_hidden_states=regions,
+        num_beams=3,
+        num_return_sequences=3,
+        length_penalty=0.5,
+        max_new_tokens=6,
+    )
+    torch.testing.assert_close(samples.input_ids, expected)
+    assert samples.image_ids == [image_id for image_id in batch["image_ids"] for _ in range(3)]
+    rows = [tuple(row[mask].tolist()) for row, mask in zip(samples.input_ids, sampled)]
+    assert all(len(set(rows[first : first + 3])) == 3 for first in range(0, 12, 3))
+
+
+def test_rewarded_beams_become_more_frequent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(self_critical.REWARDS, "different", RewardOfDifferentWords)
+    rewards = {"different": 1.0}
+    trainer = build(tmp_path, tmp_path, rewards=rewards, candidates="beams", num_train_epochs=30, seed=1)
+    trainer.train()
+    rewards = logged(trainer, "reward")
+    assert np.mean(rewards[-5:]) > 0.8 > 0.5 > np.mean(rewards[:3])
+
+
 def test_every_image_is_encoded_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = build(tmp_path, tmp_path, cross_entropy_weight=0.5)
     calls: list[int] = []
@@ -217,6 +252,7 @@ def test_the_stage_is_chosen_in_the_recipe(tmp_path: Path) -> None:
         ({"rewards": {"SPICE": 1.0}}, ["`rewards`", "SPICE", "CIDEr"]),
         ({"rewards": {}}, ["`rewards`"]),
         ({"samples_per_image": 1}, ["`samples_per_image`", "2"]),
+        ({"candidates": "greedy"}, ["`candidates`", "samples", "beams"]),
         ({"sampling_temperature": 0}, ["`sampling_temperature`"]),
         ({"cross_entropy_weight": 1}, ["`cross_entropy_weight`"]),
         ({"discriminator_learning_rate": 0}, ["`discriminator_learning_rate`"]),
