@@ -3,8 +3,9 @@ The parts of an export in int8: a quarter of the bytes.
 
 The image part multiplies int8 by int8: images of the user's own tell the range of every activation beforehand (static
 quantisation, Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 2). The decoder step has few activations and
-many weights: its weights are int8, and its activations are quantised as they come, or not at all (see
-`compress_weights`). What is no product with weights (normalisation, attention's softmax, residual sums) stays float32.
+many weights: its weights are int8, and its activations are quantised as they come (see `quantize_decoder_step`), or not
+at all (see `compress_weights`). What is no product with weights (normalisation, attention's softmax, residual sums)
+stays float32.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,10 @@ MAX_CALIBRATION_IMAGES = 300
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 # Limits of a product's output, which int8 has without them: quantised before them, the output would have steps too wide.
 _LIMITS = ("Clip", "Relu")
+# Inputs of a decoder weight that share a scale.
+WEIGHT_BLOCK = 128
+# ONNX Runtime's name for products of int8 by int8; others would turn the weights back into float32 at every step.
+_INT8_PRODUCTS = 4
 # What hands a weight on as it is, in another shape.
 _SHAPES = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
@@ -84,7 +89,8 @@ def quantize_image_part(source: Path, target: Path, images: Sequence[str], image
 
 def quantize_decoder_step(source: Path, target: Path) -> None:
     """
-    Dynamic quantisation of an ONNX file: int8 weights, activations quantised step by step.
+    Weights of an ONNX file become int8 in blocks with a scale each; ONNX Runtime quantises what they are multiplied by in
+    the same blocks, row by row, so that no caption depends on what else is in its batch.
 
     Args:
         source, target: files to read and to write.
@@ -93,16 +99,26 @@ def quantize_decoder_step(source: Path, target: Path) -> None:
         ValueError: a layer has no int8 form.
         ImportError: `onnx` or `onnxruntime` is not installed.
     """
-    quantization = import_runtime("onnxruntime.quantization", "onnx")
+    quantization, onnx = import_runtime("onnxruntime.quantization", "onnx"), import_runtime("onnx", "onnx")
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    with_gemms = ONNXModel(onnx.load(source))
+    with_gemms.replace_gemm_with_matmul()
+    onnx.save(with_gemms.model, source)
     _prepare(source)
     quantization.quantize_dynamic(
         source,
         target,
-        op_types_to_quantize=["MatMul", "Gather"],  # the quantiser makes a MatMul of each Gemm
+        op_types_to_quantize=["Gather"],
         per_channel=True,
-        reduce_range=True,
         weight_type=quantization.QuantType.QInt8,
     )
+    quantizer = MatMulNBitsQuantizer(
+        onnx.load(target), bits=8, block_size=WEIGHT_BLOCK, is_symmetric=True, accuracy_level=_INT8_PRODUCTS
+    )
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(target))
     _check_int8(target)
 
 

@@ -132,7 +132,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         """Sampled captions, and `(N, L)` true at the tokens that were sampled, EOS among them."""
         count = self.args.samples_per_image
         if self.args.candidates == "beams":
-            settings = {
+            settings: dict[str, Any] = {
                 "num_beams": count,
                 "num_return_sequences": count,
                 "length_penalty": self.args.generation_length_penalty,

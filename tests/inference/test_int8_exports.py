@@ -69,6 +69,27 @@ def test_int8_is_close_to_float32(
     assert len(capsys.readouterr().out.splitlines()) == 10
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_no_caption_depends_on_the_rest_of_its_batch(
+    capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path, runtime: str
+) -> None:
+    checkpoint, folder = tmp_path / "captioner", tmp_path / "int8"
+    tiny_model(text_encoder_type="transformer", decoder_type="transformer").save_pretrained(checkpoint)
+    tiny_processor().save_pretrained(checkpoint)
+    flags = ["--int8", "--calibration", str(photos), "--out", str(folder)]
+    assert main(["export", str(checkpoint), "--to", runtime, *flags]) == 0
+    captioner = ExportedCaptioner(folder, num_threads=1)
+    regions = captioner._image_part((captioner.preprocess(sorted(photos.iterdir())),))
+    tokens = np.arange(3, 3 + len(regions[0]))[:, None]
+    past = {"past": 0}
+    shapes = [[past.get(size, size) for size in state["shape"][2:]] for state in captioner.description["states"]]
+    states = [np.zeros([len(tokens), 1, *shape], np.float32) for shape in shapes]
+    inputs = (tokens, np.ones((*tokens.shape, 1), np.int64), *regions, *states)
+    together = captioner._decoder_step(inputs)[0]
+    alone = [captioner._decoder_step(tuple(array[row : row + 1] for array in inputs))[0] for row in range(len(tokens))]
+    np.testing.assert_allclose(np.concatenate(alone), together, rtol=1e-4, atol=1e-5)
+
+
 def test_calibration_takes_evenly_spaced_images(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fusion_captioner.inference.export_int8.MAX_CALIBRATION_IMAGES", 3)
     names = sorted(map(str, photos.iterdir()))
