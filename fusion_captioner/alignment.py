@@ -61,6 +61,14 @@ def last_token(states: torch.Tensor, attention_mask: torch.Tensor | None) -> tor
     return states[torch.arange(len(states), device=states.device), index]
 
 
+def mean_of_tokens(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """The mean `(B, D)` of each row's states at real tokens, from states `(B, L, D)` padded on either side."""
+    if attention_mask is None:
+        return states.mean(dim=1)
+    mask = attention_mask[:, -states.shape[1] :].unsqueeze(-1).to(states.dtype)
+    return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
 class AlignmentLosses(nn.Module):
     """
     The auxiliary loss terms and the small networks that they need; a term of weight 0 has neither.
@@ -161,23 +169,33 @@ class AlignmentLosses(nn.Module):
     def _matching(
         self, image_embeds, text_embeds, text_images, text_states, projected, attention_mask, fusion
     ) -> torch.Tensor:
-        """True pairs; each text with another image; and each text's image with another text. The others are drawn by
-        similarity; a batch of one image has none."""
+        """True pairs; each text with other images; and each text's image with other texts. The others,
+        `matching_negatives` of each kind where the batch has so many, are drawn by similarity, none of them twice; a
+        batch of one image has none."""
         texts = torch.arange(len(text_embeds), device=text_embeds.device)
         pairs = [(texts, text_images)]
         if len(image_embeds) > 1:
             with torch.no_grad():
                 similarity = text_embeds.float() @ image_embeds.float().T * self.inverse_temperature  # (T, B)
                 own = text_images.unsqueeze(1) == torch.arange(len(image_embeds), device=text_embeds.device)
-                similarity.masked_fill_(own, -torch.inf)
-                other_images = torch.multinomial(similarity.softmax(dim=1), 1).squeeze(1)
-                other_texts = torch.multinomial(similarity.T.softmax(dim=1)[text_images], 1).squeeze(1)
-            pairs += [(texts, other_images), (other_texts, text_images)]
-        scores = []
-        for chosen_texts, chosen_images in pairs:
-            mask = None if attention_mask is None else attention_mask[chosen_texts]
-            regions = tuple(tensor[chosen_images] for tensor in projected)
-            joint, _, _ = fusion(text_states[chosen_texts], regions, mask)
-            scores.append(self.match(joint, mask))
-        matches = torch.cat([torch.full_like(score, float(number == 0)) for number, score in enumerate(scores)])
-        return matching_loss(torch.cat(scores), matches)
+                other_images = self._draw(similarity, own)  # (T, N)
+                other_texts = self._draw(similarity.T[text_images], own.T[text_images])
+            pairs += [
+                (texts.repeat_interleave(other_images.shape[1]), other_images.flatten()),
+                (other_texts.flatten(), text_images.repeat_interleave(other_texts.shape[1])),
+            ]
+        chosen_texts, chosen_images = (torch.cat(rows) for rows in zip(*pairs))
+        mask = None if attention_mask is None else attention_mask[chosen_texts]
+        regions = tuple(tensor[chosen_images] for tensor in projected)
+        joint, _, _ = fusion(text_states[chosen_texts], regions, mask)
+        scores = self.match(joint, mask)
+        matches = torch.zeros_like(scores)
+        matches[: len(texts)] = 1
+        return matching_loss(scores, matches)
+
+    def _draw(self, similarity: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Of each row `(·, N)` different columns, drawn in proportion to `exp(similarity)`, that are not its own."""
+        count = min(self.config.matching_negatives, int((~own).sum(dim=1).min()))
+        # far from all others, a row would have less than `count` columns whose probability is no 0
+        probabilities = similarity.masked_fill(own, -torch.inf).softmax(dim=1).clamp(min=1e-12)
+        return torch.multinomial(probabilities.masked_fill(own, 0.0), count)

@@ -60,6 +60,7 @@ POSITIVE_FIELDS = (
     "projection_dim",
     "bilinear_rank",
     "num_audio_regions",
+    "matching_negatives",
 )
 PROBABILITY_FIELDS = (
     "dropout",
@@ -169,6 +170,9 @@ class FusionCaptionerConfig(PreTrainedConfig):
         max_position_embeddings (`int`, defaults to 512): positions that Transformer layers know.
         max_frames (`int`, defaults to 0): frames of a video that the model can tell apart; 0: still images only.
         projection_dim (`int`, defaults to 256): width of `image_embeds` and `text_embeds`.
+        text_pooling (`"last"`, `"mean"` or `"words"`): what `text_embeds` are made of: the state of the last token, the
+            mean of all tokens' states, or the mean of the word embeddings, a bag of words, which is learned soonest and
+            generalises best where captions are few.
         logit_scale_init_value (`float`, defaults to 2.6592): logarithm of the initial contrastive temperature's inverse.
         dropout, attention_dropout (`float`): on hidden states, and on attention weights.
         image_dropout (`float`, defaults to 0): on the image encoder's features; one mask for all regions of an image,
@@ -183,6 +187,8 @@ class FusionCaptionerConfig(PreTrainedConfig):
         matching_loss_weight (`float`): weight of each loss term; at 0 nothing of the term is built or computed.
         contrastive_loss_type (`"info_nce"` or `"hinge"`): symmetric InfoNCE, or the hinge on the hardest negatives.
         contrastive_margin (`float`, defaults to 0.2): margin of the hinge, in cosine similarity.
+        matching_negatives (`int`, defaults to 1): false pairs that the matching loss draws for each true one: so many other
+            images, and so many other texts.
         gradient_reversal_weight (`float`, defaults to 1): factor on the reversed gradient of the modality critic.
         initializer_range (`float`, defaults to 0.02): standard deviation of freshly drawn weights.
 
@@ -221,6 +227,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
     max_position_embeddings: int = 512
     max_frames: int = 0
     projection_dim: int = 256
+    text_pooling: Literal["last", "mean", "words"] = "last"
     logit_scale_init_value: float | int = 2.6592
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.0
@@ -237,6 +244,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
     gradient_reversal_weight: float | int = 1.0
     reconstruction_loss_weight: float | int = 0.0
     matching_loss_weight: float | int = 0.0
+    matching_negatives: int = 1
     initializer_range: float | int = 0.02
     use_cache: bool = True
     tie_word_embeddings: bool = True

@@ -140,8 +140,8 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
         regions = self.model._image_regions(pixel_values, image_hidden_states)
         flat_regions = self.model.flatten_frames(regions)
         image_embeds = self.model._embed_image(flat_regions)
-        text_states, _, _ = self.model.text_encoder(input_ids, attention_mask)
-        text_embeds = self.model._embed_text(text_states, attention_mask)
+        text_states, words, _ = self.model.text_encoder(input_ids, attention_mask)
+        text_embeds = self.model._embed_text(text_states, words, attention_mask)
         logits_per_text = self.alignment.inverse_temperature * text_embeds @ image_embeds.T
 
         loss, loss_terms = None, None

@@ -22,7 +22,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
-from .alignment import AlignmentLosses, last_token
+from .alignment import AlignmentLosses, last_token, mean_of_tokens
 from .audio_encoder import AudioEncoder
 from .caption_cache import CaptionCache
 from .causal_layers import SequenceDropout
@@ -248,9 +248,9 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         Returns:
             `last_hidden_state (T, L, D)`: the states; `pooler_output (T, E)`: the embedding, of length 1.
         """
-        states, _, _ = self.text_encoder(input_ids, attention_mask)
+        states, words, _ = self.text_encoder(input_ids, attention_mask)
         return BaseModelOutputWithPooling(
-            last_hidden_state=states, pooler_output=self._embed_text(states, attention_mask)
+            last_hidden_state=states, pooler_output=self._embed_text(states, words, attention_mask)
         )
 
     def forward(
@@ -316,7 +316,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         image_embeds, text_embeds = None, None
         if return_embeds and regions is not None:
             image_embeds = self._embed_image(self.flatten_frames(regions))
-            text_embeds = self._embed_text(text_states, attention_mask)
+            text_embeds = self._embed_text(text_states, embeddings, attention_mask)
         return FusionCaptionerModelOutput(
             fused_hidden_states=fused,
             text_hidden_states=text_states,
@@ -371,8 +371,14 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         pooled = self.image_dropout(regions.mean(dim=1, keepdim=True)).squeeze(1)
         return nn.functional.normalize(self.image_projection(pooled), dim=-1)
 
-    def _embed_text(self, states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        return nn.functional.normalize(self.text_projection(last_token(states, attention_mask)), dim=-1)
+    def _embed_text(
+        self, states: torch.Tensor, words: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        if self.config.text_pooling == "last":
+            pooled = last_token(states, attention_mask)
+        else:
+            pooled = mean_of_tokens(words if self.config.text_pooling == "words" else states, attention_mask)
+        return nn.functional.normalize(self.text_projection(pooled), dim=-1)
 
     def _check_token_ids(self, token_ids: torch.Tensor) -> None:
         """On a CPU an id out of range is read from beside the embedding's memory or fails without naming the id; on

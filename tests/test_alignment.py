@@ -10,7 +10,7 @@ import torch
 from tiny_models import pixels, tiny_model, tokens
 from torch import distributed, multiprocessing
 
-from fusion_captioner.alignment import AlignmentLosses, last_token
+from fusion_captioner.alignment import AlignmentLosses, last_token, mean_of_tokens
 from fusion_captioner.losses import matching_loss, modality_critic_loss, reconstruction_loss
 
 TERMS = {
@@ -94,6 +94,24 @@ def test_last_token_is_the_last_real_one() -> None:
     assert last_token(states, None).flatten().tolist() == [3, 7, 11]
 
 
+def test_the_mean_is_of_real_tokens() -> None:
+    states = torch.arange(12.0).view(3, 4, 1)
+    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0]])
+    assert mean_of_tokens(states, mask).flatten().tolist() == [0.5, 6.5, 9.5]
+    assert mean_of_tokens(states, None).flatten().tolist() == [1.5, 5.5, 9.5]
+
+
+@pytest.mark.parametrize(("pooling", "sees_order"), [("last", True), ("mean", True), ("words", False)])
+def test_a_bag_of_words_has_no_order(pooling: str, sees_order: bool) -> None:
+    model, ids = tiny_model(**weights("contrastive"), text_pooling=pooling), tokens(4)
+    forwards, backwards = (model.get_text_features(order).pooler_output for order in (ids, ids.flip(1)))
+    assert torch.allclose(forwards, backwards, atol=1e-6) != sees_order
+    others = model.get_text_features(torch.cat((ids[:, :-1], ids[:, :1]), dim=1)).pooler_output
+    assert not torch.allclose(forwards, others, atol=1e-6)
+    output = model(pixel_values=pixels(), input_ids=ids, labels=ids)
+    torch.testing.assert_close(output.text_embeds, forwards)
+
+
 def test_reconstruction_rebuilds_the_pooled_features_of_the_text_s_own_image() -> None:
     model, ids = tiny_model(**weights("reconstruction")), tokens(4)
     output = model(pixel_values=pixels(), input_ids=ids, labels=ids)
@@ -130,6 +148,25 @@ def test_negatives_are_of_other_images(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (images != own[:, None]).all()
     assert (own[texts] != own[:, None]).all()
     assert all(len(row.unique()) == 2 for row in images)
+
+
+@pytest.mark.parametrize("wanted", [2, 50])
+def test_as_many_negatives_are_drawn_as_asked_for_and_the_batch_has(
+    wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = tiny_model(**weights("contrastive", "matching"), matching_negatives=wanted), tokens(8)
+    drawn, scored = [], []
+    draw, match = torch.multinomial, model.alignment.match
+    monkeypatch.setattr(torch, "multinomial", lambda *given: drawn.append(draw(*given)) or drawn[-1])
+    monkeypatch.setattr(model.alignment, "match", lambda *given: scored.append(match(*given)) or scored[-1])
+    output = model(pixel_values=pixels(4), input_ids=ids, labels=ids)
+    # of four images three are of others, of eight texts six
+    images, texts = (min(wanted, others) for others in (3, 6))
+    assert [tuple(rows.shape) for rows in drawn] == [(8, images), (8, texts)]
+    assert all(len(row.unique()) == len(row) for rows in drawn for row in rows)
+    labels = torch.zeros(8 * (1 + images + texts))
+    labels[:8] = 1
+    torch.testing.assert_close(output.loss_terms["matching"], matching_loss(scored[0], labels))
 
 
 def test_matching_of_one_image_has_true_pairs_only() -> None:
