@@ -17,6 +17,7 @@ from .losses import (
     reconstruction_loss,
     reverse_gradient,
 )
+from .matching import MATCHINGS
 
 
 class _Gather(torch.autograd.Function):
@@ -69,6 +70,9 @@ def mean_of_tokens(states: torch.Tensor, attention_mask: torch.Tensor | None) ->
     return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
+TEXT_POOLINGS = {"last": last_token, "mean": mean_of_tokens}
+
+
 class AlignmentLosses(nn.Module):
     """
     The auxiliary loss terms and the small networks that they need; a term of weight 0 has neither.
@@ -76,9 +80,8 @@ class AlignmentLosses(nn.Module):
     - contrastive: matching image and text embeddings are close, others are not;
     - adversarial: a critic behind a gradient reversal cannot tell the modalities apart;
     - reconstruction: from a text embedding the image's pooled features are rebuilt (the cross-modal generator);
-    - matching: the fused states tell true pairs from hard negatives (ALBEF: Li et al., 2021, section 3.2). The score of
-      a pair is the mean over its tokens, so that every word is held against the regions that it attends to, and not
-      the sentence against them as one (as in SCAN: Lee et al., 2018, section 3.2).
+    - matching: a score of the two together tells true pairs from hard negatives (ALBEF: Li et al., 2021, section 3.2);
+      see `matching.py`.
     """
 
     def __init__(self, config: FusionCaptionerConfig, image_width: int) -> None:
@@ -92,7 +95,7 @@ class AlignmentLosses(nn.Module):
         if config.reconstruction_loss_weight:
             self.generator = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, image_width))
         if config.matching_loss_weight:
-            self.match_head = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
+            self.matching = MATCHINGS[config.matching_type](config, image_width)
 
     @property
     def is_active(self) -> bool:
@@ -110,17 +113,18 @@ class AlignmentLosses(nn.Module):
         self,
         image_embeds: torch.Tensor,
         text_embeds: torch.Tensor,
-        pooled: torch.Tensor,
         text_states: torch.Tensor,
-        projected: tuple[torch.Tensor, ...],
         attention_mask: torch.Tensor | None,
+        regions: torch.Tensor,
+        projected: tuple[torch.Tensor, ...],
         fusion: Fusion,
     ) -> dict[str, torch.Tensor]:
         """
         Args:
             image_embeds (`(B, E)`), text_embeds (`(T, E)`): normalised.
-            pooled (`(B, Dv)`): mean of each image's regions as the backbone gives them.
-            text_states (`(T, L, D)`), projected, attention_mask, fusion: what makes fused states of other pairs.
+            text_states (`(T, L, D)`), attention_mask (`(T, L)`): of the texts.
+            regions (`(B, P, Dv)`): of the images, as the backbone gives them.
+            projected, fusion: what fused states are made by; see `fusion.py`.
 
         Returns:
             one unweighted scalar a term that is on.
@@ -138,11 +142,13 @@ class AlignmentLosses(nn.Module):
                 self.critic(reverse_gradient(text_embeds, weight)).squeeze(-1),
             )
         if self.config.reconstruction_loss_weight:
-            terms["reconstruction"] = reconstruction_loss(self.generator(text_embeds), pooled[text_images])
-        if self.config.matching_loss_weight:
-            terms["matching"] = self._matching(
-                image_embeds, text_embeds, text_images, text_states, projected, attention_mask, fusion
+            terms["reconstruction"] = reconstruction_loss(
+                self.generator(text_embeds), regions.mean(dim=1)[text_images]
             )
+        if self.config.matching_loss_weight:
+            texts, images, matches = self._drawn_pairs(image_embeds, text_embeds, text_images)
+            scores = self.match(texts, images, text_states, attention_mask, regions, projected, fusion)
+            terms["matching"] = matching_loss(scores, matches)
         return terms
 
     @property
@@ -150,13 +156,27 @@ class AlignmentLosses(nn.Module):
         """What cosine similarities are multiplied by; bounded, as CLIP's."""
         return self.logit_scale.exp().clamp(max=100.0)
 
-    def match(self, fused_hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Matching logits `(T,)` of pairs, from their fused states `(T, L, D)`."""
-        scores = self.match_head(fused_hidden_states).squeeze(-1)  # (T, L)
-        if attention_mask is None:
-            return scores.mean(dim=1)
-        mask = attention_mask.to(scores.dtype)
-        return (scores * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    def match(
+        self,
+        texts: torch.Tensor,
+        images: torch.Tensor,
+        text_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        regions: torch.Tensor,
+        projected: tuple[torch.Tensor, ...],
+        fusion: Fusion,
+    ) -> torch.Tensor:
+        """
+        Args:
+            texts, images (`torch.LongTensor` of shape `(N,)`): row of the text and row of the image of each pair.
+            text_states, attention_mask, regions, projected, fusion: see `forward`.
+
+        Returns:
+            matching logits `(N,)`.
+        """
+        if self.config.matching_type == "fusion":
+            return self.matching(texts, images, text_states, attention_mask, projected, fusion)
+        return self.matching(texts, images, text_states, attention_mask, regions)
 
     def _contrastive(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         texts = len(text_embeds) // len(image_embeds)
@@ -166,32 +186,29 @@ class AlignmentLosses(nn.Module):
             return hardest_negative_loss(image_embeds, text_embeds, self.config.contrastive_margin, text_images)
         return info_nce_loss(image_embeds, text_embeds, self.inverse_temperature, text_images)
 
-    def _matching(
-        self, image_embeds, text_embeds, text_images, text_states, projected, attention_mask, fusion
-    ) -> torch.Tensor:
-        """True pairs; each text with other images; and each text's image with other texts. The others,
-        `matching_negatives` of each kind where the batch has so many, are drawn by similarity, none of them twice; a
-        batch of one image has none."""
+    @torch.no_grad()
+    def _drawn_pairs(
+        self, image_embeds: torch.Tensor, text_embeds: torch.Tensor, text_images: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Text, image and match, 1 or 0, of true pairs; of each text with other images; and of each text's image with other
+        texts. The others, `matching_negatives` of each kind where the batch has so many, are drawn by similarity, none
+        of them twice; a batch of one image has none.
+        """
         texts = torch.arange(len(text_embeds), device=text_embeds.device)
-        pairs = [(texts, text_images)]
-        if len(image_embeds) > 1:
-            with torch.no_grad():
-                similarity = text_embeds.float() @ image_embeds.float().T * self.inverse_temperature  # (T, B)
-                own = text_images.unsqueeze(1) == torch.arange(len(image_embeds), device=text_embeds.device)
-                other_images = self._draw(similarity, own)  # (T, N)
-                other_texts = self._draw(similarity.T[text_images], own.T[text_images])
-            pairs += [
-                (texts.repeat_interleave(other_images.shape[1]), other_images.flatten()),
-                (other_texts.flatten(), text_images.repeat_interleave(other_texts.shape[1])),
-            ]
-        chosen_texts, chosen_images = (torch.cat(rows) for rows in zip(*pairs))
-        mask = None if attention_mask is None else attention_mask[chosen_texts]
-        regions = tuple(tensor[chosen_images] for tensor in projected)
-        joint, _, _ = fusion(text_states[chosen_texts], regions, mask)
-        scores = self.match(joint, mask)
-        matches = torch.zeros_like(scores)
+        if len(image_embeds) == 1:
+            return texts, text_images, torch.ones_like(texts)
+        similarity = text_embeds.float() @ image_embeds.float().T * self.inverse_temperature  # (T, B)
+        own = text_images.unsqueeze(1) == torch.arange(len(image_embeds), device=text_embeds.device)
+        other_images = self._draw(similarity, own)  # (T, N)
+        other_texts = self._draw(similarity.T[text_images], own.T[text_images])
+        chosen_texts = torch.cat((texts, texts.repeat_interleave(other_images.shape[1]), other_texts.flatten()))
+        chosen_images = torch.cat(
+            (text_images, other_images.flatten(), text_images.repeat_interleave(other_texts.shape[1]))
+        )
+        matches = torch.zeros_like(chosen_texts)
         matches[: len(texts)] = 1
-        return matching_loss(scores, matches)
+        return chosen_texts, chosen_images, matches
 
     def _draw(self, similarity: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """Of each row `(·, N)` different columns, drawn in proportion to `exp(similarity)`, that are not its own."""

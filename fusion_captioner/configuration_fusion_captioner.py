@@ -155,7 +155,8 @@ class FusionCaptionerConfig(PreTrainedConfig):
         num_audio_regions (`int`, defaults to 16): regions that a sound becomes, whatever its length.
         vocab_size (`int`, defaults to 10000): entries of the tokenizer.
         hidden_size (`int`, defaults to 512): width of token states, projected regions and joint representations.
-        text_encoder_type (`"lstm"`, `"gru"` or `"transformer"`): the causal text encoder.
+        text_encoder_type (`"lstm"`, `"gru"`, `"transformer"` or `"embedding"`): the causal text encoder; `"embedding"`:
+            each word by itself, without layers.
         num_text_encoder_layers (`int`, defaults to 1).
         normalize_text_states (`bool`, defaults to `True`): layer normalisation of a recurrent text encoder's states.
             They begin thirty times as small as what the image brings, and without it captions are learned late.
@@ -170,9 +171,9 @@ class FusionCaptionerConfig(PreTrainedConfig):
         max_position_embeddings (`int`, defaults to 512): positions that Transformer layers know.
         max_frames (`int`, defaults to 0): frames of a video that the model can tell apart; 0: still images only.
         projection_dim (`int`, defaults to 256): width of `image_embeds` and `text_embeds`.
-        text_pooling (`"last"`, `"mean"` or `"words"`): what `text_embeds` are made of: the state of the last token, the
-            mean of all tokens' states, or the mean of the word embeddings, a bag of words, which is learned soonest and
-            generalises best where captions are few.
+        text_pooling (`"last"` or `"mean"`): what stands for a text, in `text_embeds` and classifiers: the state of the
+            last token, or the mean of all tokens' states. With `text_encoder_type` `"embedding"` it must be the mean, a
+            bag of words, which is learned soonest and generalises best where captions are few.
         logit_scale_init_value (`float`, defaults to 2.6592): logarithm of the initial contrastive temperature's inverse.
         dropout, attention_dropout (`float`): on hidden states, and on attention weights.
         image_dropout (`float`, defaults to 0): on the image encoder's features; one mask for all regions of an image,
@@ -187,6 +188,8 @@ class FusionCaptionerConfig(PreTrainedConfig):
         matching_loss_weight (`float`): weight of each loss term; at 0 nothing of the term is built or computed.
         contrastive_loss_type (`"info_nce"` or `"hinge"`): symmetric InfoNCE, or the hinge on the hardest negatives.
         contrastive_margin (`float`, defaults to 0.2): margin of the hinge, in cosine similarity.
+        matching_type (`"fusion"` or `"word_region"`): what the matching score of a pair is read from: the fused states,
+            or how near each word is to the regions that it attends to (see `matching.py`).
         matching_negatives (`int`, defaults to 1): false pairs that the matching loss draws for each true one: so many other
             images, and so many other texts.
         gradient_reversal_weight (`float`, defaults to 1): factor on the reversed gradient of the modality critic.
@@ -214,7 +217,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
     num_audio_regions: int = 16
     vocab_size: int = 10_000
     hidden_size: int = 512
-    text_encoder_type: Literal["lstm", "gru", "transformer"] = "lstm"
+    text_encoder_type: Literal["lstm", "gru", "transformer", "embedding"] = "lstm"
     num_text_encoder_layers: int = 1
     normalize_text_states: bool = True
     fusion_type: Literal["sum", "concat", "gated", "bilinear", "attention", "co_attention"] = "attention"
@@ -227,7 +230,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
     max_position_embeddings: int = 512
     max_frames: int = 0
     projection_dim: int = 256
-    text_pooling: Literal["last", "mean", "words"] = "last"
+    text_pooling: Literal["last", "mean"] = "last"
     logit_scale_init_value: float | int = 2.6592
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.0
@@ -244,6 +247,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
     gradient_reversal_weight: float | int = 1.0
     reconstruction_loss_weight: float | int = 0.0
     matching_loss_weight: float | int = 0.0
+    matching_type: Literal["fusion", "word_region"] = "fusion"
     matching_negatives: int = 1
     initializer_range: float | int = 0.02
     use_cache: bool = True
@@ -349,6 +353,11 @@ class FusionCaptionerConfig(PreTrainedConfig):
             raise ValueError(
                 f"`matching_loss_weight` ({self.matching_loss_weight}) draws hard negatives by image and text "
                 "embeddings: set `contrastive_loss_weight` above 0 so that these are trained."
+            )
+        if self.text_encoder_type == "embedding" and self.text_pooling == "last":
+            raise ValueError(
+                '`text_pooling` ("last") would make the same of every text, as with `text_encoder_type` "embedding" the '
+                'last token knows no other one; set `text_pooling` to "mean".'
             )
 
 

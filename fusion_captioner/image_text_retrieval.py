@@ -40,7 +40,7 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
     Two towers that meet in one space, trained by the contrastive loss (`contrastive_loss_type`: InfoNCE or hinge), and,
     with a `matching_loss_weight` above 0, a score of fused pairs to re-rank the towers' best candidates by.
 
-    Texts end in EOS, whose state stands for all of them: `processor(text=..., add_eos=True)`.
+    Texts end in EOS, whose state may stand for all of them (`text_pooling`): `processor(text=..., add_eos=True)`.
 
     Raises:
         ValueError: if `contrastive_loss_weight` is 0.
@@ -108,12 +108,12 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
                 f"`pairs` {tuple(pairs.shape)} must have the shape (pairs, 2): row of text, row of image."
             )
         texts, images = pairs.to(text_hidden_states.device).unbind(dim=1)
-        mask = None if attention_mask is None else attention_mask[texts]
         needed, images = images.unique(return_inverse=True)
-        projected = self.model.project_regions(self.model.check_regions(image_hidden_states[needed]))
-        regions = tuple(tensor[images] for tensor in projected)
-        joint, _, _ = self.model.fusion(text_hidden_states[texts], regions, mask)
-        return self.alignment.match(joint, mask)
+        regions = self.model.check_regions(image_hidden_states[needed])
+        flat_regions, projected = self.model.flatten_frames(regions), self._projected(regions)
+        return self.alignment.match(
+            texts, images, text_hidden_states, attention_mask, flat_regions, projected, self.model.fusion
+        )
 
     def forward(
         self,
@@ -140,8 +140,8 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
         regions = self.model._image_regions(pixel_values, image_hidden_states)
         flat_regions = self.model.flatten_frames(regions)
         image_embeds = self.model._embed_image(flat_regions)
-        text_states, words, _ = self.model.text_encoder(input_ids, attention_mask)
-        text_embeds = self.model._embed_text(text_states, words, attention_mask)
+        text_states, _, _ = self.model.text_encoder(input_ids, attention_mask)
+        text_embeds = self.model._embed_text(text_states, attention_mask)
         logits_per_text = self.alignment.inverse_temperature * text_embeds @ image_embeds.T
 
         loss, loss_terms = None, None
@@ -150,10 +150,10 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
             loss_terms = self.alignment(
                 image_embeds,
                 text_embeds,
-                flat_regions.mean(dim=1),
                 text_states,
-                self.model.project_regions(regions) if self.config.matching_loss_weight else (),
                 attention_mask,
+                flat_regions,
+                self._projected(regions),
                 self.model.fusion,
             )
             loss = sum(getattr(self.config, f"{name}_loss_weight") * term for name, term in loss_terms.items())
@@ -166,6 +166,11 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
             loss_terms=loss_terms,
         )
         return result.to_tuple() if return_dict is False else result
+
+    def _projected(self, image_hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What the fusion needs of the images, if it is needed itself."""
+        fuses = self.config.matching_loss_weight and self.config.matching_type == "fusion"
+        return self.model.project_regions(image_hidden_states) if fuses else ()
 
 
 __all__ = ["FusionCaptionerForImageTextRetrieval"]

@@ -13,6 +13,7 @@ A, Da: regions of a sound, and their width
 Under teacher forcing every part runs over the whole text in one call; there is no loop over time steps.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
-from .alignment import AlignmentLosses, last_token, mean_of_tokens
+from .alignment import TEXT_POOLINGS, AlignmentLosses
 from .audio_encoder import AudioEncoder
 from .caption_cache import CaptionCache
 from .causal_layers import SequenceDropout
@@ -32,6 +33,7 @@ from .fusion import FUSIONS
 from .generation_fusion_captioner import FusionCaptionerGenerationMixin, count_texts
 from .image_encoder import ImageEncoder
 from .losses import caption_loss
+from .matching import WordRegionMatching
 from .packed_linear import FewRowLinear
 from .text_encoder import TextEncoder
 
@@ -121,6 +123,9 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
             return
         if isinstance(module, AlignmentLosses) and hasattr(module, "logit_scale"):
             init.constant_(module.logit_scale, float(self.config.logit_scale_init_value))
+        if isinstance(module, WordRegionMatching):
+            init.constant_(module.log_scale, math.log(module.SCALE))
+            init.constant_(module.threshold, module.THRESHOLD)
         if isinstance(module, FusionCaptionerModel) and module.frame_embedding is not None:
             init.zeros_(module.frame_embedding)
         super()._init_weights(module)
@@ -248,9 +253,9 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         Returns:
             `last_hidden_state (T, L, D)`: the states; `pooler_output (T, E)`: the embedding, of length 1.
         """
-        states, words, _ = self.text_encoder(input_ids, attention_mask)
+        states, _, _ = self.text_encoder(input_ids, attention_mask)
         return BaseModelOutputWithPooling(
-            last_hidden_state=states, pooler_output=self._embed_text(states, words, attention_mask)
+            last_hidden_state=states, pooler_output=self._embed_text(states, attention_mask)
         )
 
     def forward(
@@ -316,7 +321,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         image_embeds, text_embeds = None, None
         if return_embeds and regions is not None:
             image_embeds = self._embed_image(self.flatten_frames(regions))
-            text_embeds = self._embed_text(text_states, embeddings, attention_mask)
+            text_embeds = self._embed_text(text_states, attention_mask)
         return FusionCaptionerModelOutput(
             fused_hidden_states=fused,
             text_hidden_states=text_states,
@@ -371,13 +376,8 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         pooled = self.image_dropout(regions.mean(dim=1, keepdim=True)).squeeze(1)
         return nn.functional.normalize(self.image_projection(pooled), dim=-1)
 
-    def _embed_text(
-        self, states: torch.Tensor, words: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        if self.config.text_pooling == "last":
-            pooled = last_token(states, attention_mask)
-        else:
-            pooled = mean_of_tokens(words if self.config.text_pooling == "words" else states, attention_mask)
+    def _embed_text(self, states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        pooled = TEXT_POOLINGS[self.config.text_pooling](states, attention_mask)
         return nn.functional.normalize(self.text_projection(pooled), dim=-1)
 
     def _check_token_ids(self, token_ids: torch.Tensor) -> None:
@@ -456,15 +456,19 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         """
         if not self.config.matching_loss_weight:
             raise ValueError("`matching_loss_weight` (0) gave this model no matching head; train with it above 0.")
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            image_hidden_states=image_hidden_states,
-            use_cache=False,
-            return_embeds=False,
-        )
-        return self.alignment.match(outputs.fused_hidden_states, attention_mask).sigmoid()
+        regions = self.model._image_regions(pixel_values, image_hidden_states)
+        states, _, _ = self.model.text_encoder(self.model.check_input_ids(input_ids), attention_mask)
+        texts = torch.arange(len(states), device=states.device)
+        images = texts // count_texts(len(states), len(regions))
+        return self.alignment.match(
+            texts,
+            images,
+            states,
+            attention_mask,
+            self.model.flatten_frames(regions),
+            self.model.project_regions(regions),
+            self.model.fusion,
+        ).sigmoid()
 
     def forward(
         self,
@@ -576,10 +580,10 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             terms |= self.alignment(
                 outputs.image_embeds,
                 outputs.text_embeds,
-                self.model.flatten_frames(outputs.image_hidden_states).mean(dim=1),
                 outputs.text_hidden_states,
-                outputs.projected_regions,
                 attention_mask,
+                self.model.flatten_frames(outputs.image_hidden_states),
+                outputs.projected_regions,
                 self.model.fusion,
             )
         if num_items_in_batch is not None:

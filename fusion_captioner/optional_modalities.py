@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .alignment import last_token
+from .alignment import TEXT_POOLINGS
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .modeling_fusion_captioner import FusionCaptionerModel, FusionCaptionerPreTrainedModel
 
@@ -91,7 +91,7 @@ class OptionalModalitiesModel(FusionCaptionerPreTrainedModel):
             keeps_text (`bool`): whether `modality_dropout` leaves texts alone.
 
         Returns:
-            the fused state of each text's last token, `(T, D)`, and attention weights or `None`.
+            the fused state that stands for each text (`text_pooling`), `(T, D)`, and attention weights or `None`.
 
         Raises:
             ValueError: if a row has no modality at all, or numbers of rows differ.
@@ -159,7 +159,7 @@ class OptionalModalitiesModel(FusionCaptionerPreTrainedModel):
             # a placeholder is no padding
             attention_mask = attention_mask.masked_fill(~has_text.unsqueeze(1), 1)
         joint, weights, _ = base.fusion(states, projected, attention_mask, None, bool(output_attentions))
-        return last_token(joint, attention_mask), weights
+        return TEXT_POOLINGS[self.config.text_pooling](joint, attention_mask), weights
 
     def _fill(self, name: str, states: torch.Tensor | None, shown: torch.Tensor, size: int) -> torch.Tensor:
         """States `(rows, size, D)` with the placeholder in all of a row's places where it is not shown."""

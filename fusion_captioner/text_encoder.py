@@ -14,18 +14,21 @@ from .configuration_fusion_captioner import FusionCaptionerConfig
 class TextEncoder(nn.Module):
     """
     Token embedding and causal layers. State `t` depends on tokens up to `t` only: what the decoder reads while it
-    is trained on a caption then holds nothing of the words that it has yet to predict.
+    is trained on a caption then holds nothing of the words that it has yet to predict. With `text_encoder_type`
+    `"embedding"` there are no layers, and the states are the words themselves.
     """
 
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__()
         self.word_dropout = config.word_dropout
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.layers = build_causal_layers(
-            config.text_encoder_type, config.hidden_size, config.num_text_encoder_layers, config
-        )
+        self.layers = None
+        if config.text_encoder_type != "embedding":
+            self.layers = build_causal_layers(
+                config.text_encoder_type, config.hidden_size, config.num_text_encoder_layers, config
+            )
         # Transformer layers end in a normalisation of their own
-        normalizes = config.normalize_text_states and config.text_encoder_type != "transformer"
+        normalizes = config.normalize_text_states and config.text_encoder_type in ("lstm", "gru")
         self.norm = nn.LayerNorm(config.hidden_size) if normalizes else nn.Identity()
         self.dropout = SequenceDropout(config.dropout)
 
@@ -51,5 +54,7 @@ class TextEncoder(nn.Module):
             hidden = torch.rand(input_ids.shape, device=input_ids.device) < self.word_dropout
             hidden[:, 0] = False
             embeddings = embeddings.masked_fill(hidden.unsqueeze(-1), 0.0)
+        if self.layers is None:
+            return embeddings, embeddings, () if return_state else None
         states, state = self.layers(embeddings, attention_mask, state, return_state)
         return self.dropout(self.norm(states)), embeddings, state

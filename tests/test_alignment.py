@@ -18,7 +18,7 @@ TERMS = {
     "contrastive": {"logit_scale"},
     "adversarial": {"critic.0.weight", "critic.0.bias", "critic.2.weight", "critic.2.bias"},
     "reconstruction": {"generator.0.weight", "generator.0.bias", "generator.2.weight", "generator.2.bias"},
-    "matching": {"match_head.0.weight", "match_head.0.bias", "match_head.2.weight", "match_head.2.bias"},
+    "matching": {f"matching.head.{layer}.{name}" for layer in (0, 2) for name in ("weight", "bias")},
 }
 
 
@@ -101,9 +101,12 @@ def test_the_mean_is_of_real_tokens() -> None:
     assert mean_of_tokens(states, None).flatten().tolist() == [1.5, 5.5, 9.5]
 
 
-@pytest.mark.parametrize(("pooling", "sees_order"), [("last", True), ("mean", True), ("words", False)])
-def test_a_bag_of_words_has_no_order(pooling: str, sees_order: bool) -> None:
-    model, ids = tiny_model(**weights("contrastive"), text_pooling=pooling), tokens(4)
+@pytest.mark.parametrize(
+    ("encoder", "pooling", "sees_order"),
+    [("lstm", "last", True), ("lstm", "mean", True), ("embedding", "mean", False)],
+)
+def test_a_bag_of_words_has_no_order(encoder: str, pooling: str, sees_order: bool) -> None:
+    model, ids = tiny_model(**weights("contrastive"), text_encoder_type=encoder, text_pooling=pooling), tokens(4)
     forwards, backwards = (model.get_text_features(order).pooler_output for order in (ids, ids.flip(1)))
     assert torch.allclose(forwards, backwards, atol=1e-6) != sees_order
     others = model.get_text_features(torch.cat((ids[:, :-1], ids[:, :1]), dim=1)).pooler_output
@@ -128,7 +131,7 @@ def test_matching_scores_true_pairs_another_image_and_another_text() -> None:
 
     def scores(texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         fused = model.model(input_ids=texts, attention_mask=mask, pixel_values=images).fused_hidden_states
-        return model.alignment.match_head(fused[:, :-1]).mean(dim=(1, 2))  # without the padding
+        return model.alignment.matching.head(fused[:, :-1]).mean(dim=(1, 2))  # without the padding
 
     # of two images with a text each, the other one is the only negative
     pairs = ((ids, pixels()), (ids, pixels().flip(0)), (ids.flip(0), pixels()))
@@ -173,7 +176,7 @@ def test_matching_of_one_image_has_true_pairs_only() -> None:
     model, ids = tiny_model(**weights("contrastive", "matching")), tokens(2)
     output = model(pixel_values=pixels(1), input_ids=ids, labels=ids)
     fused = model.model(input_ids=ids, pixel_values=pixels(1)).fused_hidden_states
-    scores = model.alignment.match_head(fused).mean(dim=(1, 2))
+    scores = model.alignment.matching.head(fused).mean(dim=(1, 2))
     torch.testing.assert_close(output.loss_terms["matching"], matching_loss(scores, torch.ones(2)))
 
 

@@ -127,6 +127,8 @@ def export_decoder_step(
 
 def _layer_shapes(layer_type: str, num_layers: int, config: Any) -> list[Shape]:
     """Shapes of the state that `causal_layers.py` carries, behind images and texts."""
+    if layer_type == "embedding":
+        return []
     if layer_type == "transformer":
         width = config.hidden_size // config.num_attention_heads
         return [[IMAGES, TEXTS, config.num_attention_heads, PAST, width] for _ in range(2 * num_layers)]

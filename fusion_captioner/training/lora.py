@@ -34,7 +34,7 @@ def lora_layers(model: FusionCaptionerPreTrainedModel) -> dict[str, list[str]]:
     targets = ["region_projection", *FUSION_LAYERS[config.fusion_type]]
     # its two halves are used apart, past an adapter
     whole = ["fusion.projection"] if config.fusion_type == "concat" else []
-    sequences = {"text_encoder.layers": config.text_encoder_type}
+    sequences = {"text_encoder.layers": config.text_encoder_type} if config.text_encoder_type != "embedding" else {}
     if isinstance(model, FusionCaptionerForConditionalGeneration):
         # the embedding shares its weights with `lm_head`, and an adapter would part them
         sequences["decoder.layers"] = config.decoder_type
@@ -42,7 +42,7 @@ def lora_layers(model: FusionCaptionerPreTrainedModel) -> dict[str, list[str]]:
         targets.append("text_encoder.embedding")
     if isinstance(model, FusionCaptionerForImageTextRetrieval):
         targets += ["model.image_projection", "model.text_projection"]
-        whole += ["alignment.match_head"] if config.matching_loss_weight else []
+        whole += ["alignment.matching"] if config.matching_loss_weight else []
     elif not isinstance(model, FusionCaptionerForConditionalGeneration):
         whole.append("classifier")
     whole += [name for name, kind in sequences.items() if kind != "transformer"]

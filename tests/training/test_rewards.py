@@ -59,8 +59,8 @@ def test_the_matching_reward_is_the_models_own_score() -> None:
     samples.image_hidden_states = torch.randn(2, 4, 12)
     scores = MatchingReward(REFERENCES, model, ARGUMENTS)(samples)
     assert scores.shape == (4,) and ((scores > 0) & (scores < 1)).all()
-    model.alignment.match_head[-1].weight.data.neg_()
-    model.alignment.match_head[-1].bias.data.neg_()
+    model.alignment.matching.head[-1].weight.data.neg_()
+    model.alignment.matching.head[-1].bias.data.neg_()
     np.testing.assert_allclose(MatchingReward(REFERENCES, model, ARGUMENTS)(samples), 1 - scores, rtol=1e-5)
 
 

@@ -1,0 +1,103 @@
+"""
+Scores of how well a text and an image go together, for pairs of whatever texts and images.
+
+T: texts, L: tokens, B: images, P: regions, Dv: width of a region, D: hidden size, E: projection width, N: pairs
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from .causal_layers import SequenceDropout
+from .configuration_fusion_captioner import FusionCaptionerConfig
+from .fusion import Fusion
+
+
+class FusionMatching(nn.Module):
+    """
+    A pair's score from its fused states (ALBEF: Li et al., 2021, section 3.2): the mean over the tokens, so that every
+    word is held against the regions that it attends to, and not the sentence against them as one.
+    """
+
+    def __init__(self, config: FusionCaptionerConfig, image_width: int) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.head = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
+
+    def forward(
+        self,
+        texts: torch.Tensor,
+        images: torch.Tensor,
+        text_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        projected: tuple[torch.Tensor, ...],
+        fusion: Fusion,
+    ) -> torch.Tensor:
+        """
+        Args:
+            texts, images (`torch.LongTensor` of shape `(N,)`): row of the text and row of the image of each pair.
+            text_states (`torch.FloatTensor` of shape `(T, L, D)`).
+            attention_mask (`torch.LongTensor` of shape `(T, L)`, *optional*).
+            projected: what `fusion` needs of the images, one row an image.
+
+        Returns:
+            logits `(N,)`.
+        """
+        mask = None if attention_mask is None else attention_mask[texts]
+        joint, _, _ = fusion(text_states[texts], tuple(tensor[images] for tensor in projected), mask)
+        scores = self.head(joint).squeeze(-1)  # (N, L)
+        if mask is None:
+            return scores.mean(dim=1)
+        return (scores * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+class WordRegionMatching(nn.Module):
+    """
+    A pair's score from its words and regions in a space of their own (stacked cross attention, SCAN: Lee et al., 2018,
+    section 3.2): each word attends to the regions that are nearest to it, and its score is how near they are. Words count
+    as much as they tell, which is learned. A score for each pair of word and region costs a product; the fusion, a network.
+    """
+
+    # Of attention over cosine similarities; SCAN's are 4 to 20
+    SHARPNESS = 20.0
+    # What the learned scale and threshold of similarities begin at
+    SCALE, THRESHOLD = 20.0, 0.5
+
+    def __init__(self, config: FusionCaptionerConfig, image_width: int) -> None:
+        super().__init__()
+        self.word_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.region_projection = nn.Linear(image_width, config.projection_dim, bias=False)
+        self.word_weight = nn.Linear(config.hidden_size, 1, bias=False)
+        self.region_dropout = SequenceDropout(config.image_dropout)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(self.SCALE)))
+        self.threshold = nn.Parameter(torch.tensor(self.THRESHOLD))
+
+    def forward(
+        self,
+        texts: torch.Tensor,
+        images: torch.Tensor,
+        text_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        regions: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        Args:
+            texts, images, text_states, attention_mask: see `FusionMatching.forward`.
+            regions (`torch.FloatTensor` of shape `(B, P, Dv)`).
+
+        Returns:
+            logits `(N,)`.
+        """
+        words = nn.functional.normalize(self.word_projection(text_states), dim=-1)
+        places = nn.functional.normalize(self.region_projection(self.region_dropout(regions)), dim=-1)
+        near = torch.bmm(words[texts], places[images].transpose(1, 2))  # (N, L, P)
+        found = ((self.SHARPNESS * near).softmax(dim=-1) * near).sum(dim=-1)  # (N, L)
+        weights = self.word_weight(text_states).squeeze(-1)  # (T, L)
+        if attention_mask is not None:
+            weights = weights.masked_fill(attention_mask == 0, torch.finfo(weights.dtype).min)
+        similarity = (found * weights.softmax(dim=1)[texts]).sum(dim=1)
+        return self.log_scale.exp() * (similarity - self.threshold)
+
+
+MATCHINGS = {"fusion": FusionMatching, "word_region": WordRegionMatching}
