@@ -1,7 +1,7 @@
 """
 Scores of how well a text and an image go together, for pairs of whatever texts and images.
 
-T: texts, L: tokens, B: images, P: regions, Dv: width of a region, D: hidden size, E: projection width, N: pairs
+T: texts, L: tokens, B: images, P: regions, Dv: width of a region, D: hidden size, N: pairs
 """
 
 import math
@@ -54,21 +54,23 @@ class FusionMatching(nn.Module):
 
 class WordRegionMatching(nn.Module):
     """
-    A pair's score from its words and regions in a space of their own (stacked cross attention, SCAN: Lee et al., 2018,
-    section 3.2): each word attends to the regions that are nearest to it, and its score is how near they are. Words count
-    as much as they tell, which is learned. A score for each pair of word and region costs a product; the fusion, a network.
+    A pair's score from its words and regions in a space of their own, both ways (stacked cross attention, SCAN: Lee et
+    al., 2018, sections 3.1 and 3.2): each word attends to the regions that are nearest to it, each region to the words,
+    and scores how near they are. How much a word and a region count among the others is learned from them. A word and a
+    region cost one product, where the fusion costs a network.
     """
 
-    # Of attention over cosine similarities; SCAN's are 4 to 20
+    # Of attention over cosine similarities; SCAN's are 4 to 9
     SHARPNESS = 20.0
     # What the learned scale and threshold of similarities begin at
     SCALE, THRESHOLD = 20.0, 0.5
 
     def __init__(self, config: FusionCaptionerConfig, image_width: int) -> None:
         super().__init__()
-        self.word_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
-        self.region_projection = nn.Linear(image_width, config.projection_dim, bias=False)
+        self.word_projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.region_projection = nn.Linear(image_width, config.hidden_size, bias=False)
         self.word_weight = nn.Linear(config.hidden_size, 1, bias=False)
+        self.region_weight = nn.Linear(image_width, 1, bias=False)
         self.region_dropout = SequenceDropout(config.image_dropout)
         self.log_scale = nn.Parameter(torch.tensor(math.log(self.SCALE)))
         self.threshold = nn.Parameter(torch.tensor(self.THRESHOLD))
@@ -89,15 +91,22 @@ class WordRegionMatching(nn.Module):
         Returns:
             logits `(N,)`.
         """
+        regions = self.region_dropout(regions)
         words = nn.functional.normalize(self.word_projection(text_states), dim=-1)
-        places = nn.functional.normalize(self.region_projection(self.region_dropout(regions)), dim=-1)
+        places = nn.functional.normalize(self.region_projection(regions), dim=-1)
+        word_logits = self.word_weight(text_states).squeeze(-1)  # (T, L)
         near = torch.bmm(words[texts], places[images].transpose(1, 2))  # (N, L, P)
-        found = ((self.SHARPNESS * near).softmax(dim=-1) * near).sum(dim=-1)  # (N, L)
-        weights = self.word_weight(text_states).squeeze(-1)  # (T, L)
+        attention = self.SHARPNESS * near
+        of_words = (attention.softmax(dim=2) * near).sum(dim=2)  # (N, L)
         if attention_mask is not None:
-            weights = weights.masked_fill(attention_mask == 0, torch.finfo(weights.dtype).min)
-        similarity = (found * weights.softmax(dim=1)[texts]).sum(dim=1)
-        return self.log_scale.exp() * (similarity - self.threshold)
+            padding, lowest = attention_mask == 0, torch.finfo(near.dtype).min
+            word_logits = word_logits.masked_fill(padding, lowest)
+            attention = attention.masked_fill(padding[texts].unsqueeze(2), lowest)
+        of_regions = (attention.softmax(dim=1) * near).sum(dim=1)  # (N, P)
+        word_weights = word_logits.softmax(dim=1)
+        region_weights = self.region_weight(regions).squeeze(-1).softmax(dim=1)  # (B, P)
+        similarity = (of_words * word_weights[texts]).sum(dim=1) + (of_regions * region_weights[images]).sum(dim=1)
+        return self.log_scale.exp() * (similarity - 2 * self.threshold)
 
 
 MATCHINGS = {"fusion": FusionMatching, "word_region": WordRegionMatching}

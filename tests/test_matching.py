@@ -43,22 +43,27 @@ def test_a_score_does_not_see_padding(matching_type: str, side: str) -> None:
 
 
 def test_a_word_is_held_against_the_region_that_it_attends_to() -> None:
-    config = tiny_model(matching_type="word_region", projection_dim=4, **TERMS).config
+    config = tiny_model(matching_type="word_region", **TERMS).config
     matching = WordRegionMatching(config, image_width=4).eval()
     with torch.no_grad():
-        matching.word_projection.weight.copy_(torch.eye(4, config.hidden_size))
-        matching.region_projection.weight.copy_(torch.eye(4))
+        matching.word_projection.weight.copy_(torch.eye(config.hidden_size))
+        matching.region_projection.weight.copy_(torch.eye(config.hidden_size, 4))
         matching.word_weight.weight.zero_()
+        matching.region_weight.weight.zero_()
         directions = torch.eye(4, config.hidden_size)
-        # words along 0 and 1; the regions of the first image lie along 0 and 1, of the second along 0 and 2
-        texts, images = directions[[0, 1]].unsqueeze(0), torch.eye(4)[torch.tensor([[0, 1], [0, 2]])]
-        pairs = torch.tensor([0, 0]), torch.tensor([0, 1])
-        both, one = (matching(*pairs, texts, None, images) / matching.SCALE + matching.THRESHOLD).tolist()
-        assert both == pytest.approx(1, abs=1e-6) and one == pytest.approx(0.5, abs=1e-6)
-        # a word that tells more counts more
-        matching.word_weight.weight[0, 1] = 50.0
-        _, one = (matching(*pairs, texts, None, images) / matching.SCALE + matching.THRESHOLD).tolist()
-        assert one == pytest.approx(0, abs=1e-6)
+        # words along 0 and 1; the regions of the first image lie along 0 and 1, of the second along 0, 2 and 3
+        texts, images = directions[[0, 1]].unsqueeze(0), torch.eye(4)[torch.tensor([[0, 1, 0, 1], [0, 0, 2, 3]])]
+
+        def similarities() -> list[float]:
+            pairs = torch.tensor([0, 0]), torch.tensor([0, 1])
+            return (matching(*pairs, texts, None, images) / matching.SCALE + 2 * matching.THRESHOLD).tolist()
+
+        # all words and all regions; half of the words and half of the regions
+        assert similarities() == pytest.approx([1 + 1, 0.5 + 0.5], abs=1e-6)
+        matching.word_weight.weight[0, 1] = 50.0  # the second word alone counts
+        assert similarities() == pytest.approx([1 + 1, 0 + 0.5], abs=1e-6)
+        matching.region_weight.weight[0, 0] = 50.0  # the regions along 0 alone count
+        assert similarities() == pytest.approx([1 + 1, 0 + 1], abs=1e-6)
 
 
 def test_word_region_matching_is_trained_and_starts_at_its_scale_where_a_checkpoint_has_none(tmp_path) -> None:
@@ -67,7 +72,7 @@ def test_word_region_matching_is_trained_and_starts_at_its_scale_where_a_checkpo
     output = model(pixel_values=pixels(3), input_ids=ids, labels=ids)
     output.loss_terms["matching"].backward()
     gradients = {name: parameter.grad.abs().max() for name, parameter in model.alignment.matching.named_parameters()}
-    assert len(gradients) == 5 and all(gradient > 0 for gradient in gradients.values())
+    assert len(gradients) == 6 and all(gradient > 0 for gradient in gradients.values())
     tiny_model().save_pretrained(tmp_path)
     loaded = FusionCaptionerForImageTextRetrieval.from_pretrained(tmp_path, matching_type="word_region", **TERMS)
     assert loaded.alignment.matching.log_scale.exp().item() == pytest.approx(WordRegionMatching.SCALE)

@@ -59,6 +59,11 @@ class Retriever:
         return self.model.config.projection_dim
 
     @property
+    def inverse_temperature(self) -> float:
+        """What cosine similarities are multiplied by to be logits."""
+        return self.model.alignment.inverse_temperature.item()
+
+    @property
     def can_match(self) -> bool:
         """Whether there is a score of fused pairs."""
         return bool(self.model.config.matching_loss_weight)

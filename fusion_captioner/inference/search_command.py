@@ -51,7 +51,7 @@ def search(options: argparse.Namespace) -> int:
             candidates = _rerank_images(candidates, options.text, image_index, retriever, problems)
         else:
             _score(candidates, retriever.match([row["text"] for row in candidates], [picture])[:, 0])
-            candidates.sort(key=lambda row: -row["matching"])
+            candidates = _best_first(candidates, retriever)
         results = candidates + others
     for row in results[: options.top]:
         print(json.dumps(_shown(row), ensure_ascii=False), flush=True)
@@ -90,7 +90,7 @@ def _rerank_images(
     retriever: Retriever,
     problems: list[str],
 ) -> list[dict[str, Any]]:
-    """By their matching score; those that cannot be read any more come last."""
+    """Best first; those that cannot be read any more come last."""
     manifest = image_index.manifest
     images = None
     if any(row["split"] is not None for row in candidates):
@@ -105,8 +105,13 @@ def _rerank_images(
             unreadable.append(row)
     if readable:
         _score(readable, retriever.match([text], pictures)[0])
-        readable.sort(key=lambda row: -row["matching"])
+        readable = _best_first(readable, retriever)
     return readable + unreadable
+
+
+def _best_first(rows: list[dict[str, Any]], retriever: Retriever) -> list[dict[str, Any]]:
+    """By the sum of both logits: the matching score has learned what the towers, which drew its negatives, do not see."""
+    return sorted(rows, key=lambda row: -(retriever.inverse_temperature * row["score"] + row["matching"]))
 
 
 def _score(rows: list[dict[str, Any]], logits: np.ndarray) -> None:

@@ -154,9 +154,9 @@ def text_embeds(model: FusionCaptionerForImageTextRetrieval, texts: list[str]) -
     return model.get_text_features(**tiny_processor()(text=texts, add_eos=True, return_tensors="pt")).pooler_output
 
 
-def ranked(names: list[Any], scores: torch.Tensor) -> list[tuple[Any, Any]]:
-    """Names and scores, best first."""
-    order = scores.argsort(descending=True).tolist()
+def ranked(names: list[Any], scores: torch.Tensor, ranks: torch.Tensor | None = None) -> list[tuple[Any, Any]]:
+    """Names and scores, best first: by `ranks` if there are any."""
+    order = (scores if ranks is None else ranks).argsort(descending=True).tolist()
     return [(names[place], pytest.approx(scores[place].item(), abs=1e-3)) for place in order]
 
 
@@ -220,11 +220,15 @@ def test_texts_are_found_by_image_and_fused_scores_order_both(
         regions = model.get_image_hidden_states(processor(images=names, return_tensors="pt")["pixel_values"])
         pairs = torch.cartesian_prod(torch.arange(len(texts)), torch.arange(len(names)))
         matching = model.rerank(pairs, states, regions, inputs["attention_mask"]).view(len(texts), len(names))
+        # what the towers see counts as well
+        both = matching + model.alignment.inverse_temperature * text_embeds(model, texts) @ embeds.T
     by_text = run("search", tmp_path / "index", "w16 w17", "--rerank", 10)
-    assert found(by_text, "image", "matching") == ranked(names, matching[texts.index("w16 w17")])
+    assert found(by_text, "image", "matching") == ranked(
+        names, *(scores[texts.index("w16 w17")] for scores in (matching, both))
+    )
     assert {line["image"]: line["captions"] for line in by_text.lines} == dict(zip(names, CAPTIONS))
     by_image = run("search", tmp_path / "index", "--image", paths[1], "--find", "texts", "--rerank", 10)
-    assert found(by_image, "text", "matching") == ranked(texts, matching[:, 1])
+    assert found(by_image, "text", "matching") == ranked(texts, matching[:, 1], both[:, 1])
 
     # the best by similarity alone are looked at again, and the others follow in their order
     similar = [name for name, _ in ranked(names, embeds @ text_embeds(model, ["w16 w17"])[0])]
