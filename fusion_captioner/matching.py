@@ -63,7 +63,7 @@ class WordRegionMatching(nn.Module):
     # Of attention over cosine similarities; SCAN's are 4 to 9
     SHARPNESS = 20.0
     # What the learned scale and threshold of similarities begin at
-    SCALE, THRESHOLD = 20.0, 0.5
+    SCALE, THRESHOLD = 20.0, 0.1
 
     def __init__(self, config: FusionCaptionerConfig, image_width: int) -> None:
         super().__init__()

@@ -124,6 +124,15 @@ def test_matching_is_binary_cross_entropy() -> None:
     assert loss.item() == pytest.approx((math.log1p(math.exp(-1)) + math.log1p(math.exp(-2))) / 2, abs=1e-6)
 
 
+def test_true_pairs_weigh_as_much_as_false_ones_in_matching() -> None:
+    logits = torch.tensor([1.0, -2.0, 3.0, 0.5])
+    true, false = math.log1p(math.exp(-1)), [math.log1p(math.exp(logit)) for logit in (-2, 3, 0.5)]
+    loss = matching_loss(logits, torch.tensor([1, 0, 0, 0]))
+    assert loss.item() == pytest.approx((true + sum(false) / 3) / 2, abs=1e-6)
+    assert matching_loss(logits[:1], torch.tensor([1])).item() == pytest.approx(true, abs=1e-6)
+    assert matching_loss(logits[1:], torch.zeros(3)).item() == pytest.approx(sum(false) / 3, abs=1e-6)
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
 def test_gradient_reversal_is_the_identity_with_a_turned_gradient(weight: float) -> None:
     inputs = torch.tensor([1.0, -2.0], requires_grad=True)
