@@ -7,6 +7,7 @@ Each process has a core of its own, and finds its share of the work as under `to
 Captioning: the command `caption` on synthetic photos, from its start to the end of the last process, merged file included.
 Training: the trainer on random features of 49 x 1280 (hidden size 512, vocabulary 4,000, 13 tokens, a batch of 64 a process,
 one caption an image); two processes average their gradients over gloo. Captions a second by the median of steps.
+Beside it two processes that train at the same time and share nothing: what the machine's second core is worth.
 """
 
 import argparse
@@ -27,8 +28,11 @@ from typing import Any
 PROCESSES = (1, 2)
 
 
-def run_processes(command: Sequence[str], processes: int, cores: Sequence[int]) -> tuple[float, list[str]]:
-    """Seconds from the start of so many processes to the end of the last, and what each has printed."""
+def run_processes(
+    command: Sequence[str], processes: int, cores: Sequence[int], joined: bool = True
+) -> tuple[float, list[str]]:
+    """Seconds from the start of so many processes to the end of the last, and what each has printed; `joined`: they know
+    of each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -36,7 +40,7 @@ def run_processes(command: Sequence[str], processes: int, cores: Sequence[int]) 
     running = []
     for rank in range(processes):
         variables = {"OMP_NUM_THREADS": "1"}
-        if processes > 1:
+        if processes > 1 and joined:
             variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             variables |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
             variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -77,12 +81,13 @@ def caption_rates(captioner: str, photos: int, repeats: int, cores: Sequence[int
     return {processes: statistics.median(each) for processes, each in rates.items()}
 
 
-def training_rates(steps: int, repeats: int, cores: Sequence[int]) -> dict[int, float]:
+def training_rates(steps: int, repeats: int, cores: Sequence[int], joined: bool = True) -> dict[int, float]:
     """Captions a second by the number of processes."""
     rates: dict[int, list[float]] = {processes: [] for processes in PROCESSES}
+    command = [sys.executable, __file__, "--train", str(steps)]
     for _ in range(repeats):
         for processes in PROCESSES:
-            _, outputs = run_processes([sys.executable, __file__, "--train", str(steps)], processes, cores)
+            _, outputs = run_processes(command, processes, cores, joined)
             rates[processes].append(min(json.loads(output.splitlines()[-1]) for output in outputs) * processes)
     return {processes: statistics.median(each) for processes, each in rates.items()}
 
@@ -147,7 +152,7 @@ def main() -> None:
     parser.add_argument(
         "--captioner", metavar="FOLDER", help="checkpoint or export that captions (default: no captioning)"
     )
-    parser.add_argument("--photos", type=int, default=400, help="photos to caption (default: 400)")
+    parser.add_argument("--photos", type=int, default=1500, help="photos to caption (default: 1500)")
     parser.add_argument("--steps", type=int, default=10, help="steps to train, 0: none (default: 10)")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each, in turn (default: 3)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
@@ -160,6 +165,7 @@ def main() -> None:
         rates["captioning"] = caption_rates(options.captioner, options.photos, options.repeats, cores)
     if options.steps:
         rates["training"] = training_rates(options.steps, options.repeats, cores)
+        rates["training, sharing nothing"] = training_rates(options.steps, options.repeats, cores, joined=False)
     print(f"{date.today().isoformat()}, a core a process\n")
     print("| | one process | two | times faster |\n|---|---|---|---|")
     for work, each in rates.items():
