@@ -8,6 +8,7 @@ measures by how much.
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 # With more rows than these the usual kernel is as fast.
@@ -17,6 +18,8 @@ MIN_WEIGHTS = 2**16
 
 # Weight → its version and address when it was packed, and its packed copy; it goes when the weight goes.
 _PACKED = WeakIdKeyDictionary()
+# Fused optimisers, `Trainer`'s default among them, change weights and leave their version as it was.
+register_optimizer_step_post_hook(lambda *_: _PACKED.clear())
 _IS_AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 

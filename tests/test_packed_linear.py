@@ -59,6 +59,22 @@ def test_a_changed_weight_is_packed_anew(packed: list) -> None:
     assert len(packed) == 4
 
 
+@pytest.mark.parametrize("settings", [{"fused": True}, {"foreach": True}, {"foreach": False}])
+def test_an_optimiser_step_packs_anew(packed: list, settings: dict[str, bool]) -> None:
+    """The fused one, which `Trainer` takes by default, does not raise the version of the weights."""
+    module, inputs = layer(), torch.randn(1, 256)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, **settings)
+    for _ in range(2):
+        module.weight.grad, module.bias.grad = torch.randn(512, 256), torch.randn(512)
+        with torch.no_grad():
+            before = module(inputs)
+            optimizer.step()
+            expected = nn.functional.linear(inputs, module.weight, module.bias)
+            assert not torch.allclose(before, expected, atol=1e-2)
+            torch.testing.assert_close(module(inputs), expected, atol=1e-5, rtol=1e-5)
+    assert len(packed) == 4
+
+
 def test_training_many_rows_and_other_types_take_the_usual_way(packed: list) -> None:
     module = layer()
     module(torch.randn(1, 256)).sum().backward()
