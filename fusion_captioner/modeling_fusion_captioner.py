@@ -99,6 +99,11 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["ImageEncoder", "AudioEncoder", "CausalLSTM", "CausalGRU", "TransformerLayer"]  # noqa: RUF012
     _is_stateful = True
 
+    def __init__(self, config: FusionCaptionerConfig) -> None:
+        # `from_pretrained` sets the fields that it is given one by one, past the checks of what fits together
+        config.validate_architecture()
+        super().__init__(config)
+
     def save_pretrained(self, *args, **kwargs) -> None:
         """As in transformers; the code of all heads is saved beside the model, so that each of them loads from it where
         this package is not installed."""

@@ -1,6 +1,7 @@
 """The whole model: causal, the plain preset equal to its formulas, interchangeable inputs, saving and loading."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -442,3 +443,17 @@ def test_fresh_text_states_weigh_as_much_as_the_image() -> None:
         FusionCaptionerConfig.plain(vision_config=tiny_config().vision_config, vocab_size=VOCAB_SIZE)
     )
     assert isinstance(plain.model.text_encoder.norm, torch.nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"text_encoder_type": "embedding"}, '`text_pooling` \\("last"\\)'),
+        ({"matching_loss_weight": 1.0}, "`contrastive_loss_weight` above 0"),
+        ({"matching_negatives": 0}, "`matching_negatives` \\(0\\) must be at least 1"),
+    ],
+)
+def test_fields_given_on_loading_are_checked(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        FusionCaptionerForConditionalGeneration.from_pretrained(tmp_path, **fields)
