@@ -76,4 +76,4 @@ def test_word_region_matching_is_trained_and_starts_at_its_scale_where_a_checkpo
     tiny_model().save_pretrained(tmp_path)
     loaded = FusionCaptionerForImageTextRetrieval.from_pretrained(tmp_path, matching_type="word_region", **TERMS)
     assert loaded.alignment.matching.log_scale.exp().item() == pytest.approx(WordRegionMatching.SCALE)
-    assert loaded.alignment.matching.threshold.item() == WordRegionMatching.THRESHOLD
+    assert loaded.alignment.matching.threshold.item() == pytest.approx(WordRegionMatching.THRESHOLD)
