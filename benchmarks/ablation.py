@@ -1,4 +1,4 @@
-"""What fusion, decoder and auxiliary losses are worth: the same recipe and budget, one change a row.
+"""What fusion, decoder, auxiliary losses and settings are worth: the same recipe and budget, one change a row.
 
     python benchmarks/ablation.py --source FOLDER --cache FOLDER --vision-model lite2 --out FOLDER [--steps N]
         [--rows sum attention ...] [--seeds 0 1 2] [--SECTION.FIELD VALUE ...]
@@ -60,6 +60,14 @@ ROWS = {
     "adversarial": Row("adversarial loss, 0.1", loss("adversarial")),
     # in place of the recipe's fields, which would win over the preset's
     "plain": Row("plain preset", ["--model.preset", "plain", "--model.config", "{hidden_size: 512}"]),
+    "no_label_smoothing": Row("no label smoothing (0.1)", ["--model.config.label_smoothing", "0"]),
+    "less_dropout": Row("dropout 0.1 (0.3)", ["--model.config.dropout", "0.1"]),
+    "no_word_dropout": Row("no word dropout (0.1)", ["--model.config.word_dropout", "0"]),
+    "image_dropout": Row("image dropout 0.3 (0)", ["--model.config.image_dropout", "0.3"]),
+    "no_mirroring": Row("no mirrored pictures", ["--data.augmentations", "[]"]),
+    "no_average": Row("no average of weights (0.999)", ["--training.ema_decay", "null"]),
+    "small_vocabulary": Row("1,500 tokens (3,500)", ["--tokenizer.vocab_size", "1500"]),
+    "byte_bpe": Row("byte-level BPE (WordPiece)", ["--tokenizer.kind", "byte_bpe"]),
 }
 
 
@@ -147,7 +155,8 @@ def table(results: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
     lines = [
         "# Ablation",
         "",
-        "One change a row of `configs/flickr8k_cpu.yaml`, the same budget for each, the image encoder frozen; scores",
+        "One change a row of `configs/flickr8k_cpu.yaml`, whose own value stands in brackets, the same budget for each, the",
+        "image encoder frozen; scores",
         f"on `val` of {settings['source']} at the end of training, the mean of the seeds. The difference is in CIDEr, to",
         "the row that lacks the change, over the seeds that both have, with its range. Parameters are those beside the",
         "image encoder.",

@@ -72,7 +72,8 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
     `FusionCaptionerTrainer` that maximises the expected reward of sampled captions.
 
     Each step encodes every image once, samples all captions in one `generate`, rewards them, and runs the model once
-    over all of them for the gradient. References are all captions of `train_dataset`; document frequencies are
+    over all of them for the gradient. With `image_dropout`, the captions are sampled with the features hidden that are
+    hidden from the gradient as well, so that a picture known by heart has to be described anew. References are all captions of `train_dataset`; document frequencies are
     theirs. Beside the loss, each reward, the baseline, the spread of the advantages, the samples' length and their
     unique and dangling-ending rates are logged, and what rewards that are trained beside tell of themselves.
 
@@ -104,7 +105,10 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         regions = inputs.get("image_hidden_states")
         if regions is None:
             regions = captioner.get_image_hidden_states(inputs.pop("pixel_values"))
+        hide_features = captioner.model.image_dropout
+        regions = hide_features(regions)
         samples, sampled = self._sample(captioner, regions.detach(), prompts, image_ids)
+        hide_features.eval()  # what the samples did not see stays hidden, and nothing else
         people = PeoplesCaptions(image_ids, inputs["input_ids"], inputs["attention_mask"])
         advantages = self._advantages(samples, people).to(regions.device)
         logits = model(

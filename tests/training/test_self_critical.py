@@ -133,6 +133,31 @@ def test_the_gradient_is_of_the_tokens_that_were_sampled(tmp_path: Path, monkeyp
     torch.testing.assert_close(loss, expected)
 
 
+def test_samples_and_gradient_see_the_same_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = build(tmp_path, tmp_path)
+    trainer.model.model.image_dropout.probability = 0.5
+    inputs = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    seen: dict[str, torch.Tensor] = {}
+    sample = trainer._sample
+    monkeypatch.setattr(trainer, "_sample", lambda *given: seen.setdefault("drawn", sample(*given)))
+    advantages = torch.randn(4 * 5)
+    monkeypatch.setattr(trainer, "_advantages", lambda samples, people: advantages)
+    trainer.current_gradient_accumulation_steps = 1
+    whole = trainer.model.get_image_hidden_states(inputs["pixel_values"]).detach()
+    loss = trainer.compute_loss(trainer.model.train(), inputs)
+    samples, sampled = seen["drawn"]
+    hidden = (samples.image_hidden_states == 0).all(dim=1)
+    assert 0.3 < hidden.float().mean() < 0.7
+    torch.testing.assert_close(samples.image_hidden_states, torch.where(hidden[:, None], 0.0, 2 * whole))
+    logits = trainer.model.eval()(
+        input_ids=samples.input_ids,
+        attention_mask=samples.attention_mask,
+        image_hidden_states=samples.image_hidden_states,
+    ).logits
+    logps = logits.log_softmax(-1)[:, :-1].gather(-1, samples.input_ids[:, 1:, None]).squeeze(-1)
+    torch.testing.assert_close(loss, -(advantages[:, None] * logps)[sampled[:, 1:]].mean())
+
+
 def test_what_is_rewarded_becomes_more_frequent(tmp_path: Path, red: dict[str, float]) -> None:
     trainer = build(tmp_path, tmp_path, rewards=red, num_train_epochs=30, seed=1)
     trainer.train()
