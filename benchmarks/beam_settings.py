@@ -36,10 +36,14 @@ def main() -> None:
     model, processor = load_captioner(options.checkpoint)
     cached = cached_features({options.split: rows}, model, processor.image_processor, options.cache)[options.split]
     figures = []
-    print("| beams | length penalty | CIDEr | BLEU-4 | words a caption | different captions |\n|---|---|---|---|---|---|")
+    print(
+        "| beams | length penalty | CIDEr | BLEU-4 | words a caption | different captions |\n|---|---|---|---|---|---|"
+    )
     for beams in options.beams:
         for penalty in options.length_penalties if beams > 1 else [None]:
-            settings = {"num_beams": beams, "max_new_tokens": 30} | ({} if penalty is None else {"length_penalty": penalty})
+            settings = {"num_beams": beams, "max_new_tokens": 30} | (
+                {} if penalty is None else {"length_penalty": penalty}
+            )
             captions = generate_captions(
                 model, processor, cached.rows, cached.features, batch_size=50, show_progress=True, **settings
             )

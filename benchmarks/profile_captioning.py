@@ -4,7 +4,7 @@
     python benchmarks/profile_captioning.py --checkpoint runs/captioner [--export exported ...] [--json FILE]
 
 Each system runs in a process of its own as in captioning_speed.py, whose photos and stages these are: greedy, 15 new
-tokens. The ceilings are measured in the same run, before and after, the best counting: floating-point operations a second
+tokens. The first is torch without what this package does to be faster (see `TorchBefore`). The ceilings are measured in the same run, before and after, the best counting: floating-point operations a second
 of square float32 products, and bytes a second of a matrix of 256 MiB times a vector, which is what generation does with
 its weights. A stage's floor is the longer of its operations at the one, and of its weights at the other, each read once a
 batch by the encoder and once a token by the decoder. (Weights that stay in the processor's cache can be read faster than
@@ -21,9 +21,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from captioning_speed import JOBS, Run, Stopwatch, TorchSystem, in_its_own_process
+from captioning_speed import JOBS, SYSTEMS, Run, Stopwatch, TorchSystem, in_its_own_process
 
 STAGES = {"input": "decode, resize", "encoder": "image encoder", "generation": "generation"}
+
+
+class TorchBefore(TorchSystem):
+    """A checkpoint on torch as it was before packed weights, channels-last images, JPEG files that are decoded small and
+    freed memory that stays."""
+
+    def __init__(self, task: Run, watch: Stopwatch) -> None:
+        from fusion_captioner import image_loading, memory_reuse, packed_linear
+
+        packed_linear._IS_AVAILABLE = False
+        memory_reuse.keep_freed_memory = lambda: False
+        image_loading.DRAFT_MARGIN = 1000  # no photo is as much larger than what the model takes
+        super().__init__(task, watch)
+        self.model.model.image_encoder.backbone.register_forward_pre_hook(
+            lambda module, inputs: (inputs[0].contiguous(), *inputs[1:])
+        )
 
 
 def count_work(task: Run) -> Run:
@@ -68,6 +84,7 @@ def measure_ceilings(task: Run) -> Run:
     return {"flop_per_second": matrix_product_peak(torch.float32), "bytes_per_second": best}
 
 
+SYSTEMS["before"] = TorchBefore
 JOBS |= {"count_work": count_work, "measure_ceilings": measure_ceilings}
 
 
@@ -88,11 +105,13 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[Run, list[Run]]:
     before = in_its_own_process("measure_ceilings", task, __file__)[0]
     work = in_its_own_process("count_work", task, __file__)[0]
     systems = []
-    for path in (None, *(options.export or [])):
-        own = task | ({"kind": "checkpoint"} if path is None else {"kind": "export", "path": path})
-        description = json.loads((Path(path) / "exported_captioner.json").read_text()) if path else {}
-        name = f"{description['runtime']} {description.get('dtype', 'float32')}" if path else "torch"
-        systems.append({"name": name} | in_its_own_process("time", own | {"name": name}, __file__)[0])
+    runs = [("torch, before", {"kind": "before"}), ("torch", {"kind": "checkpoint"})]
+    for path in options.export or []:
+        description = json.loads((Path(path) / "exported_captioner.json").read_text())
+        name = f"{description['runtime']} {description.get('dtype', 'float32')}"
+        runs.append((name, {"kind": "export", "path": path}))
+    for name, own in runs:
+        systems.append({"name": name} | in_its_own_process("time", task | own | {"name": name}, __file__)[0])
     after = in_its_own_process("measure_ceilings", task, __file__)[0]
     ceilings = {name: max(before[name], after[name]) for name in before}
     for system in systems:
