@@ -213,6 +213,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_hub_flags(shrink)
 
+    average = commands.add_parser(
+        "average",
+        help="write the mean of several captioners",
+        description="Write the mean of the weights of captioners that were trained on from the same one.",
+    )
+    average.add_argument("models", metavar="CHECKPOINT", nargs="+", help="folder or Hub name; two or more")
+    average.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
+
     index = commands.add_parser(
         "index",
         help="make images searchable",
@@ -364,7 +372,11 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
 
         print(shrink(options.model, options.revision, options.out, with_code=not options.without_code))
         return 0
+    if options.command == "average":
+        from fusion_captioner.training.weight_average import average_captioners
 
+        print(average_captioners(options.models, options.out))
+        return 0
     if options.command == "index":
         from fusion_captioner.inference.index_command import index
 
