@@ -2,12 +2,12 @@
 
     python benchmarks/ablation.py --source FOLDER --cache FOLDER --vision-model lite2 --out FOLDER [--steps N]
         [--rows sum attention ...] [--seeds 0 1 2] [--SECTION.FIELD VALUE ...]
-    python benchmarks/ablation.py --out FOLDER --table
+    python benchmarks/ablation.py --out FOLDER --table [--page NAME] [--title TITLE]
 
 Each row is `fusion-captioner train configs/flickr8k_cpu.yaml` with its change, scored on `val` once, at its end: no row
 is given the best of several checkpoints. Further flags of the recipe's fields hold for all rows. One JSON line a row
 and seed goes to OUT/results.jsonl; what is there is not run again, and a row that was killed goes on from its
-checkpoint. `--table` writes ablation.md and ablation.svg into docs/.
+checkpoint. `--table` writes NAME.md and NAME.svg into docs/.
 """
 
 import argparse
@@ -65,7 +65,7 @@ ROWS = {
     "no_word_dropout": Row("no word dropout (0.1)", ["--model.config.word_dropout", "0"]),
     "image_dropout": Row("image dropout 0.3 (0)", ["--model.config.image_dropout", "0.3"]),
     "no_mirroring": Row("no mirrored pictures", ["--data.augmentations", "[]"]),
-    "no_average": Row("no average of weights (0.999)", ["--training.ema_decay", "null"]),
+    "no_average": Row("no average of weights (0.999)", ["--training.ema_decay", "0"]),
     "small_vocabulary": Row("1,500 tokens (3,500)", ["--tokenizer.vocab_size", "1500"]),
     "byte_bpe": Row("byte-level BPE (WordPiece)", ["--tokenizer.kind", "byte_bpe"]),
 }
@@ -147,13 +147,14 @@ def by_row(results: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[str, A
     return {name: seeds for name, seeds in rows.items() if seeds}
 
 
-def table(results: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
+def table(results: Sequence[dict[str, Any]], settings: dict[str, Any], page: str, title: str) -> str:
     rows = by_row(results)
     budget = [] if settings["steps"] is None else ["--steps", str(settings["steps"])]
     seeds = sorted({str(result["seed"]) for result in results}, key=int)
-    command = shlex.join([*budget, "--seeds", *seeds, *settings["flags"]])
+    names = [] if len(rows) == len(ROWS) else ["--rows", *rows]
+    command = shlex.join([*budget, *names, "--seeds", *seeds, *settings["flags"]])
     lines = [
-        "# Ablation",
+        f"# {title}",
         "",
         "One change a row of `configs/flickr8k_cpu.yaml`, whose own value stands in brackets, the same budget for each, the",
         "image encoder frozen; scores",
@@ -181,7 +182,7 @@ def table(results: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
         parameters = next(iter(seeds_of_row.values()))["parameters"] / 1e6
         scores = " | ".join(f"{mean:.4f}" for mean in means)
         lines.append(f"| {ROWS[name].label} | {scores} | {difference} | {len(seeds_of_row)} | {parameters:.2f} |")
-    lines += ["", "![CIDEr of each row: a dot a seed, a line at their mean](ablation.svg)", ""]
+    lines += ["", f"![CIDEr of each row: a dot a seed, a line at their mean]({page}.svg)", ""]
     return "\n".join(lines)
 
 
@@ -220,14 +221,14 @@ def plot(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def write_table(out: Path, docs: Path) -> None:
+def write_table(out: Path, docs: Path, page: str, title: str) -> None:
     results = read_results(out)
     if not results:
         raise ValueError(f"`--out` ({out}) holds no results.jsonl with results; run some rows first.")
     settings = json.loads((out / "settings.json").read_text())
-    (docs / "ablation.md").write_text(table(results, settings))
-    (docs / "ablation.svg").write_text(plot(results))
-    print(docs / "ablation.md")
+    (docs / f"{page}.md").write_text(table(results, settings, page, title))
+    (docs / f"{page}.svg").write_text(plot(results))
+    print(docs / f"{page}.md")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -245,10 +246,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--table", action="store_true", help="write the table and the plot of the results, train nothing"
     )
     parser.add_argument("--docs", type=Path, default=REPOSITORY / "docs", help="where to (default: docs/)")
+    parser.add_argument("--page", default="ablation", help="names of its files (default: ablation)")
+    parser.add_argument("--title", default="Ablation", help="its heading (default: Ablation)")
     options, flags = parser.parse_known_args(arguments)
     try:
         if options.table:
-            write_table(options.out, options.docs)
+            write_table(options.out, options.docs, options.page, options.title)
         else:
             run(options, flags)
     except (ValueError, OSError, ImportError) as error:

@@ -309,6 +309,10 @@ def _put(document: dict[str, Any], keys: list[str], value: Any) -> None:
     document[keys[-1]] = value
 
 
+# what a field is that takes no `null`, as dataclasses tell it: "float", or "<class 'float'>"
+_NUMBERS = ("int", "float", "'int", "'float")
+
+
 def _build(kind: Any, section: str, document: Mapping[str, Any]) -> Any:
     values = document.get(section) or {}
     if not isinstance(values, dict):
@@ -319,7 +323,10 @@ def _build(kind: Any, section: str, document: Mapping[str, Any]) -> Any:
             near = get_close_matches(name, known, 1)
             hint = f"did you mean `{near[0]}`?" if near else "docs/training.md lists them."
             raise ValueError(f"`{section}.{name}` is not a field; {hint}")
-        values[name] = _typed(f"{section}.{name}", value, str(known[name].type))
+        annotation = str(known[name].type)
+        if value is None and known[name].default is not None and annotation.strip("<>'").split()[-1] in _NUMBERS:
+            raise ValueError(f"`{section}.{name}` is null, and must be a number; leave it out for its default.")
+        values[name] = _typed(f"{section}.{name}", value, annotation)
     return kind(**values)
 
 

@@ -60,6 +60,11 @@ def test_every_row_is_a_change_of_its_own(tmp_path: Path) -> None:
     changes = {name: set(run.model.config.items()) - set(recipe.items()) for name, run in runs.items()}
     assert changes["gated"] == {("fusion_type", "gated")}
     assert changes["transformer_decoder"] == {("decoder_type", "transformer")}
+    assert (
+        changes["no_word_dropout"] == {("word_dropout", 0)} and runs["no_word_dropout"].data == runs["attention"].data
+    )
+    assert runs["no_mirroring"].data.augmentations == [] and runs["no_average"].training.ema_decay == 0
+    assert runs["small_vocabulary"].tokenizer.vocab_size == 1500 and runs["byte_bpe"].tokenizer.kind == "byte_bpe"
     assert changes["matching"] == {("contrastive_loss_weight", 0.1), ("matching_loss_weight", 0.1)}
     assert (runs["plain"].model.preset, runs["plain"].model.config) == ("plain", {"hidden_size": 512})
     assert {run.model.config.get("fusion_type", "sum") for run in runs.values()} == set(FUSIONS)
@@ -114,7 +119,8 @@ def test_the_table_and_the_plot_say_what_was_measured(tmp_path: Path) -> None:
     page = (tmp_path / "ablation.md").read_text()
     cells = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
     rows = {row[0]: row[1:] for row in cells}
-    assert "--steps 100 --seeds 0 1" in page
+    assert page.startswith("# Ablation\n") and "](ablation.svg)" in page
+    assert "--steps 100 --rows attention sum contrastive matching --seeds 0 1" in page
     assert list(rows)[1:] == [ablation.ROWS[name].label for name in ("attention", "sum", "contrastive", "matching")]
     assert rows["attention fusion, LSTM decoder"] == ["0.5200", "0.2500", "0.2500", "0.2500", "", "2", "8.20"]
     assert rows["sum fusion"][4] == "-0.1100 (-0.1200 to -0.1000)"

@@ -57,6 +57,8 @@ def test_every_recipe_of_the_repository_reads(path: Path) -> None:
         (["--seed", "7"], ["--seed", "SECTION.FIELD"]),
         (["--training.seed"], ["--training.seed", "value"]),
         (["--training.seed", "many"], ["training.seed", "many", "whole number"]),
+        (["--training.ema_decay", "null"], ["training.ema_decay", "null", "leave it out"]),
+        (["--training.num_train_epochs", "null"], ["training.num_train_epochs", "null", "leave it out"]),
         (["--training.learning_rate", "fast"], ["training.learning_rate", "fast", "number"]),
         (["--data.skip_bad_images", "perhaps"], ["data.skip_bad_images", "true or false"]),
         (["--data.config_name", "2017"], ["data.config_name", "2017", "text", "quotes"]),
