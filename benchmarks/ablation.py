@@ -51,6 +51,7 @@ ROWS = {
         for name in ("sum", "concat", "gated", "bilinear", "co_attention")
     },
     "transformer_decoder": Row("Transformer decoder", ["--model.config.decoder_type", "transformer"]),
+    "no_residual": Row("no residual around the decoder", ["--model.config.decoder_residual", "false"]),
     "contrastive": Row("contrastive loss, 0.1", loss("contrastive")),
     # its hard negatives are drawn by what the contrastive loss trains
     "matching": Row(

@@ -166,6 +166,9 @@ class FusionCaptionerConfig(PreTrainedConfig):
         decoder_type (`"lstm"`, `"gru"` or `"transformer"`): the causal decoder over the joint representations.
         num_hidden_layers (`int`, defaults to 1): layers of the decoder.
         decoder_input (`"joint"` or `"joint_and_embedding"`): whether the decoder also reads the word embedding.
+        decoder_residual (`bool`, defaults to `True`): whether a recurrent decoder's output is added to the joint
+            representation that it reads, and layer-normalised. Words are scored by small states without it, and learned
+            several times as late.
         num_attention_heads (`int`, defaults to 8): heads of the fusion and of Transformer layers.
         intermediate_size (`int`, defaults to 2048): width of the feed-forward part of Transformer layers.
         max_position_embeddings (`int`, defaults to 512): positions that Transformer layers know.
@@ -225,6 +228,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
     decoder_type: Literal["lstm", "gru", "transformer"] = "lstm"
     num_hidden_layers: int = 1
     decoder_input: Literal["joint", "joint_and_embedding"] = "joint"
+    decoder_residual: bool = True
     num_attention_heads: int = 8
     intermediate_size: int = 2048
     max_position_embeddings: int = 512
@@ -299,6 +303,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
             "fusion_type": "sum",
             "decoder_type": "lstm",
             "decoder_input": "joint_and_embedding",
+            "decoder_residual": False,
             "dropout": 0.0,
             "label_smoothing": 0.0,
             "tie_word_embeddings": False,

@@ -12,14 +12,20 @@ from .configuration_fusion_captioner import FusionCaptionerConfig
 
 
 class CaptionDecoder(nn.Module):
-    """An LSTM, GRU or Transformer that reads, token by token, the joint representation and, where
-    `decoder_input="joint_and_embedding"`, the word embedding concatenated to it."""
+    """
+    An LSTM, GRU or Transformer that reads, token by token, the joint representation and, where
+    `decoder_input="joint_and_embedding"`, the word embedding concatenated to it. With `decoder_residual`, what LSTM or
+    GRU layers give is added to the joint representation and normalised, as Transformer layers do it of themselves.
+    """
 
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__()
         self.reads_embedding = config.decoder_input == "joint_and_embedding"
         input_size = 2 * config.hidden_size if self.reads_embedding else config.hidden_size
         self.layers = build_causal_layers(config.decoder_type, input_size, config.num_hidden_layers, config)
+        self.norm = None
+        if config.decoder_residual and config.decoder_type in ("lstm", "gru"):
+            self.norm = nn.LayerNorm(config.hidden_size)
         self.dropout = SequenceDropout(config.dropout)
 
     def forward(
@@ -36,4 +42,6 @@ class CaptionDecoder(nn.Module):
         if self.reads_embedding:
             inputs = torch.cat((fused_hidden_states, embeddings), dim=-1)
         hidden_states, state = self.layers(inputs, attention_mask, state, return_state)
+        if self.norm is not None:
+            hidden_states = self.norm(hidden_states + fused_hidden_states)
         return self.dropout(hidden_states), state
