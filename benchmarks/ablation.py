@@ -33,11 +33,12 @@ METRICS = ["CIDEr", "BLEU-4", "METEOR-exact-stem", "ROUGE-L"]
 
 
 class Row(NamedTuple):
-    """A change of the recipe, and the row without it."""
+    """A change of the recipe, the row without it, and what replaces the recipe before flags for all rows do."""
 
     label: str
     flags: list[str]
     without: str = "attention"
+    recipe: tuple[str, ...] = ()
 
 
 def loss(name: str, weight: float = 0.1) -> list[str]:
@@ -60,7 +61,7 @@ ROWS = {
     "reconstruction": Row("reconstruction loss, 0.1", loss("reconstruction")),
     "adversarial": Row("adversarial loss, 0.1", loss("adversarial")),
     # in place of the recipe's fields, which would win over the preset's
-    "plain": Row("plain preset", ["--model.preset", "plain", "--model.config", "{hidden_size: 512}"]),
+    "plain": Row("plain preset", ["--model.preset", "plain"], recipe=("--model.config", "{hidden_size: 512}")),
     "no_label_smoothing": Row("no label smoothing (0.1)", ["--model.config.label_smoothing", "0"]),
     "less_dropout": Row("dropout 0.1 (0.3)", ["--model.config.dropout", "0.1"]),
     "no_word_dropout": Row("no word dropout (0.1)", ["--model.config.word_dropout", "0"]),
@@ -88,7 +89,7 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
 
 
 def row_flags(name: str, seed: int, options: argparse.Namespace, flags: Sequence[str]) -> list[str]:
-    """What the recipe is run with; the last of two flags of a field wins."""
+    """What the recipe is run with; the last of two flags of a field wins, and that is the row's."""
     settings = {
         "data.source": options.source,
         "data.feature_cache": options.cache,
@@ -104,7 +105,7 @@ def row_flags(name: str, seed: int, options: argparse.Namespace, flags: Sequence
     if options.steps is not None:
         settings["training.max_steps"] = options.steps
     given = [word for field, value in settings.items() for word in (f"--{field}", str(value))]
-    return [*given, *ROWS[name].flags, *flags]
+    return [*given, *ROWS[name].recipe, *flags, *ROWS[name].flags]
 
 
 def run_row(name: str, seed: int, options: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:

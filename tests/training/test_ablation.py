@@ -45,10 +45,9 @@ def arguments(tmp_path: Path) -> list[str]:
 
 def test_every_row_is_a_change_of_its_own(tmp_path: Path) -> None:
     options = Namespace(source="photos", cache="features", vision_model="lite2", out=tmp_path, steps=7)
+    flags = ["--training.logging_steps", "9", "--training.ema_decay", "0.9"]
     runs = {
-        name: read_run_arguments(
-            ablation.RECIPE, ablation.row_flags(name, 3, options, ["--training.logging_steps", "9"])
-        )
+        name: read_run_arguments(ablation.RECIPE, ablation.row_flags(name, 3, options, flags))
         for name in ablation.ROWS
     }
     for name, run in runs.items():
@@ -64,6 +63,7 @@ def test_every_row_is_a_change_of_its_own(tmp_path: Path) -> None:
         changes["no_word_dropout"] == {("word_dropout", 0)} and runs["no_word_dropout"].data == runs["attention"].data
     )
     assert runs["no_mirroring"].data.augmentations == [] and runs["no_average"].training.ema_decay == 0
+    assert runs["attention"].training.ema_decay == 0.9 and changes["no_residual"] == {("decoder_residual", False)}
     assert runs["small_vocabulary"].tokenizer.vocab_size == 1500 and runs["byte_bpe"].tokenizer.kind == "byte_bpe"
     assert changes["matching"] == {("contrastive_loss_weight", 0.1), ("matching_loss_weight", 0.1)}
     assert (runs["plain"].model.preset, runs["plain"].model.config) == ("plain", {"hidden_size": 512})
