@@ -8,17 +8,22 @@ at all (see `compress_weights`). What is no product with weights (normalisation,
 stays float32.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fusion_captioner.image_loading import images_to_pixel_values
+from fusion_captioner.inference.export_rounding import round_weights
 from fusion_captioner.inference.runtimes import import_runtime
 
 # More images widen the ranges no further, and only cost time.
 MAX_CALIBRATION_IMAGES = 300
+# Images that say how weights are rounded.
+MAX_ROUNDING_IMAGES = 64
+# Without VNNI, processors add pairs of products in 16 bits: with 127, the largest weight of 8 bits, they would overflow.
+LARGEST_WEIGHT = 64
 # Products with weights; each must end in int8.
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 # Limits of a product's output, which int8 has without them: quantised before them, the output would have steps too wide.
@@ -33,37 +38,40 @@ _SHAPES = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 class CalibrationImages:
     """
-    What ONNX Runtime's quantiser reads: the pixels of a few images at a time.
+    What ONNX Runtime's quantiser reads: the pixels of one image at a time.
 
     Args:
         images: names of images; of many, so many that are evenly spaced are taken.
         image_settings: those of the image processor.
         input_name: what the image part calls its pixels.
+        most: the largest number of images.
     """
 
-    batch_size = 8
-
-    def __init__(self, images: Sequence[str], image_settings: Mapping[str, Any], input_name: str) -> None:
-        places = np.linspace(0, len(images) - 1, min(len(images), MAX_CALIBRATION_IMAGES)).astype(int)
+    def __init__(self, images: Sequence[str], image_settings: Mapping[str, Any], input_name: str, most: int) -> None:
+        places = np.linspace(0, len(images) - 1, min(len(images), most)).astype(int)
         self.images = [images[place] for place in places]
         self.image_settings = image_settings
         self.input_name = input_name
         self.position = 0
 
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return iter(self.get_next, None)
+
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next batch, None at the end."""
-        batch = self.images[self.position : self.position + self.batch_size]
-        self.position += len(batch)
-        return {self.input_name: images_to_pixel_values(batch, self.image_settings)} if batch else None
+        """The next image's, None at the end."""
+        images = self.images[self.position : self.position + 1]
+        self.position += 1
+        return {self.input_name: images_to_pixel_values(images, self.image_settings)} if images else None
 
 
 def quantize_image_part(source: Path, target: Path, images: Sequence[str], image_settings: Mapping[str, Any]) -> None:
     """
-    Static quantisation of an ONNX file: uint8 activations, int8 weights with a scale for each output channel.
+    Static quantisation of an ONNX file: uint8 activations, whose range is a moving average of images' ranges; int8 weights
+    with a scale for each output channel, rounded by [`~fusion_captioner.inference.export_rounding.round_weights`].
 
     Args:
         source, target: files to read and to write.
-        images: names of images that say how large activations get.
+        images: names of images that say how large activations get, and how weights are rounded.
         image_settings: those of the image processor.
 
     Raises:
@@ -72,17 +80,27 @@ def quantize_image_part(source: Path, target: Path, images: Sequence[str], image
     """
     quantization, onnx = import_runtime("onnxruntime.quantization", "onnx"), import_runtime("onnx", "onnx")
     _prepare(source)
-    reader = CalibrationImages(images, image_settings, onnx.load(source).graph.input[0].name)
+    pixels = onnx.load(source).graph.input[0].name
+    some = CalibrationImages(images, image_settings, pixels, MAX_ROUNDING_IMAGES)
+    scales = round_weights(source, some, LARGEST_WEIGHT)
+    reader = CalibrationImages(images, image_settings, pixels, MAX_CALIBRATION_IMAGES)
     quantization.quantize_static(
         source,
         target,
         reader,
         op_types_to_quantize=[*PRODUCTS, *_LIMITS],
         per_channel=True,
-        # without VNNI, processors add pairs of products in 16 bits: weights of 8 bits would overflow there
         reduce_range=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
+        extra_options={
+            "TensorQuantOverrides": scales,
+            # the extremes of all images would make steps wider for the sake of a few values
+            "CalibMovingAverage": True,
+            "CalibMovingAverageConstant": 2 / (len(reader.images) + 1),
+            # normalised or handed to the decoder, in float32 both
+            "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+        },
     )
     _check_int8(target)
 
