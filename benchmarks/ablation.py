@@ -68,7 +68,7 @@ ROWS = {
     "no_word_dropout": Row("no word dropout (0.1)", ["--model.config.word_dropout", "0"]),
     "image_dropout": Row("image dropout 0.3 (0)", ["--model.config.image_dropout", "0.3"]),
     "no_mirroring": Row("no mirrored pictures", ["--data.augmentations", "[]"]),
-    "no_average": Row("no average of weights (0.999)", ["--training.ema_decay", "0"]),
+    "no_average": Row("no average of weights", ["--training.ema_decay", "0"]),
     "small_vocabulary": Row("1,500 tokens (3,500)", ["--tokenizer.vocab_size", "1500"]),
     "byte_bpe": Row("byte-level BPE (WordPiece)", ["--tokenizer.kind", "byte_bpe"]),
 }
