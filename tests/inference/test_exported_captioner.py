@@ -18,10 +18,10 @@ from fusion_captioner.inference.exported_captioner import ExportedCaptioner
 
 BOS, PAD = 1, 0
 RUNTIMES = ["onnx", "openvino"]
-# every fusion with every decoder; the text encoders and runtimes take turns
+# every fusion, decoder and text encoder on every runtime, and every text encoder with every decoder
 MODELS = [
-    (fusion_type, decoder_type, LAYER_TYPES[(index + index // 3) % 3], RUNTIMES[index % 2])
-    for index, (fusion_type, decoder_type) in enumerate(itertools.product(FUSION_TYPES, LAYER_TYPES))
+    (fusion_type, LAYER_TYPES[(fusion + runtime) % 3], LAYER_TYPES[(fusion + fusion // 3 + 2 * runtime) % 3], name)
+    for (fusion, fusion_type), (runtime, name) in itertools.product(enumerate(FUSION_TYPES), enumerate(RUNTIMES))
 ]
 SEARCHES = {
     "greedy": {},
