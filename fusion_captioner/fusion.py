@@ -219,7 +219,9 @@ class CoAttentionFusion(AttentionFusion):
         if length > 1:  # exporters know no logcumsumexp, and a single step needs none
             seen = seen.logcumsumexp(dim=1)
         if state is not None:
-            seen = torch.logaddexp(seen, state[0].unsqueeze(1))
+            # logaddexp, which exporters write as log(exp + exp): minus infinity where both are padding
+            before = state[0].unsqueeze(1)
+            seen = torch.maximum(seen, before) + (-(seen - before).abs()).exp().log1p()
         region_weights = seen.softmax(dim=-1).to(query.dtype).view(key.shape[0], texts * length, -1)
         regions = value.transpose(1, 2).flatten(2)  # (B, P, D)
         reweighted = (region_weights @ regions).view(rows, length, width)
