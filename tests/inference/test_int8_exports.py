@@ -21,11 +21,11 @@ RUNTIMES = ["onnx", "openvino"]
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise, some darker and some brighter."""
+    """Noise of much the same brightness: ranges are a mean over images, and what is far brighter than most lies beyond."""
     folder = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(0)
     for index in range(10):
-        low, high = sorted(random.integers(0, 256, 2).tolist())
+        low, high = random.integers(0, 40), random.integers(216, 256)
         Image.fromarray(random.integers(low, high + 1, (40, 40, 3), np.uint8)).save(folder / f"{index}.png")
     return folder
 
@@ -54,7 +54,7 @@ def test_int8_is_close_to_float32(
     pixel_values = whole.preprocess(sorted(photos.iterdir()))
     regions = whole._image_part((pixel_values,))
     for found, expected in zip(small._image_part((pixel_values,)), regions, strict=True):
-        assert 0 < difference(found, expected) < 0.25  # the brightest noise is beyond the mean range
+        assert 0 < difference(found, expected) < 0.1
 
     def step(captioner: ExportedCaptioner) -> list[np.ndarray]:
         tokens = np.arange(3, 3 + len(regions[0]))[:, None]
