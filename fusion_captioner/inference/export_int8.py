@@ -98,7 +98,7 @@ def quantize_image_part(source: Path, target: Path, images: Sequence[str], image
             # the extremes of all images would make steps wider for the sake of a few values
             "CalibMovingAverage": True,
             "CalibMovingAverageConstant": 2 / (len(reader.images) + 1),
-            # normalised or handed to the decoder, in float32 both
+            # what follows them computes in float32: normalisation, attention's softmax, the decoder
             "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
         },
     )

@@ -18,10 +18,10 @@ from fusion_captioner.inference.exported_captioner import ExportedCaptioner
 
 BOS, PAD = 1, 0
 RUNTIMES = ["onnx", "openvino"]
-# every fusion, decoder and text encoder on every runtime, and every text encoder with every decoder
+# every fusion with every decoder; the text encoders and runtimes take turns
 MODELS = [
-    (fusion_type, LAYER_TYPES[(fusion + runtime) % 3], LAYER_TYPES[(fusion + fusion // 3 + 2 * runtime) % 3], name)
-    for (fusion, fusion_type), (runtime, name) in itertools.product(enumerate(FUSION_TYPES), enumerate(RUNTIMES))
+    (fusion_type, decoder_type, LAYER_TYPES[(index + index // 3) % 3], RUNTIMES[(index + 1) % 2])
+    for index, (fusion_type, decoder_type) in enumerate(itertools.product(FUSION_TYPES, LAYER_TYPES))
 ]
 SEARCHES = {
     "greedy": {},
