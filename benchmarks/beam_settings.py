@@ -10,11 +10,11 @@ import argparse
 import json
 from pathlib import Path
 
-from fusion_captioner.inference.loading import load_captioner
+from fusion_captioner.checkpoints.loading import load_captioner
+from fusion_captioner.data.caption_datasets import load_caption_dataset
+from fusion_captioner.data.feature_cache import cached_features
+from fusion_captioner.evaluation.generated_captions import generate_captions, score_generated
 from fusion_captioner.memory_reuse import keep_freed_memory
-from fusion_captioner.training.caption_datasets import load_caption_dataset
-from fusion_captioner.training.evaluation import generate_captions, score_generated
-from fusion_captioner.training.feature_cache import cached_features
 
 
 def main() -> None:

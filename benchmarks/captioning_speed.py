@@ -213,7 +213,7 @@ def examine(task: Run) -> Run:
         found = {"dtype": min(seconds, key=lambda dtype: seconds[dtype]), "seconds_by_dtype": seconds}
         system.model.to(getattr(torch, found["dtype"])).save_pretrained(task["save"])
     else:
-        from fusion_captioner.inference.export_captioner import weights_fingerprint
+        from fusion_captioner.export.captioner import weights_fingerprint
 
         system = TorchSystem(task, Stopwatch())
         found = {"dtype": "float32", "fingerprint": weights_fingerprint(system.model)}

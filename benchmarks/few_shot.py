@@ -32,15 +32,15 @@ from transformers import PrinterCallback, set_seed
 from transformers.utils.logging import set_verbosity_error
 
 from fusion_captioner import DEFAULT_CHECKPOINT
-from fusion_captioner.inference.loading import load_config, load_processor
-from fusion_captioner.inference.quiet_stderr import keep_stderr_quiet
+from fusion_captioner.checkpoints.loading import load_config, load_processor
+from fusion_captioner.commands.quiet_stderr import keep_stderr_quiet
+from fusion_captioner.data.feature_cache import cached_features
+from fusion_captioner.data.row_dataset import rows_with_features
 from fusion_captioner.memory_reuse import keep_freed_memory
 from fusion_captioner.metrics.classification import classification_scores
 from fusion_captioner.training.arguments import HeadRunArguments, read_run_arguments
-from fusion_captioner.training.classification_task import ClassificationTask
-from fusion_captioner.training.feature_cache import cached_features
 from fusion_captioner.training.lora import lora_layers
-from fusion_captioner.training.row_dataset import rows_with_features
+from fusion_captioner.training.tasks.classification import ClassificationTask
 from fusion_captioner.training.train_captioner import build_head
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_speed import matrix_product_peak
 
 from fusion_captioner import FusionCaptionerConfig, FusionCaptionerForConditionalGeneration
-from fusion_captioner.inference.export_captioner import EXPORTERS
-from fusion_captioner.inference.export_parts import ImagePart, export_image_part
+from fusion_captioner.export.captioner import EXPORTERS
+from fusion_captioner.export.parts import ImagePart, export_image_part
 from fusion_captioner.inference.exported_captioner import IMAGE_PART
 from fusion_captioner.inference.runtimes import RUNTIMES
 from fusion_captioner.memory_reuse import keep_freed_memory

@@ -27,13 +27,13 @@ from training_speed import matrix_product_peak
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
 from fusion_captioner import FusionCaptionerConfig, FusionCaptionerForConditionalGeneration
+from fusion_captioner.checkpoints.converting import efficientnet_lite_config
+from fusion_captioner.data.collating import SelfCriticalCollator
 from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
 from fusion_captioner.memory_reuse import keep_freed_memory
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
-from fusion_captioner.training.collating import SelfCriticalCollator
-from fusion_captioner.training.convert_efficientnet_lite import efficientnet_lite_config
-from fusion_captioner.training.self_critical import SelfCriticalTrainer
-from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
+from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
+from fusion_captioner.training.self_critical.trainer import SelfCriticalTrainer
 
 HIDDEN, VOCABULARY, REGIONS, WIDTH = 512, 3500, 49, 1280
 TRAIN_IMAGES, REFERENCES, LONGEST, TOKENS = 6000, 5, 25, 12

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from fusion_captioner import FusionCaptionerConfig, FusionCaptionerForConditionalGeneration
+from fusion_captioner.checkpoints.converting import efficientnet_lite_config
 from fusion_captioner.memory_reuse import keep_freed_memory
-from fusion_captioner.training.convert_efficientnet_lite import efficientnet_lite_config
 
 HIDDEN, VOCABULARY, REGIONS, WIDTH, TOKENS, BATCH = 512, 4000, 49, 1280, 13, 64
 

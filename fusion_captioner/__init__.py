@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .lazy_registration import register_when_transformers_loads
+from .registration import register_when_transformers_loads
 
 __version__ = "0.1.0"
 

@@ -333,8 +333,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     if options.command == "convert":
-        from fusion_captioner.inference.quiet_stderr import keep_stderr_quiet
-        from fusion_captioner.training.convert_efficientnet_lite import convert_efficientnet_lite
+        from fusion_captioner.checkpoints.converting import convert_efficientnet_lite
+        from fusion_captioner.commands.quiet_stderr import keep_stderr_quiet
 
         keep_stderr_quiet(reads_data=False)
         print(convert_efficientnet_lite(options.variant, options.weights, options.image_size, out=options.out))
@@ -343,13 +343,13 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
 
     keep_freed_memory()
     if options.command == "caption":
-        from fusion_captioner.inference.caption_command import caption
+        from fusion_captioner.commands.caption import caption
 
         return caption(options)
-    from fusion_captioner.inference.quiet_stderr import keep_stderr_quiet
+    from fusion_captioner.commands.quiet_stderr import keep_stderr_quiet
 
     if options.command in ("classify", "answer"):
-        from fusion_captioner.inference import predict_commands
+        from fusion_captioner.commands import predict as predict_commands
 
         keep_stderr_quiet(reads_data=False)
         return getattr(predict_commands, options.command)(options)
@@ -360,32 +360,32 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         train_from_yaml(options.config, rest, resume=options.resume)
         return 0
     if options.command == "evaluate":
-        from fusion_captioner.inference.evaluate_command import evaluate
+        from fusion_captioner.commands.evaluate import evaluate
 
         return evaluate(options)
     if options.command == "export":
-        from fusion_captioner.inference.export_captioner import export
+        from fusion_captioner.export.captioner import export
 
         return export(options)
     if options.command == "shrink":
-        from fusion_captioner.inference.half_precision import shrink
+        from fusion_captioner.checkpoints.shrinking import shrink
 
         print(shrink(options.model, options.revision, options.out, with_code=not options.without_code))
         return 0
     if options.command == "average":
-        from fusion_captioner.training.weight_average import average_captioners
+        from fusion_captioner.checkpoints.averaging import average_captioners
 
         print(average_captioners(options.models, options.out))
         return 0
     if options.command == "index":
-        from fusion_captioner.inference.index_command import index
+        from fusion_captioner.commands.index import index
 
         return index(options)
     if options.command == "search":
-        from fusion_captioner.inference.search_command import search
+        from fusion_captioner.commands.search import search
 
         return search(options)
-    from fusion_captioner.training.demo import run_demo
+    from fusion_captioner.demo.demonstration import run_demo
 
     return run_demo(options.out, options.data)
 

@@ -1,10 +1,15 @@
 import os
 import shutil
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from hub_server import hub  # noqa: F401
+from tiny_exports import Export, tiny_processor
+from tiny_models import tiny_model
+
+from fusion_captioner.export.captioner import export_captioner
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +28,15 @@ def java() -> str:
     if program is None or find_spec("pycocoevalcap") is None:
         pytest.skip("Java or pycocoevalcap is not installed")
     return program
+
+
+@pytest.fixture(scope="session")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """`export(runtime, **fields)`: the folder of a tiny captioner with these fields of its config, written once."""
+
+    @cache
+    def write(runtime: str, **fields: str) -> Path:
+        folder = tmp_path_factory.mktemp("export") / runtime
+        return export_captioner(tiny_model(**fields), tiny_processor(), runtime, folder)
+
+    return write

@@ -16,14 +16,14 @@ from PIL import Image
 from transformers import ResNetConfig
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
+from fusion_captioner.data.caption_folder import FEATURES
+from fusion_captioner.data.caption_sampling import CaptionDataset
+from fusion_captioner.data.collating import CaptionCollator
+from fusion_captioner.data.tokenizer_training import train_tokenizer
 from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
-from fusion_captioner.training.caption_folder import FEATURES
-from fusion_captioner.training.caption_sampling import CaptionDataset
-from fusion_captioner.training.collating import CaptionCollator
 from fusion_captioner.training.model_card import TrainingRecord
-from fusion_captioner.training.tokenizer_training import train_tokenizer
 from fusion_captioner.training.trainer import FusionCaptionerTrainer
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 

@@ -8,7 +8,7 @@ from tiny_models import VISION_CONFIGS, tiny_config
 from transformers import AutoConfig, ResNetConfig, ViTConfig, WhisperConfig
 
 from fusion_captioner import FusionCaptionerConfig
-from fusion_captioner.training.convert_efficientnet_lite import efficientnet_lite_config
+from fusion_captioner.checkpoints.converting import efficientnet_lite_config
 
 
 @pytest.mark.parametrize(

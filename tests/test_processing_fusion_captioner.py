@@ -17,10 +17,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerFast, ResNetConfig, pipeline
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
+from fusion_captioner.data.tokenizer_training import train_tokenizer
 from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
-from fusion_captioner.training.tokenizer_training import train_tokenizer
 
 CAPTIONS = ["a man's dog runs on the beach", "two red dogs", "question: what colour is the dog? answer: red"] * 4
 

@@ -6,8 +6,8 @@ from html import escape
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fusion_captioner.evaluation.html_page import jpeg_uri, render, shrunk
 from fusion_captioner.inference.attention_maps import AttendedCaption
-from fusion_captioner.inference.html_page import jpeg_uri, render, shrunk
 
 PICTURE_SIDE = 300  # pixels, the longer side
 TILE_SIDE = 132

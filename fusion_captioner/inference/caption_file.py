@@ -14,9 +14,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from fusion_captioner.files import check_output_file, write_file
 from fusion_captioner.inference.image_batches import Tally
 from fusion_captioner.inference.launched_process import LaunchedProcess
-from fusion_captioner.inference.output_files import check_output_file, write_file
 
 _LINE_START = b'{"image": '
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fusion_captioner.checkpoints.loading import load_config, load_head
 from fusion_captioner.image_text_retrieval import FusionCaptionerForImageTextRetrieval
-from fusion_captioner.inference.loading import load_config, load_head
 
 # Keys of configs that name classes, places and versions, but change no embedding
 IDLE = ("processor_class", "auto_map", "transformers_version", "_name_or_path", "architectures", "dtype")

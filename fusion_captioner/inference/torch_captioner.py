@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from fusion_captioner.checkpoints.loading import load_captioner
 from fusion_captioner.image_loading import ImageSource
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
-from fusion_captioner.inference.loading import load_captioner
 
 # bfloat16 rounds; it must save so much time to be worth it.
 WORTHWHILE = 1.2

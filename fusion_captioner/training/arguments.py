@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
-from fusion_captioner.training.augmentation import AUGMENTATIONS
-from fusion_captioner.training.row_arguments import (
+from fusion_captioner.data.arguments import (
     ChoiceDataArguments,
     LabelledDataArguments,
     PromptDataArguments,
     RowDataArguments,
 )
-from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
+from fusion_captioner.data.augmentation import AUGMENTATIONS
+from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
 from fusion_captioner.training.training_arguments import (
     ClassificationTrainingArguments,
     FusionCaptionerTrainingArguments,

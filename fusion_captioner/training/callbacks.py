@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
+from fusion_captioner.data.caption_sampling import CaptionDataset
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
-from fusion_captioner.training.caption_sampling import CaptionDataset
 
 logger = logging.getLogger(__name__)
 

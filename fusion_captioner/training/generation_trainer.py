@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCard
 
+from fusion_captioner.data.caption_sampling import CaptionDataset
+from fusion_captioner.data.collating import CaptionCollator
+from fusion_captioner.data.prompted_texts import CAPTION
+from fusion_captioner.evaluation.generated_captions import generate_texts
 from fusion_captioner.metrics.answers import answer_scores
 from fusion_captioner.metrics.caption_scores import score_captions
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
-from fusion_captioner.training.caption_sampling import CaptionDataset
-from fusion_captioner.training.collating import CaptionCollator
-from fusion_captioner.training.evaluation import generate_texts
 from fusion_captioner.training.head_card import ANSWER_CARD, TEXT_CARD, build_head_card
-from fusion_captioner.training.prompted_texts import CAPTION
 from fusion_captioner.training.trainer import FusionCaptionerTrainer
 from fusion_captioner.training.training_arguments import GenerationTrainingArguments
 

@@ -9,10 +9,10 @@ from huggingface_hub import ModelCard
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from fusion_captioner.data.caption_sampling import SetCaptionEpoch
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.callbacks import UnfreezeImageEncoder, WarnOfWarmUp, WeightAverage
-from fusion_captioner.training.caption_sampling import SetCaptionEpoch
 from fusion_captioner.training.head_card import build_head_card
 from fusion_captioner.training.model_card import TrainingRecord
 from fusion_captioner.training.training_arguments import HeadTrainingArguments

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fusion_captioner import __version__
+from fusion_captioner.data.arguments import PromptDataArguments
 from fusion_captioner.training.arguments import HeadRunArguments, RunArguments
-from fusion_captioner.training.row_arguments import PromptDataArguments
 
 if TYPE_CHECKING:
     from fusion_captioner.training.head_trainer import HeadTrainer

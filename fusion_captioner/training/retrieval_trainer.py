@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from transformers.trainer_utils import EvalLoopOutput
 
+from fusion_captioner.data.caption_sampling import CaptionDataset
+from fusion_captioner.data.collating import ImageCollator
+from fusion_captioner.evaluation.retrieval_scores import retrieval_scores
 from fusion_captioner.image_text_retrieval import FusionCaptionerForImageTextRetrieval
-from fusion_captioner.training.caption_sampling import CaptionDataset
-from fusion_captioner.training.collating import ImageCollator
 from fusion_captioner.training.head_trainer import HeadTrainer
-from fusion_captioner.training.retrieval_evaluation import retrieval_scores
 from fusion_captioner.training.training_arguments import RetrievalTrainingArguments
 
 
@@ -28,7 +28,7 @@ class RetrievalCollator(ImageCollator):
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """
         Args:
-            rows: of a [`~fusion_captioner.training.caption_sampling.CaptionDataset`], k captions each.
+            rows: of a [`~fusion_captioner.data.caption_sampling.CaptionDataset`], k captions each.
 
         Returns:
             `pixel_values` (B, 3, H, W) or `image_hidden_states` (B, P, Dv), `input_ids` and `attention_mask` (B·k, L),

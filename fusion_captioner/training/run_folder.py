@@ -5,7 +5,7 @@ import logging
 import os
 from pathlib import Path
 
-from fusion_captioner.inference.output_files import check_output_folder
+from fusion_captioner.files import check_output_folder
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,17 @@ from typing import Any
 import datasets
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
+from fusion_captioner.checkpoints.loading import Head, load_head, load_processor
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
+from fusion_captioner.data.caption_datasets import load_caption_dataset
+from fusion_captioner.data.caption_folder import FEATURES
+from fusion_captioner.data.caption_sampling import CaptionDataset, StreamedCaptionDataset
+from fusion_captioner.data.collating import CaptionCollator, SelfCriticalCollator
+from fusion_captioner.data.feature_cache import cached_features
+from fusion_captioner.data.feature_shards import ImageFeatures
+from fusion_captioner.data.tokenizer_training import train_tokenizer
+from fusion_captioner.files import check_output_folder
 from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
-from fusion_captioner.inference.loading import Head, load_head, load_processor
-from fusion_captioner.inference.output_files import check_output_folder
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.arguments import (
@@ -23,17 +30,10 @@ from fusion_captioner.training.arguments import (
     RunArguments,
     read_run_arguments,
 )
-from fusion_captioner.training.caption_datasets import load_caption_dataset
-from fusion_captioner.training.caption_folder import FEATURES
-from fusion_captioner.training.caption_sampling import CaptionDataset, StreamedCaptionDataset
-from fusion_captioner.training.collating import CaptionCollator, SelfCriticalCollator
-from fusion_captioner.training.feature_cache import cached_features
-from fusion_captioner.training.feature_shards import ImageFeatures
 from fusion_captioner.training.model_card import TrainingRecord
 from fusion_captioner.training.run_folder import prepare_run_folder
-from fusion_captioner.training.self_critical import SelfCriticalTrainer
-from fusion_captioner.training.self_critical_arguments import SelfCriticalArguments
-from fusion_captioner.training.tokenizer_training import train_tokenizer
+from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
+from fusion_captioner.training.self_critical.trainer import SelfCriticalTrainer
 from fusion_captioner.training.trainer import FusionCaptionerTrainer
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 

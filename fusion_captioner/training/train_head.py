@@ -6,16 +6,16 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from fusion_captioner.inference.loading import load_config
-from fusion_captioner.inference.output_files import check_output_folder
+from fusion_captioner.checkpoints.loading import load_config
+from fusion_captioner.data.feature_cache import cached_features
+from fusion_captioner.data.feature_shards import ImageFeatures
+from fusion_captioner.data.row_dataset import rows_with_features
+from fusion_captioner.files import check_output_folder
 from fusion_captioner.training.arguments import HeadRunArguments
-from fusion_captioner.training.feature_cache import cached_features
-from fusion_captioner.training.feature_shards import ImageFeatures
 from fusion_captioner.training.generation_trainer import GenerationTrainer
-from fusion_captioner.training.head_tasks import MIRRORED, TASKS, HeadTask, write_task
 from fusion_captioner.training.model_card import TrainingRecord
-from fusion_captioner.training.row_dataset import rows_with_features
 from fusion_captioner.training.run_folder import prepare_run_folder
+from fusion_captioner.training.tasks.tasks import MIRRORED, TASKS, HeadTask, write_task
 from fusion_captioner.training.train_captioner import build_head, build_processor
 
 logger = logging.getLogger(__name__)

@@ -4,10 +4,10 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from fusion_captioner.data.caption_sampling import CaptionDataset
+from fusion_captioner.data.collating import CaptionCollator
+from fusion_captioner.evaluation.generated_captions import generate_captions, score_generated
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
-from fusion_captioner.training.caption_sampling import CaptionDataset
-from fusion_captioner.training.collating import CaptionCollator
-from fusion_captioner.training.evaluation import generate_captions, score_generated
 from fusion_captioner.training.head_trainer import HeadTrainer
 from fusion_captioner.training.model_card import build_model_card
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments

@@ -13,7 +13,7 @@ from fake_captioner import FakeCaptioner
 from PIL import Image
 
 from fusion_captioner.cli import main
-from fusion_captioner.inference import caption_command
+from fusion_captioner.commands import caption as caption_command
 from fusion_captioner.inference.caption_file import CaptionFile, json_line
 from fusion_captioner.inference.image_batches import Tally
 from fusion_captioner.inference.launched_process import LaunchedProcess, launched_process
@@ -23,7 +23,7 @@ SCRIPT = """
 import sys
 from fake_captioner import FakeCaptioner
 from fusion_captioner.cli import main
-from fusion_captioner.inference import caption_command
+from fusion_captioner.commands import caption as caption_command
 caption_command.load = lambda *arguments: FakeCaptioner(seconds_a_batch=0.2)
 sys.exit(main(sys.argv[1:]))
 """
@@ -70,7 +70,7 @@ def test_a_kill_loses_at_most_a_batch_and_resume_does_the_rest(
 ) -> None:
     out = tmp_path / "captions.jsonl"
     command = ["caption", str(album), "--model", "fake", "--batch-size", "2", "--out", str(out)]
-    path = os.pathsep.join((str(Path(__file__).parent), *sys.path))
+    path = os.pathsep.join((str(Path(__file__).parents[1]), *sys.path))
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, *command],
         stderr=subprocess.PIPE,

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_exports import Export, tiny_processor
 from tiny_models import FUSION_TYPES, LAYER_TYPES, VISION_CONFIGS, calibrate, pixels, tiny_model, tokens
 
-from fusion_captioner.inference.export_captioner import export_captioner
+from fusion_captioner.export.captioner import export_captioner
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner
 
 BOS, PAD = 1, 0

@@ -9,10 +9,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_captioner import caption_rows, tiny_model, tiny_processor
 from transformers import TrainerCallback
 
-from fusion_captioner.training.caption_sampling import CaptionDataset
-from fusion_captioner.training.collating import CaptionCollator
-from fusion_captioner.training.evaluation import generate_captions
-from fusion_captioner.training.feature_cache import cached_features
+from fusion_captioner.data.caption_sampling import CaptionDataset
+from fusion_captioner.data.collating import CaptionCollator
+from fusion_captioner.data.feature_cache import cached_features
+from fusion_captioner.evaluation.generated_captions import generate_captions
 from fusion_captioner.training.run_folder import newest_complete_checkpoint
 from fusion_captioner.training.trainer import FusionCaptionerTrainer
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments

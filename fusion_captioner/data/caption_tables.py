@@ -1,0 +1,270 @@
+"""Captions from tables: a Hub repository without script, or local Parquet or WebDataset shards, columns by name."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+
+from fusion_captioner.data.annotated_images import BadExamples, SkippedExample, clean_captions, log_skipped
+from fusion_captioner.data.caption_folder import FEATURES
+from fusion_captioner.data.columns import (
+    CAPTION_COLUMNS,
+    ID_COLUMNS,
+    IMAGE_COLUMNS,
+    as_captions,
+    choose_column,
+    value_at,
+)
+from fusion_captioner.data.image_files import MISSING_IMAGE, ImageFolder, image_problem
+from fusion_captioner.data.split_names import choose_splits
+
+# What one row of the source comes to: the columns of the result, and what was left out of it.
+TEXT_FEATURES = datasets.Features({name: FEATURES[name] for name in ("captions", "image_id")})
+PROBLEM = {"file": datasets.Value("string"), "reason": datasets.Value("string"), "is_bad_file": datasets.Value("bool")}
+CHECKED_TEXT_FEATURES = datasets.Features(TEXT_FEATURES | {"problems": datasets.List(PROBLEM)})
+CHECKED_FEATURES = datasets.Features(FEATURES | CHECKED_TEXT_FEATURES)
+
+
+class Columns(NamedTuple):
+    """The columns of the source; `image_id` None: an image is known by its content."""
+
+    image: str
+    captions: str
+    image_id: str | None
+
+
+def load_caption_tables(
+    source: str,
+    layout: str,
+    *,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    id_column: str | None = None,
+    images_folder: Path | None = None,
+    splits: Mapping[str, str] | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    cache_dir: str | None = None,
+    skip_bad_images: bool = False,
+) -> tuple[datasets.DatasetDict | datasets.IterableDatasetDict, list[SkippedExample]]:
+    """Load tables with `datasets.load_dataset` and bring them to the columns `image`, `captions`, `image_id`.
+
+    Rows with the same id are joined into one (not when streaming). The source's Arrow files are used as they are:
+    images are not copied. The check of every row is kept by `datasets`, as any `map`.
+
+    Args:
+        source: name of a repository, or path of a folder or file.
+        layout: `"hub"`, `"parquet"` or `"webdataset"`.
+        image_column: images, undecoded; by default the only column of images, or a column of a usual name. A column
+            of text names files in `images_folder`.
+        caption_column: a text or a list of them; a dotted path for one inside a column (`json.caption`).
+        id_column: id of the image; by default `image_id` or `__key__`, else a digest of the image.
+        images_folder: the folder that a column of file names refers to.
+        splits: see [`~fusion_captioner.data.split_names.choose_splits`].
+        config_name: configuration of the repository, where it has several.
+        revision: revision of the repository.
+        streaming: read no more than is iterated over.
+        cache_dir: where `datasets` keeps its files.
+        skip_bad_images: leave bad rows out instead of raising.
+
+    Returns:
+        The splits, and what was left out of them (with `streaming`, that is logged only).
+
+    Raises:
+        FileNotFoundError, ValueError: one line with the source and the fix.
+    """
+    tables = _load(source, layout, config_name, revision, streaming, cache_dir)
+    chosen = choose_splits(list(tables), splits)
+    result: dict[str, Any] = {}
+    skipped: list[SkippedExample] = []
+    for split, names in chosen.items():
+        table = datasets.concatenate_datasets([tables[name] for name in names])
+        features = table.features or dict.fromkeys(next(iter(table), {}))  # some streams know no types, only values
+        try:
+            columns = _choose_columns(features, image_column, caption_column, id_column)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+        names_files = features[columns.image] == datasets.Value("string")
+        if names_files and images_folder is None:
+            raise ValueError(
+                f"{source}: column {columns.image!r} holds text; give `images_folder`, the folder of the files that "
+                "it names, or `image_column`, a column of images."
+            )
+        if not _may_be_images(features[columns.image]):
+            raise ValueError(
+                f"{source}: column {columns.image!r} holds {features[columns.image]}, no images; give `image_column`."
+            )
+        if features[columns.image] is not None and not names_files:
+            table = table.cast_column(columns.image, datasets.Image(decode=False))
+        check = partial(
+            check_row,
+            columns=columns,
+            images_folder=None if images_folder is None else str(images_folder),
+            split=split,
+            source=source,
+            skip=skip_bad_images,
+        )
+        if streaming:
+            rows = table.map(check, remove_columns=list(features), features=CHECKED_FEATURES)
+            result[split] = rows.filter(_has_captions).remove_columns("problems")
+        else:
+            result[split], bad = _join_rows(table, check, columns.image, names_files, split, source)
+            skipped += bad
+    log_skipped(skipped, source)
+    return (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(result), skipped
+
+
+def _load(
+    source: str, layout: str, config_name: str | None, revision: str | None, streaming: bool, cache_dir: str | None
+) -> dict[str, Any]:
+    options: dict[str, Any] = {"streaming": streaming, "cache_dir": cache_dir}
+    if layout == "hub":
+        options |= {"path": source, "name": config_name, "revision": revision}
+    elif os.path.isfile(source):
+        options |= {"path": layout, "data_files": {"train": source}}
+    else:
+        options |= {"path": layout, "data_dir": source}
+    try:
+        return datasets.load_dataset(**options)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, ImportError) as error:
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
+        reason = " ".join(str(cause or error).split())
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        if layout == "hub":
+            raise kind(
+                f"{source}: is no folder here, and `datasets` cannot load it from the Hub ({reason}); check the name."
+            ) from error
+        raise kind(f"{source}: `datasets` cannot load it as {layout!r}: {reason}") from error
+
+
+def _choose_columns(
+    features: Mapping[str, Any], image: str | None, caption: str | None, identity: str | None
+) -> Columns:
+    names = list(features)
+    of_images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    if identity is None:
+        identity = next((name for name in ID_COLUMNS if name in names), None)
+    else:
+        identity = choose_column(identity, (), names, "id_column")
+    usual_images = of_images if len(of_images) == 1 else IMAGE_COLUMNS
+    return Columns(
+        image=choose_column(image, usual_images, names, "image_column"),
+        captions=choose_column(caption, CAPTION_COLUMNS, names, "caption_column"),
+        image_id=identity,
+    )
+
+
+def _may_be_images(feature: Any) -> bool:
+    plain = (datasets.Value("string"), datasets.Value("binary"), datasets.Value("large_binary"), None)
+    return (
+        isinstance(feature, datasets.Image) or feature in plain or (isinstance(feature, dict) and "bytes" in feature)
+    )
+
+
+def check_row(
+    row: dict[str, Any],
+    *,
+    columns: Columns,
+    images_folder: str | None,
+    split: str,
+    source: str,
+    skip: bool,
+) -> dict[str, Any]:
+    """One row of the source as `image`, `captions`, `image_id` and the `problems` found in it.
+
+    A row with a bad image has no captions. Without a column for it the id is a digest of the image, so that rows that
+    repeat an image, one caption each, are still the same image.
+
+    Raises:
+        FileNotFoundError, ValueError: a problem was found, and `skip` is false.
+    """
+    bad = BadExamples(skip)
+    image = row[columns.image]
+    problem = None
+    if isinstance(image, str):
+        try:
+            image = ImageFolder(Path(images_folder or ".")).resolve(image)
+        except ValueError as refusal:
+            problem = str(refusal)
+        image = {"path": image, "bytes": None}
+    elif isinstance(image, bytes):
+        image = {"path": None, "bytes": image}
+    image = image or {"path": None, "bytes": None}
+    digest = blake2b(image["bytes"] or (image["path"] or "").encode(), digest_size=8).hexdigest()
+    image_id = digest if columns.image_id is None else str(value_at(row, columns.image_id))
+    file = image["path"] or f"{source} ({image_id})"
+    problem = problem or _problem(image)
+    if problem:
+        error = FileNotFoundError if problem == MISSING_IMAGE else ValueError
+        bad.report(SkippedExample(split, image_id, file, problem, is_bad_file=True), error)
+        captions = []
+    else:
+        captions = clean_captions(as_captions(value_at(row, columns.captions)), split, image_id, file, bad)
+    problems = [{"file": each.file, "reason": each.reason, "is_bad_file": each.is_bad_file} for each in bad.skipped]
+    return {"image": image, "captions": captions, "image_id": image_id, "problems": problems}
+
+
+def _problem(image: dict[str, Any]) -> str | None:
+    if image["bytes"] is not None:
+        return image_problem(image["bytes"])
+    if image["path"] is None:
+        return MISSING_IMAGE
+    if "://" in image["path"]:
+        return None  # streamed from afar: it is read when the collator decodes it, not twice
+    return image_problem(image["path"])
+
+
+def _has_captions(row: dict[str, Any]) -> bool:
+    return bool(row["captions"])
+
+
+def _join_rows(
+    table: datasets.Dataset, check: Any, image_column: str, names_files: bool, split: str, source: str
+) -> tuple[datasets.Dataset, list[SkippedExample]]:
+    """Check all rows, and join those of one image.
+
+    The joined captions stand in the first row of their image, in a table as long as the source, so that the source's
+    column of images is used where it lies (memory-mapped) and a selection of rows leaves the others out.
+    """
+    checked = table.map(
+        check if names_files else partial(_without_image, check=check),
+        remove_columns=table.column_names,
+        features=CHECKED_FEATURES if names_files else CHECKED_TEXT_FEATURES,
+        desc=f"checking {split}",
+    )
+    images = checked.select_columns("image") if names_files else _only(table, image_column)
+    ids, captions = checked["image_id"][:], checked["captions"][:]
+    skipped = [
+        SkippedExample(split, image_id, **problem)
+        for image_id, problems in zip(ids, checked["problems"][:], strict=True)
+        for problem in problems
+    ]
+    first_row: dict[str, int] = {}
+    joined: list[list[str]] = [[] for _ in ids]
+    for row, (image_id, texts) in enumerate(zip(ids, captions, strict=True)):
+        if texts:
+            joined[first_row.setdefault(image_id, row)] += texts
+    if not first_row:
+        raise ValueError(f"{source}: split {split!r} has no image with a caption.")
+    if len(first_row) == len(ids):
+        return datasets.concatenate_datasets(
+            [images, checked.select_columns(["captions", "image_id"])], axis=1
+        ), skipped
+    texts = datasets.Dataset.from_dict({"captions": joined, "image_id": ids}, features=TEXT_FEATURES)
+    return datasets.concatenate_datasets([images, texts], axis=1).select(first_row.values()), skipped
+
+
+def _without_image(row: dict[str, Any], check: Any) -> dict[str, Any]:
+    checked = check(row)
+    del checked["image"]
+    return checked
+
+
+def _only(table: datasets.Dataset, image_column: str) -> datasets.Dataset:
+    images = table.select_columns(image_column)
+    return images if image_column == "image" else images.rename_column(image_column, "image")

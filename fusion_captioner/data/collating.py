@@ -1,0 +1,182 @@
+"""Rows to batches: images are decoded here, or their cached features read, and captions become tokens.
+
+B: images, k: captions of an image, L: tokens, P: regions, Dv: width of a region
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from fusion_captioner.data.annotated_images import bad_image_error
+from fusion_captioner.data.augmentation import augment
+from fusion_captioner.data.image_files import open_image
+
+logger = logging.getLogger(__name__)
+
+
+class ImageCollator:
+    """What all collators do: the images of the rows as tensors, bad ones raised or left out."""
+
+    def __init__(
+        self, processor: Any, prompt: str = "", dtype: torch.dtype = torch.float32, skip_bad_images: bool = False
+    ) -> None:
+        self.processor = processor
+        self.prompt = prompt
+        self.dtype = dtype
+        self.skip_bad_images = skip_bad_images
+        self.num_skipped = 0
+
+    def _images(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], dict[str, torch.Tensor]]:
+        """The rows that are left, and `image_hidden_states` or `pixel_values` of them."""
+        if not rows:
+            raise ValueError("the batch is empty; check the size of the split and of its batches.")
+        cached = sum("image_hidden_states" in row for row in rows)
+        if cached == len(rows):
+            return list(rows), {"image_hidden_states": stack_features(rows, self.dtype)}
+        if cached:
+            raise ValueError(
+                f"{cached} of {len(rows)} rows hold cached features, the others images; give all the same."
+            )
+        return self.read_images(rows)
+
+    def read_images(
+        self, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[Mapping[str, Any]], dict[str, torch.Tensor]]:
+        """The rows whose `image` can be decoded, and `pixel_values` (B, 3, H, W) of them."""
+        kept, pictures = [], []
+        for row in rows:
+            try:
+                picture = open_image(row["image"], row["image_id"], self.processor.image_processor)
+            except (OSError, ValueError) as error:
+                if not self.skip_bad_images:
+                    raise bad_image_error(error) from error
+                self.num_skipped += 1
+                logger.warning("image left out of its batch (the %d. of this process): %s", self.num_skipped, error)
+                continue
+            if "augmentations" in row:
+                names, seed = row["augmentations"]
+                picture, captions = augment(picture, row["captions"], names, seed)
+                row = {**row, "captions": captions}
+            pictures.append(picture)
+            kept.append(row)
+        if not pictures:
+            raise ValueError(
+                f"none of the {len(rows)} images of a batch can be decoded (image_id {rows[0]['image_id']!r}, ...); "
+                "check the folder of the images."
+            )
+        pixel_values = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
+        return kept, {"pixel_values": pixel_values.to(self.dtype)}
+
+
+class CaptionCollator(ImageCollator):
+    """Batches to learn captions from.
+
+    Args:
+        processor: a `FusionCaptionerProcessor`.
+        prompt: text in front of every caption; it is not learned. A row may bring its own as `prompt`.
+        max_length: tokens at most, prompt and caption together; by default the tokenizer's `model_max_length`.
+        dtype: of `pixel_values` and `image_hidden_states`.
+        skip_bad_images: leave an image that cannot be decoded out of its batch, with a warning, instead of raising.
+        keep_image_ids: give `image_ids` beside cached features, by which `FusionCaptionerTrainer`, which sets it, finds
+            the images of batches that were made before the image encoder was unfrozen.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        prompt: str = "",
+        max_length: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        skip_bad_images: bool = False,
+        keep_image_ids: bool = False,
+    ) -> None:
+        super().__init__(processor, prompt, dtype, skip_bad_images)
+        self.max_length = max_length
+        self.keep_image_ids = keep_image_ids
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """
+        Args:
+            rows: of a [`~fusion_captioner.data.caption_sampling.CaptionDataset`], k captions each.
+
+        Returns:
+            `pixel_values` (B, 3, H, W) or `image_hidden_states` (B, P, Dv), and `input_ids`, `attention_mask` and
+            `labels` (B·k, L), the captions of an image standing together.
+
+        Raises:
+            FileNotFoundError, OSError, ValueError: an image cannot be decoded, or none of the batch; the number of
+                captions differs between the rows; some rows hold features and others images.
+        """
+        kept, batch = self._images(rows)
+        return batch | self._captions(kept)
+
+    def _captions(self, kept: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        numbers = {len(row["captions"]) for row in kept}
+        if len(numbers) > 1:
+            raise ValueError(
+                f"the images of a batch have {min(numbers)} to {max(numbers)} captions; draw the same number of each "
+                "(`captions_per_image`)."
+            )
+        captions = [caption for row in kept for caption in row["captions"]]
+        prompts = [row.get("prompt", self.prompt) for row in kept for _ in row["captions"]]
+        texts = self.processor(text=prompts, text_target=captions, max_length=self.max_length, return_tensors="pt")
+        names = {"image_ids": [row["image_id"] for row in kept]} if self.keep_image_ids else {}
+        return dict(texts) | names
+
+
+class SelfCriticalCollator(CaptionCollator):
+    """Batches for [`~fusion_captioner.training.self_critical.trainer.SelfCriticalTrainer`]: those of `CaptionCollator`, and
+    beside them `prompts` to sample from (`input_ids` and `attention_mask` (B, L), padded on the left) and `image_ids`
+    (list of B str)."""
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        kept, batch = self._images(rows)
+        prompts = self.processor(text=[row.get("prompt", self.prompt) for row in kept], return_tensors="pt")
+        return (
+            batch | self._captions(kept) | {"prompts": dict(prompts), "image_ids": [row["image_id"] for row in kept]}
+        )
+
+
+class GenerationCollator(ImageCollator):
+    """Batches to generate captions for: prompts alone, so that no reference can reach the model.
+
+    Args:
+        processor: a `FusionCaptionerProcessor`.
+        prompt: what the captions are to continue. A row may bring its own as `prompt`.
+        dtype: of `pixel_values` and `image_hidden_states`.
+        skip_bad_images: leave an image that cannot be decoded out of its batch, with a warning, instead of raising.
+    """
+
+    def __init__(
+        self, processor: Any, prompt: str = "", dtype: torch.dtype = torch.float32, skip_bad_images: bool = False
+    ) -> None:
+        super().__init__(processor, prompt, dtype, skip_bad_images)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """
+        Args:
+            rows: each with `image_id`, and `image` or `image_hidden_states`; captions are not looked at.
+
+        Returns:
+            what `generate` takes, `pixel_values` (B, 3, H, W) or `image_hidden_states` (B, P, Dv), and the prompts'
+            `input_ids` and `attention_mask` (B, L), padded on the left; beside them `image_ids` (list of B str).
+
+        Raises:
+            FileNotFoundError, OSError, ValueError: an image cannot be decoded, or none of the batch.
+        """
+        kept, batch = self._images(rows)
+        texts = self.processor(text=[row.get("prompt", self.prompt) for row in kept], return_tensors="pt")
+        return batch | dict(texts) | {"image_ids": [row["image_id"] for row in kept]}
+
+
+def stack_features(rows: Sequence[Mapping[str, Any]], dtype: torch.dtype) -> torch.Tensor:
+    """The `image_hidden_states` of the rows as one tensor (B, P, Dv).
+
+    Row by row from the mapped file into the batch: stacking first and converting then takes five times as long.
+    """
+    batch = torch.empty((len(rows), *rows[0]["image_hidden_states"].shape), dtype=dtype)
+    for target, row in zip(batch, rows, strict=True):
+        target.copy_(row["image_hidden_states"])
+    return batch

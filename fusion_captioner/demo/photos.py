@@ -1,0 +1,73 @@
+"""Real photographs that other packages ship, for the demonstration: `pip install 'fusion-captioner[demo]'`."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import fusion_captioner
+from fusion_captioner.checkpoints.loading import load_captioner
+from fusion_captioner.image_loading import load_image
+from fusion_captioner.inference.attention_maps import attended_captions
+from fusion_captioner.inference.attention_page import draw_sheet, render_page
+
+PHOTOS = {
+    "skimage": [
+        "data/astronaut.png",
+        "data/chelsea.png",
+        "data/coffee.png",
+        "data/motorcycle_left.png",
+        "data/rocket.jpg",
+    ],
+    "sklearn": ["datasets/images/china.jpg", "datasets/images/flower.jpg"],
+}
+LEARNED_FROM = (
+    "The captioner learned from Flickr8k's everyday scenes of people and dogs. Pictures of other things it describes with "
+    "the words it knows, often wrongly; its model card shows how."
+)
+
+
+def demo_photos() -> list[Path]:
+    """
+    Files of scikit-image and scikit-learn, which are found but not imported.
+
+    Raises:
+        ImportError: if one of the two is not installed.
+        FileNotFoundError: if a version of theirs lacks a photograph.
+    """
+    files = []
+    for package, names in PHOTOS.items():
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ImportError(
+                f"{package} is not installed, whose photographs are to be captioned: pip install 'fusion-captioner[demo]'"
+            )
+        files += [Path(spec.origin).parent / name for name in names]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file}: the package ships no such photograph; install the version that setup.cfg names."
+            )
+    return files
+
+
+def caption_demo_photos(out: Path) -> None:
+    """
+    Caption the photographs with the bundled captioner; print the captions, and write `photos.html` and `photos.png`.
+
+    Args:
+        out: folder, which is there.
+    """
+    model, processor = load_captioner(fusion_captioner.DEFAULT_CHECKPOINT)
+    files = demo_photos()
+    pictures = [load_image(file) for file in files]
+    captions = attended_captions(model, processor, pictures)
+    print("photographs, captioned by the bundled checkpoint:")
+    for file, caption in zip(files, captions, strict=True):
+        print(f"  {file.name:20} {caption.text}")
+    print(f"  {LEARNED_FROM}")
+    names = [file.name for file in files]
+    page, sheet = out / "photos.html", out / "photos.png"
+    page.write_text(
+        render_page("What the captioner says, and where it looked", LEARNED_FROM, names, pictures, captions), "utf-8"
+    )
+    draw_sheet(pictures, captions).save(sheet)
+    print(f"each with what it looked at for every word: {page}, {sheet}", flush=True)

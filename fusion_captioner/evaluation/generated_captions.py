@@ -1,0 +1,139 @@
+"""Evaluation: a caption for each image, or an answer to each question, from its prompt alone, and its scores against the references."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from PIL import Image
+from tqdm.auto import tqdm
+
+from fusion_captioner.data.annotated_images import bad_image_error
+from fusion_captioner.data.feature_shards import ImageFeatures
+from fusion_captioner.data.image_files import open_image
+from fusion_captioner.metrics.caption_scores import score_captions
+from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
+from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
+
+logger = logging.getLogger(__name__)
+
+
+def generate_captions(
+    model: FusionCaptionerForConditionalGeneration,
+    processor: FusionCaptionerProcessor,
+    rows: datasets.Dataset,
+    features: ImageFeatures | None = None,
+    *,
+    prompt: str = "",
+    batch_size: int = 32,
+    show_progress: bool = False,
+    skip_bad_images: bool = False,
+    **generation_settings: Any,
+) -> dict[str, str]:
+    """
+    A caption for every row; with several processes each captions its share, and all get all.
+
+    Args:
+        rows: with `image_id` and `image`; their captions are not read.
+        features: cached grid regions in place of the images.
+        prompt: what every caption begins with; it is not part of what is returned.
+        show_progress: a progress bar, where it goes to a terminal.
+        skip_bad_images: leave out an image that cannot be decoded, with a warning, instead of raising.
+        generation_settings: for `model.generate`, such as `num_beams`.
+
+    Returns:
+        captions by `image_id`, in the order of the rows.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: an image cannot be decoded; the message names it and the fix.
+    """
+    texts = generate_texts(
+        model,
+        processor,
+        rows,
+        [prompt] * len(rows),
+        features,
+        batch_size=batch_size,
+        show_progress=show_progress,
+        skip_bad_images=skip_bad_images,
+        **generation_settings,
+    )
+    image_ids = rows["image_id"]
+    return {image_ids[index]: text for index, text in texts.items()}
+
+
+@torch.inference_mode()
+def generate_texts(
+    model: FusionCaptionerForConditionalGeneration,
+    processor: FusionCaptionerProcessor,
+    rows: datasets.Dataset,
+    prompts: Sequence[str],
+    features: ImageFeatures | None = None,
+    *,
+    hides_images: bool = False,
+    batch_size: int = 32,
+    show_progress: bool = False,
+    skip_bad_images: bool = False,
+    **generation_settings: Any,
+) -> dict[int, str]:
+    """
+    What follows the prompt of every row, an image of which may have several; else as [`generate_captions`].
+
+    Args:
+        prompts: one a row.
+        hides_images: show [`~FusionCaptionerForConditionalGeneration.hidden_image`] instead of the images.
+
+    Returns:
+        texts by the number of the row.
+    """
+    if generation_settings.get("num_beams") == 1:
+        # the captioner's own length penalty is one of beam search
+        generation_settings["length_penalty"] = 1.0
+    process = PartialState()
+    mine = range(process.process_index, len(rows), process.num_processes)
+    image_ids = rows["image_id"]
+    images = rows.select_columns(["image"])
+
+    def read(index: int) -> Image.Image | None:
+        try:
+            return open_image(images[index]["image"], image_ids[index], processor.image_processor)
+        except (OSError, ValueError) as error:
+            if not skip_bad_images:
+                raise bad_image_error(error) from error
+            logger.warning("image left out: %s", error)
+            return None
+
+    training = model.training
+    model.eval()
+    found: list[tuple[int, str]] = []
+    try:
+        starts = range(0, len(mine), batch_size)
+        for start in tqdm(starts, desc="generating", disable=None if show_progress else True, leave=False):
+            indices = list(mine[start : start + batch_size])
+            pictures = None
+            if features is None and not hides_images:
+                readable = {index: picture for index in indices if (picture := read(index)) is not None}
+                if not readable:
+                    continue
+                indices, pictures = list(readable), list(readable.values())
+            inputs = processor(images=pictures, text=[prompts[index] for index in indices], return_tensors="pt")
+            if hides_images:
+                inputs["image_hidden_states"] = model.hidden_image(len(indices))
+            elif features is not None:
+                inputs["image_hidden_states"] = torch.stack([features[image_ids[index]] for index in indices])
+            generated = model.generate(**inputs.to(model.device), **generation_settings)  # type: ignore[misc]
+            texts = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            found.extend((index, text.strip()) for index, text in zip(indices, texts))
+    finally:
+        model.train(training)
+    return dict(sorted(gather_object(found)))
+
+
+def score_generated(captions: Mapping[str, str], rows: datasets.Dataset) -> dict[str, Any]:
+    """CIDEr, BLEU-1..4, ROUGE-L and METEOR-exact-stem of captions by `image_id`, against those of `rows`, and
+    their `signature`."""
+    references = dict(zip(rows["image_id"], rows["captions"]))
+    return score_captions(list(captions.values()), [references[image_id] for image_id in captions])

@@ -1,0 +1,258 @@
+"""`fusion-captioner export`: a captioner as files that run without torch."""
+
+import argparse
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from fusion_captioner import __version__
+from fusion_captioner.checkpoints.loading import load_captioner
+from fusion_captioner.data.image_files import find_images
+from fusion_captioner.export.int8 import (
+    MAX_CALIBRATION_IMAGES,
+    compress_weights,
+    quantize_decoder_step,
+    quantize_image_part,
+)
+from fusion_captioner.export.parts import Shape, export_decoder_step, export_image_part
+from fusion_captioner.image_processing_fusion_captioner import SETTINGS
+from fusion_captioner.inference.exported_captioner import (
+    DECODER_STEP,
+    DESCRIPTION,
+    FORMAT,
+    IMAGE_PART,
+    IMAGE_SETTINGS,
+)
+from fusion_captioner.inference.runtimes import import_runtime
+from fusion_captioner.inference.token_search import SearchSettings
+from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
+from fusion_captioner.processing_fusion_captioner import NO_LIMIT, FusionCaptionerProcessor
+
+# Fields of a generation config that say nothing about which tokens are chosen, or that the description holds
+_NO_MATTER = {
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "transformers_version",
+    "use_cache",
+    "_from_model_config",
+}
+
+
+def export_captioner(
+    model: FusionCaptionerForConditionalGeneration,
+    processor: FusionCaptionerProcessor,
+    runtime: str,
+    folder: str | Path,
+    calibration: Sequence[str] | None = None,
+) -> Path:
+    """
+    Write a captioner as a folder that [`ExportedCaptioner`] loads: the image part and the decoder step, the config,
+    the tokenizer, the settings of the image processor, and a description.
+
+    Args:
+        model, processor: the captioner. It takes images of the image processor's `size`, and no videos.
+        runtime: `"onnx"` or `"openvino"`.
+        folder: is made where it does not exist.
+        calibration: names of images like those to be captioned, some hundreds: the export is int8 then. By default
+            it is float32.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ValueError: if the captioner holds what an export cannot: other settings of generation than
+            [`SearchSettings`] has, a tokenizer without `tokenizer.json`, images that are not resized, or, for int8, a
+            layer that has no such form.
+        ImportError: the runtime's packages are not installed; int8 needs ONNX Runtime's for either runtime.
+    """
+    if runtime not in EXPORTERS:
+        raise ValueError(f"`runtime` ({runtime!r}) must be one of {', '.join(map(repr, EXPORTERS))}.")
+    if calibration is not None and not calibration:
+        raise ValueError("`calibration` ([]) must name images, some hundreds like those to be captioned.")
+    if not processor.image_processor.do_resize:
+        raise ValueError(
+            "`do_resize` (False) of the image processor must be true: an export takes images of one size."
+        )
+    if not processor.tokenizer.is_fast:
+        raise ValueError("the tokenizer has no `tokenizer.json`; an export needs one of the library tokenizers.")
+    description = {
+        "format": FORMAT,
+        "runtime": runtime,
+        "dtype": "float32" if calibration is None else "int8",
+        "package_version": __version__,
+        "checkpoint": weights_fingerprint(model),
+        "vocab_size": model.config.vocab_size,
+        "max_positions": model.config.max_position_embeddings
+        if "transformer" in (model.config.text_encoder_type, model.config.decoder_type)
+        else None,
+        "generation": _generation(model),
+        "tokenizer": _tokenizer(processor),
+    }
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    # gone first and back last: a folder without it is no export
+    (folder / DESCRIPTION).unlink(missing_ok=True)
+    model = deepcopy(model).eval().float().cpu()  # the caller's stays what it is
+    size = (processor.image_processor.size["height"], processor.image_processor.size["width"])
+    image_part, region_shapes = export_image_part(model, size)
+    pixels_shape: list[Shape] = [["images", 3, *size]]
+    if calibration is None:
+        EXPORTERS[runtime](image_part, pixels_shape, folder / IMAGE_PART)
+    else:
+        settings = {name: getattr(processor.image_processor, name) for name in SETTINGS}
+        write_int8_image_part(image_part, pixels_shape, folder / IMAGE_PART, runtime, calibration, settings)
+    decoder_step, states = export_decoder_step(model, region_shapes)
+    attends = description["max_positions"] is not None
+    token_shapes: list[Shape] = [["images", "texts"], ["images", "texts", "seen" if attends else 1]]
+    shapes = [*token_shapes, *region_shapes, *(state["shape"] for state in states)]
+    write = EXPORTERS[runtime] if calibration is None else INT8_DECODER_EXPORTERS[runtime]
+    write(decoder_step, shapes, folder / DECODER_STEP)
+
+    model.config.to_json_file(folder / "config.json")
+    processor.tokenizer.save_pretrained(folder)
+    processor.image_processor.to_json_file(folder / IMAGE_SETTINGS)
+    description |= {"regions": region_shapes, "states": states}
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+    return folder
+
+
+def export(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    # the exporter names every operator of packages that are not installed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    images = _calibration_images(options)
+    model, processor = load_captioner(options.model, options.revision)
+    print(export_captioner(model, processor, options.to, options.out, images))
+    return 0
+
+
+def _calibration_images(options: argparse.Namespace) -> list[str] | None:
+    if not options.int8:
+        if options.calibration is not None:
+            raise ValueError(f"--calibration ({options.calibration}) goes with --int8; add it, or leave both out.")
+        return None
+    if options.calibration is None:
+        raise ValueError(
+            "--int8 needs --calibration FOLDER, with some hundreds of images like those to be captioned; "
+            f"{MAX_CALIBRATION_IMAGES} of them are used."
+        )
+    if not Path(options.calibration).expanduser().is_dir():
+        raise FileNotFoundError(f"--calibration ({options.calibration}): no such folder; name one with images.")
+    return list(find_images([options.calibration]))
+
+
+def write_onnx(program: ExportedProgram, shapes: list[Shape], path: Path) -> None:
+    """`PATH.onnx`, weights included; batch normalisation is folded into the convolutions by the exporter."""
+    import_runtime("onnxscript", "onnx")
+    torch.onnx.export(program, f=path.with_suffix(".onnx"), dynamo=True, external_data=False, verbose=False)
+
+
+def write_openvino(program: ExportedProgram, shapes: list[Shape], path: Path) -> None:
+    """`PATH.xml` and `PATH.bin`; batch normalisation is folded into the convolutions by the conversion."""
+    openvino = import_runtime("openvino", "openvino")
+    _save_openvino(openvino.convert_model(program), shapes, path)
+
+
+def _save_openvino(converted: Any, shapes: list[Shape], path: Path) -> None:
+    openvino = import_runtime("openvino", "openvino")
+    # the conversion makes all sizes dynamic; fixed ones let the runtime choose its kernels beforehand
+    fixed = [[size if isinstance(size, int) else -1 for size in shape] for shape in shapes]
+    converted.reshape({port: openvino.PartialShape(shape) for port, shape in zip(converted.inputs, fixed)})
+    openvino.save_model(converted, path.with_suffix(".xml"), compress_to_fp16=False)
+
+
+EXPORTERS: dict[str, Callable[[ExportedProgram, list[Shape], Path], None]] = {
+    "onnx": write_onnx,
+    "openvino": write_openvino,
+}
+
+
+def write_int8_image_part(
+    program: ExportedProgram,
+    shapes: list[Shape],
+    path: Path,
+    runtime: str,
+    images: Sequence[str],
+    image_settings: dict[str, Any],
+) -> None:
+    """The image part, quantised by ONNX Runtime for both runtimes: OpenVINO reads what it writes."""
+    openvino = import_runtime("openvino", "openvino") if runtime == "openvino" else None
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "float32", Path(folder) / "int8"
+        write_onnx(program, shapes, source)
+        quantized = path.with_suffix(".onnx") if openvino is None else target.with_suffix(".onnx")
+        quantize_image_part(source.with_suffix(".onnx"), quantized, images, image_settings)
+        if openvino is not None:
+            _save_openvino(openvino.convert_model(quantized), shapes, path)
+
+
+def write_int8_onnx_decoder(program: ExportedProgram, shapes: list[Shape], path: Path) -> None:
+    """`PATH.onnx` with int8 weights; activations are quantised step by step."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "float32"
+        write_onnx(program, shapes, source)
+        quantize_decoder_step(source.with_suffix(".onnx"), path.with_suffix(".onnx"))
+
+
+def write_int8_openvino_decoder(program: ExportedProgram, shapes: list[Shape], path: Path) -> None:
+    """`PATH.xml` and `PATH.bin` with int8 weights."""
+    openvino = import_runtime("openvino", "openvino")
+    converted = openvino.convert_model(program)
+    compress_weights(converted)
+    _save_openvino(converted, shapes, path)
+
+
+INT8_DECODER_EXPORTERS: dict[str, Callable[[ExportedProgram, list[Shape], Path], None]] = {
+    "onnx": write_int8_onnx_decoder,
+    "openvino": write_int8_openvino_decoder,
+}
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """A hash of all weights and their names."""
+    digest = blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _generation(model: FusionCaptionerForConditionalGeneration) -> dict[str, Any]:
+    """Special tokens of generation, and settings that the checkpoint itself brings."""
+    config = model.generation_config
+    settings = {}
+    for name, value in config.to_diff_dict().items():
+        is_neutral = not value or (value == 1 and value is not True)  # as a penalty of 1 is
+        if name in SearchSettings.__dataclass_fields__:
+            settings[name] = value
+        elif not is_neutral and name not in _NO_MATTER and not name.startswith(("output_", "return_")):
+            raise ValueError(
+                f"the generation config sets `{name}` ({value!r}), which exports do not have; they have "
+                f"{', '.join(SearchSettings.__dataclass_fields__)}. Remove it from `model.generation_config`."
+            )
+    eos = config.eos_token_id
+    eos_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    pad = config.pad_token_id if config.pad_token_id is not None else (eos_ids or [0])[0]
+    return {"bos_token_id": config.bos_token_id, "eos_token_ids": eos_ids, "pad_token_id": pad, "settings": settings}
+
+
+def _tokenizer(processor: FusionCaptionerProcessor) -> dict[str, Any]:
+    tokenizer = processor.tokenizer
+    limit = tokenizer.model_max_length
+    is_bpe = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"
+    return {
+        "bos_token_id": processor.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "model_max_length": limit if limit < NO_LIMIT else None,
+        # transformers leaves the spaces of BPE tokenizers alone
+        "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces) and not is_bpe,
+    }

@@ -1,0 +1,221 @@
+"""
+The parts of an export in int8: a quarter of the bytes.
+
+The image part multiplies int8 by int8: images of the user's own tell the range of every activation beforehand (static
+quantisation, Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 2). The decoder step has few activations and
+many weights: its weights are int8, and its activations are quantised as they come (see `quantize_decoder_step`), or not
+at all (see `compress_weights`). What is no product with weights (normalisation, attention's softmax, residual sums)
+stays float32.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusion_captioner.export.rounding import round_weights
+from fusion_captioner.image_loading import images_to_pixel_values
+from fusion_captioner.inference.runtimes import import_runtime
+
+# More images widen the ranges no further, and only cost time.
+MAX_CALIBRATION_IMAGES = 300
+# Images that say how weights are rounded.
+MAX_ROUNDING_IMAGES = 64
+# Without VNNI, processors add pairs of products in 16 bits: with 127, the largest weight of 8 bits, they would overflow.
+LARGEST_WEIGHT = 64
+# Products with weights; each must end in int8.
+PRODUCTS = ("Conv", "Gemm", "MatMul")
+# Limits of a product's output, which int8 has without them: quantised before them, the output would have steps too wide.
+_LIMITS = ("Clip", "Relu")
+# Inputs of a decoder weight that share a scale.
+WEIGHT_BLOCK = 128
+# ONNX Runtime's name for products of int8 by int8; others would turn the weights back into float32 at every step.
+_INT8_PRODUCTS = 4
+# What hands a weight on as it is, in another shape.
+_SHAPES = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+
+
+class CalibrationImages:
+    """
+    What ONNX Runtime's quantiser reads: the pixels of one image at a time.
+
+    Args:
+        images: names of images; of many, so many that are evenly spaced are taken.
+        image_settings: those of the image processor.
+        input_name: what the image part calls its pixels.
+        most: the largest number of images.
+    """
+
+    def __init__(self, images: Sequence[str], image_settings: Mapping[str, Any], input_name: str, most: int) -> None:
+        places = np.linspace(0, len(images) - 1, min(len(images), most)).astype(int)
+        self.images = [images[place] for place in places]
+        self.image_settings = image_settings
+        self.input_name = input_name
+        self.position = 0
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return iter(self.get_next, None)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next image's, None at the end."""
+        images = self.images[self.position : self.position + 1]
+        self.position += 1
+        return {self.input_name: images_to_pixel_values(images, self.image_settings)} if images else None
+
+
+def quantize_image_part(source: Path, target: Path, images: Sequence[str], image_settings: Mapping[str, Any]) -> None:
+    """
+    Static quantisation of an ONNX file: uint8 activations, whose range is a moving average of images' ranges; int8 weights
+    with a scale for each output channel, rounded by [`~fusion_captioner.export.rounding.round_weights`].
+
+    Args:
+        source, target: files to read and to write.
+        images: names of images that say how large activations get, and how weights are rounded.
+        image_settings: those of the image processor.
+
+    Raises:
+        ValueError: an image cannot be read, or a layer has no int8 form.
+        ImportError: `onnx` or `onnxruntime` is not installed.
+    """
+    quantization, onnx = import_runtime("onnxruntime.quantization", "onnx"), import_runtime("onnx", "onnx")
+    _prepare(source)
+    pixels = onnx.load(source).graph.input[0].name
+    some = CalibrationImages(images, image_settings, pixels, MAX_ROUNDING_IMAGES)
+    scales = round_weights(source, some, LARGEST_WEIGHT)
+    reader = CalibrationImages(images, image_settings, pixels, MAX_CALIBRATION_IMAGES)
+    quantization.quantize_static(
+        source,
+        target,
+        reader,
+        op_types_to_quantize=[*PRODUCTS, *_LIMITS],
+        per_channel=True,
+        reduce_range=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        extra_options={
+            "TensorQuantOverrides": scales,
+            # the extremes of all images would make steps wider for the sake of a few values
+            "CalibMovingAverage": True,
+            "CalibMovingAverageConstant": 2 / (len(reader.images) + 1),
+            # what follows them computes in float32: normalisation, attention's softmax, the decoder
+            "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+        },
+    )
+    _check_int8(target)
+
+
+def quantize_decoder_step(source: Path, target: Path) -> None:
+    """
+    Weights of an ONNX file become int8 in blocks with a scale each; ONNX Runtime quantises what they are multiplied by in
+    the same blocks, row by row, so that no caption depends on what else is in its batch.
+
+    Args:
+        source, target: files to read and to write.
+
+    Raises:
+        ValueError: a layer has no int8 form.
+        ImportError: `onnx` or `onnxruntime` is not installed.
+    """
+    quantization, onnx = import_runtime("onnxruntime.quantization", "onnx"), import_runtime("onnx", "onnx")
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    with_gemms = ONNXModel(onnx.load(source))
+    with_gemms.replace_gemm_with_matmul()
+    onnx.save(with_gemms.model, source)
+    _prepare(source)
+    quantization.quantize_dynamic(
+        source,
+        target,
+        op_types_to_quantize=["Gather"],
+        per_channel=True,
+        weight_type=quantization.QuantType.QInt8,
+    )
+    quantizer = MatMulNBitsQuantizer(
+        onnx.load(target), bits=8, block_size=WEIGHT_BLOCK, is_symmetric=True, accuracy_level=_INT8_PRODUCTS
+    )
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(target))
+    _check_int8(target)
+
+
+def compress_weights(model: Any) -> None:
+    """
+    Weights of an OpenVINO model become int8 with a scale for each output; OpenVINO multiplies float32 activations by
+    them, or int8 ones where the processor has instructions for it.
+
+    Args:
+        model: an `openvino.Model`, changed in place.
+
+    Raises:
+        ValueError: it has products with weights that are no matrices.
+    """
+    openvino = import_runtime("openvino", "openvino")
+    for constant in [node for node in model.get_ops() if node.get_type_name() == "Constant"]:
+        users = constant.output(0).get_target_inputs()
+        products = [user for user in users if user.get_node().get_type_name() == "MatMul" and user.get_index() == 1]
+        rows_of = [user for user in users if user.get_node().get_type_name() == "Gather" and user.get_index() == 0]
+        weights = constant.data
+        if weights.dtype != np.float32 or not (products or (rows_of and weights.ndim == 2)):
+            continue
+        if weights.ndim != 2:
+            raise ValueError(f"the weights {constant.get_friendly_name()!r} {weights.shape} have no int8 form here.")
+        in_rows = [user.get_node().get_attributes()["transpose_b"] for user in products] or [True]
+        if len(set(in_rows)) > 1:
+            raise ValueError(f"the weights {constant.get_friendly_name()!r} are multiplied from both sides.")
+        scale = np.abs(weights).max(axis=1 if in_rows[0] else 0, keepdims=True) / np.float32(127)
+        scale[scale == 0] = 1  # of words that are all zeros
+        opset = openvino.opset13
+        rounded = opset.constant(np.round(weights / scale).astype(np.int8))
+        product = opset.multiply(opset.convert(rounded, "f32"), opset.constant(scale.astype(np.float32)))
+        for user in (*products, *rows_of):
+            user.replace_source_output(product.output(0))
+    left = [
+        node.get_friendly_name()
+        for node in model.get_ops()
+        if node.get_type_name() in ("MatMul", "Convolution", "GroupConvolution", "LSTMCell", "LSTMSequence", "GRUCell")
+        and any(_is_float_weight(node.input_value(index).get_node()) for index in range(1, node.get_input_size()))
+    ]
+    if left:
+        raise ValueError(_no_int8(left))
+
+
+def _is_float_weight(node: Any) -> bool:
+    while node.get_type_name() in ("Transpose", "Reshape", "Unsqueeze", "Squeeze"):
+        node = node.input_value(0).get_node()
+    return node.get_type_name() == "Constant" and node.data.dtype == np.float32 and node.data.ndim > 1
+
+
+def _prepare(path: Path) -> None:
+    """Fold what is constant, as the transposed weights of the output layer, which would stay float32 otherwise."""
+    import_runtime("onnxruntime", "onnx")
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quant_pre_process(path, path, skip_symbolic_shape=True)
+
+
+def _check_int8(path: Path) -> None:
+    """Raise where a product has float32 weights: an export that says int8 is int8."""
+    onnx = import_runtime("onnx", "onnx")
+    graph = onnx.load(path).graph
+    floats = {
+        weight.name
+        for weight in graph.initializer
+        if weight.data_type == onnx.TensorProto.FLOAT and len(weight.dims) > 1
+    }
+    left = []
+    for node in graph.node:
+        if node.op_type in _SHAPES and node.input[0] in floats:
+            floats.update(node.output)
+        elif node.op_type in (*PRODUCTS, "ConvTranspose", "LSTM", "GRU", "Einsum") and floats & set(node.input):
+            left.append(node.name)
+    if left:
+        raise ValueError(_no_int8(left))
+
+
+def _no_int8(layers: list[str]) -> str:
+    return (
+        f"{len(layers)} layer{'s' if len(layers) > 1 else ''} (first: {layers[0]!r}) would stay float32, since the "
+        "quantiser has no int8 form of it; export without --int8."
+    )

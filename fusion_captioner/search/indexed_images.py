@@ -1,0 +1,163 @@
+"""The images that an index is made of: those in a folder, or those of a data set with their captions."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from fusion_captioner.data.annotated_images import SkippedExample
+from fusion_captioner.data.caption_datasets import load_caption_dataset
+from fusion_captioner.data.image_files import find_images, open_image
+from fusion_captioner.data.image_hashes import hash_bytes
+
+FOLDER = "folder"
+# What makes a folder of images a data set
+ANNOTATIONS = (
+    "annotations/captions_*.json",
+    "dataset_*.json",
+    "metadata.jsonl",
+    "*/metadata.jsonl",
+    "**/*.parquet",
+    "**/*.tar",
+)
+FILE_FEATURES = datasets.Features(
+    {
+        "image": datasets.Image(decode=False),
+        "captions": datasets.List(datasets.Value("string")),
+        "image_id": datasets.Value("string"),
+    }
+)
+
+
+@dataclass
+class IndexedImages:
+    """
+    Args:
+        splits: split → rows with the columns `image` (undecoded), `captions` and `image_id`; a folder of images without
+            annotations has one split, without name.
+        problems: what was left out of them, a line each.
+    """
+
+    splits: dict[str, datasets.Dataset]
+    problems: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.splits.values()))
+
+
+def load_images(source: str, layout: str, split: str | None) -> IndexedImages:
+    """
+    All images of `source`; none of them is decoded.
+
+    Args:
+        source: a folder, or what `load_caption_dataset` takes.
+        layout: `"folder"`: all images in the folder, whatever else is there; others as for `load_caption_dataset`; and
+            `"auto"`.
+        split: the only one that is wanted, or None for all.
+
+    Raises:
+        ValueError, OSError: there is no image, or no such split; and what loading raises.
+    """
+    if not source:
+        raise ValueError("FOLDER ('') is empty; name a folder of images, or a data set.")
+    if layout == FOLDER or (layout == "auto" and _is_plain_folder(source)):
+        if split is not None:
+            raise ValueError(f"--split ({split!r}) is for data sets; {source} is a folder of images.")
+        if not Path(source).expanduser().is_dir():
+            raise FileNotFoundError(f"{source}: no such folder; check the path.")
+        paths = [str(Path(path).absolute()) for path in find_images([source])]
+        rows = datasets.Dataset.from_dict(
+            {
+                "image": [{"path": path, "bytes": None} for path in paths],
+                "captions": [[]] * len(paths),
+                "image_id": paths,
+            },
+            features=FILE_FEATURES,
+        )
+        return IndexedImages({"": rows})
+    skipped: list[SkippedExample] = []
+    splits = load_caption_dataset(source, layout=layout, skip_bad_images=True, skipped=skipped)
+    if split is not None and split not in splits:
+        raise ValueError(f"--split ({split!r}) is not in {source}; there are {', '.join(splits)}.")
+    wanted = {name: rows for name, rows in splits.items() if split in (None, name)}
+    problems = [f"{each.file}: {each.reason}" for each in skipped if each.is_bad_file and each.split in wanted]
+    return IndexedImages(wanted, problems)
+
+
+def _is_plain_folder(source: str) -> bool:
+    folder = Path(source).expanduser()
+    return folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in ANNOTATIONS)
+
+
+def index_rows(
+    images: IndexedImages, keys: dict[str, list[str | None]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """
+    What is told of each image, by its name, and of each text, by itself; see `ROW_FEATURES`.
+
+    Args:
+        keys: split → hash of each image, None where it is to be left out.
+    """
+    of_images: dict[str, dict[str, Any]] = {}
+    of_texts: dict[str, dict[str, Any]] = {}
+    for split, rows in images.splits.items():
+        columns = zip(_paths(rows), rows["image_id"], rows["captions"], keys[split], strict=True)
+        for number, (path, image_id, captions, key) in enumerate(columns):
+            if key is None:
+                continue
+            name = path or f"{split}/{image_id}"
+            row = of_images.setdefault(
+                name,
+                {
+                    "image": name,
+                    "captions": [],
+                    "split": None if path else split,
+                    "row": None if path else number,
+                    "key": key,
+                },
+            )
+            # an image may be in two splits
+            row["captions"] += [caption for caption in captions if caption not in row["captions"]]
+            for caption in captions:
+                text = of_texts.setdefault(
+                    caption, {"text": caption, "images": [], "key": hash_bytes(caption.encode())}
+                )
+                if name not in text["images"]:
+                    text["images"].append(name)
+    return of_images, of_texts
+
+
+def _paths(rows: datasets.Dataset) -> Iterator[str | None]:
+    """The path of each image that is a file of its own."""
+    for image in rows.select_columns(["image"])["image"]:
+        yield None if image["bytes"] is not None else image["path"]
+
+
+def read_indexed_image(row: dict[str, Any], images: IndexedImages | None, image_processor: Any) -> Image.Image:
+    """
+    The picture of a row of an index.
+
+    Args:
+        row: with the columns of `ROW_FEATURES["images"]`.
+        images: the data set, for images that are no files.
+
+    Raises:
+        OSError, ValueError: it cannot be read any more, or has changed since.
+    """
+    content: bytes | None
+    if row["split"] is None:
+        try:
+            content = Path(row["image"]).read_bytes()
+        except OSError as error:
+            raise OSError(f"{row['image']}: cannot be read ({error.strerror})") from error
+    elif images is None:
+        raise ValueError(f"{row['image']}: is in a data set, and this index is searched without it")
+    else:
+        rows = images.splits.get(row["split"])
+        content = None if rows is None or row["row"] >= len(rows) else rows[row["row"]]["image"]["bytes"]
+    if content is None or hash_bytes(content) != row["key"]:
+        raise ValueError(f"{row['image']}: has changed since it was indexed; bring the index up to date")
+    return open_image({"path": row["image"], "bytes": content}, row["image"], image_processor)

@@ -1,0 +1,56 @@
+"""Settings of self-critical training."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fusion_captioner.training.self_critical.rewards import REWARDS
+from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
+
+
+@dataclass
+class SelfCriticalArguments(FusionCaptionerTrainingArguments):
+    """
+    Settings of self-critical training, beside those of every run.
+
+    Raises:
+        ValueError: for a combination that cannot be run, naming the fields.
+    """
+
+    rewards: dict[str, float] = field(
+        default_factory=lambda: {"CIDEr": 1.0},
+        metadata={"help": f"Weight of each reward; there are {', '.join(REWARDS)}."},
+    )
+    samples_per_image: int = field(default=5, metadata={"help": "Captions sampled of each image; at least 2."})
+    candidates: Literal["samples", "beams"] = field(
+        default="samples",
+        metadata={
+            "help": "What is rewarded: captions drawn at random, or the `samples_per_image` best of beam search, which "
+            "are what the captioner is used for (Cornia et al., 2020, section 3.3)."
+        },
+    )
+    sampling_temperature: float = field(default=1.0, metadata={"help": "Of the samples; 1: the model's own."})
+    cross_entropy_weight: float = field(
+        default=0.0,
+        metadata={"help": "Share of the captioning loss on people's captions, from 0 to below 1; the rest is reward."},
+    )
+    discriminator_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate of the reward `discriminator`, which is trained beside."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = sorted(set(self.rewards) - set(REWARDS))
+        if unknown or not self.rewards:
+            raise ValueError(f"`rewards` ({self.rewards}) must give weights to some of {', '.join(REWARDS)}.")
+        if self.samples_per_image < 2:
+            raise ValueError(
+                f"`samples_per_image` ({self.samples_per_image}) must be at least 2: each sample is judged by the others."
+            )
+        if self.candidates not in ("samples", "beams"):
+            raise ValueError(f"`candidates` ({self.candidates!r}) must be 'samples' or 'beams'.")
+        if self.sampling_temperature <= 0:
+            raise ValueError(f"`sampling_temperature` ({self.sampling_temperature}) must be above 0.")
+        if not 0 <= self.cross_entropy_weight < 1:
+            raise ValueError(f"`cross_entropy_weight` ({self.cross_entropy_weight}) must be at least 0 and below 1.")
+        if self.discriminator_learning_rate <= 0:
+            raise ValueError(f"`discriminator_learning_rate` ({self.discriminator_learning_rate}) must be above 0.")

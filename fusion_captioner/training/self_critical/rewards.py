@@ -1,0 +1,69 @@
+"""What a sampled caption earns in self-critical training: one class a reward, a closed dict beside them."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from fusion_captioner.metrics.bleu import sentence_bleu
+from fusion_captioner.metrics.cider import CiderD
+from fusion_captioner.metrics.tokenization import tokenize_caption
+from fusion_captioner.training.self_critical.discriminator import DiscriminatorReward
+from fusion_captioner.training.self_critical.sampled_captions import END, Reward, SampledCaptions
+
+
+def _reference_tokens(references: Mapping[str, Sequence[str]]) -> list[list[list[str]]]:
+    return [[[*tokenize_caption(caption), END] for caption in captions] for captions in references.values()]
+
+
+class CiderReward(Reward):
+    """CIDEr-D with the document frequencies of the training set (Rennie et al., 2017)."""
+
+    def __init__(self, references, model, args) -> None:
+        self._cider = CiderD(_reference_tokens(references), tokenizer=None)
+        self._index = {image_id: index for index, image_id in enumerate(references)}
+
+    def __call__(self, samples: SampledCaptions) -> np.ndarray:
+        return self._cider.score(samples.tokens(), [self._index[image_id] for image_id in samples.image_ids])
+
+
+class BleuReward(Reward):
+    """BLEU-4 of the single caption, smoothed so that one without a common 4-gram still earns by its shorter ones
+    (Lin & Och, 2004)."""
+
+    def __init__(self, references, model, args) -> None:
+        self._references = dict(zip(references, _reference_tokens(references), strict=True))
+
+    def __call__(self, samples: SampledCaptions) -> np.ndarray:
+        return sentence_bleu(samples.tokens(), [self._references[image_id] for image_id in samples.image_ids])
+
+
+class MatchingReward(Reward):
+    """How sure the model's own matching head is that the caption belongs to the image, from 0 to 1.
+
+    Raises:
+        ValueError: if the model was trained without the matching loss, and so has no such head.
+    """
+
+    def __init__(self, references, model, args) -> None:
+        if not model.config.matching_loss_weight:
+            raise ValueError(
+                "the reward `matching` needs a model with `matching_loss_weight` above 0; train it so, or leave the "
+                "reward out."
+            )
+        self._model = model
+
+    @torch.no_grad()
+    def __call__(self, samples: SampledCaptions) -> np.ndarray:
+        scores = self._model.get_matching_scores(
+            samples.input_ids, samples.attention_mask, image_hidden_states=samples.image_hidden_states
+        )
+        return scores.double().cpu().numpy()
+
+
+REWARDS: dict[str, type[Reward]] = {
+    "CIDEr": CiderReward,
+    "BLEU-4": BleuReward,
+    "matching": MatchingReward,
+    "discriminator": DiscriminatorReward,
+}

@@ -1,0 +1,213 @@
+"""
+Self-critical sequence training (Rennie et al., 2017): the captioner samples captions and learns from what they earn.
+
+B: images, n: samples an image, N = B·n, L: tokens, M: sampled tokens of all captions, V: vocabulary
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from fusion_captioner.metrics.diversity import caption_diversity
+from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
+from fusion_captioner.training.self_critical.rewards import REWARDS
+from fusion_captioner.training.self_critical.sampled_captions import PeoplesCaptions, SampledCaptions
+from fusion_captioner.training.trainer import FusionCaptionerTrainer
+
+
+def leave_one_out_advantages(rewards: torch.Tensor) -> torch.Tensor:
+    """
+    Each sample's reward less the mean reward of the image's other samples (Luo, 2020, eq. 4), which needs no greedy
+    caption as a baseline.
+
+    Args:
+        rewards (`torch.FloatTensor` of shape `(B, n)`).
+
+    Returns:
+        `(B, n)`; every row sums to 0.
+    """
+    samples = rewards.shape[1]
+    return (rewards - rewards.mean(dim=1, keepdim=True)) * samples / (samples - 1)
+
+
+def policy_loss(logits: torch.Tensor, tokens: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """
+    REINFORCE (Williams, 1992) with a baseline: minus advantage times log-probability, the mean over sampled tokens.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(M, V)`): that the sampled tokens were drawn by.
+        tokens (`torch.LongTensor` of shape `(M,)`): the sampled tokens, EOS among them.
+        advantages (`torch.FloatTensor` of shape `(M,)`): of the caption that each token is of.
+    """
+    return (advantages * F.cross_entropy(logits.float(), tokens, reduction="none")).mean()
+
+
+class DrawToken(LogitsProcessor):
+    """
+    Draws the next token of each row, and leaves nothing else to choose: `generate` then takes it as the likeliest.
+
+    `generate` itself draws by `torch.multinomial`, which on CPUs draws a random number for every word of the
+    vocabulary: as much time as the output layer takes. This way one a row is enough (inverse transform sampling).
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        cumulative = (scores / self.temperature).softmax(dim=-1).cumsum(dim=-1)  # (N, V)
+        # the sum may miss 1 by rounding
+        place = torch.rand_like(cumulative[:, :1]) * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, place, right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+
+class SelfCriticalTrainer(FusionCaptionerTrainer):
+    """
+    `FusionCaptionerTrainer` that maximises the expected reward of sampled captions.
+
+    Each step encodes every image once, samples all captions in one `generate`, rewards them, and runs the model once
+    over all of them for the gradient. With `image_dropout`, the captions are sampled with the features hidden that are
+    hidden from the gradient as well, so that a picture known by heart has to be described anew. References are all captions of `train_dataset`; document frequencies are
+    theirs. Beside the loss, each reward, the baseline, the spread of the advantages, the samples' length and their
+    unique and dangling-ending rates are logged, and what rewards that are trained beside tell of themselves.
+
+    Args:
+        args (`SelfCriticalArguments`).
+        data_collator (`SelfCriticalCollator`).
+        The rest as for `FusionCaptionerTrainer`.
+    """
+
+    args: SelfCriticalArguments
+
+    def __init__(self, *arguments, **keywords) -> None:
+        super().__init__(*arguments, **keywords)
+        rows = self.train_dataset.rows  # type: ignore[union-attr]
+        references = dict(zip(rows["image_id"], rows["captions"], strict=True))
+        self.rewards = {name: REWARDS[name](references, self.model, self.args) for name in self.args.rewards}
+        self._sampled: dict[str, list[float]] = defaultdict(list)
+
+    def _prepare_inputs(self, inputs):
+        image_ids = inputs["image_ids"]
+        return {**super()._prepare_inputs(inputs), "image_ids": image_ids}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        image_ids, prompts = inputs.pop("image_ids"), inputs.pop("prompts")
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        captioner = self.accelerator.unwrap_model(model)
+        regions = inputs.get("image_hidden_states")
+        if regions is None:
+            regions = captioner.get_image_hidden_states(inputs.pop("pixel_values"))
+        hide_features = captioner.model.image_dropout
+        regions = hide_features(regions)
+        samples, sampled = self._sample(captioner, regions.detach(), prompts, image_ids)
+        hide_features.eval()  # what the samples did not see stays hidden, and nothing else
+        people = PeoplesCaptions(image_ids, inputs["input_ids"], inputs["attention_mask"])
+        advantages = self._advantages(samples, people).to(regions.device)
+        logits = model(
+            input_ids=samples.input_ids,
+            attention_mask=samples.attention_mask,
+            image_hidden_states=regions,
+            logits_to_keep=sampled.roll(
+                -1, dims=1
+            ),  # a token's are those of the position before; the first is no sample
+        ).logits
+        loss = policy_loss(logits, samples.input_ids[sampled], advantages.repeat_interleave(sampled.sum(dim=1)))
+        self._count_terms({"policy": loss}, 1 / self.current_gradient_accumulation_steps)
+        loss = loss / self.current_gradient_accumulation_steps
+        if self.args.cross_entropy_weight:
+            weight = self.args.cross_entropy_weight
+            captions = {**inputs, "image_hidden_states": regions}
+            captioning = super().compute_loss(model, captions, num_items_in_batch=num_items_in_batch)
+            loss = (1 - weight) * loss + weight * captioning
+        return loss
+
+    @torch.no_grad()
+    def _sample(
+        self, captioner: Any, regions: torch.Tensor, prompts: Mapping[str, torch.Tensor], image_ids: list[str]
+    ) -> tuple[SampledCaptions, torch.Tensor]:
+        """Sampled captions, and `(N, L)` true at the tokens that were sampled, EOS among them."""
+        count = self.args.samples_per_image
+        if self.args.candidates == "beams":
+            settings: dict[str, Any] = {
+                "num_beams": count,
+                "num_return_sequences": count,
+                "length_penalty": self.args.generation_length_penalty,
+            }
+            given = prompts
+        else:
+            draw = LogitsProcessorList([DrawToken(self.args.sampling_temperature)])
+            settings = {"num_beams": 1, "length_penalty": 1.0, "logits_processor": draw}
+            given = {name: tensor.repeat_interleave(count, dim=0) for name, tensor in prompts.items()}
+        captioner.eval()
+        sequences = captioner.generate(
+            **given,
+            image_hidden_states=regions,
+            do_sample=False,
+            max_new_tokens=self.args.generation_max_new_tokens,
+            **settings,
+        )
+        captioner.train()
+        width = prompts["input_ids"].shape[1]
+        words = sequences[:, width:]
+        is_end = words == self.processing_class.eos_token_id
+        sampled = is_end.cumsum(dim=1) - is_end.long() == 0  # up to the first EOS, itself included
+        prompt_mask = prompts["attention_mask"].repeat_interleave(count, dim=0)
+        samples = SampledCaptions(
+            image_ids=[image_id for image_id in image_ids for _ in range(count)],
+            texts=self.processing_class.batch_decode(words, skip_special_tokens=True),
+            ended=is_end.any(dim=1).tolist(),
+            input_ids=sequences,
+            attention_mask=torch.cat((prompt_mask, sampled.long()), dim=1),
+            image_hidden_states=regions,
+        )
+        return samples, torch.cat((torch.zeros_like(prompt_mask, dtype=torch.bool), sampled), dim=1)
+
+    def _advantages(self, samples: SampledCaptions, people: PeoplesCaptions) -> torch.Tensor:
+        """(N,) float32; what the samples earned is noted for the log, and rewards that are trained learn from them."""
+        earned = {name: reward(samples) for name, reward in self.rewards.items()}
+        learned = [reward.learn(samples, people) for reward in self.rewards.values()]
+        total = sum(self.args.rewards[name] * values for name, values in earned.items())
+        rewards = torch.from_numpy(np.asarray(total)).float().view(-1, self.args.samples_per_image)
+        advantages = leave_one_out_advantages(rewards)
+        diversity = caption_diversity(samples.texts)
+        noted = {f"reward_{name}": values.mean() for name, values in earned.items()} | {
+            "reward": rewards.mean(),
+            "baseline": (rewards - advantages).mean(),
+            "advantage_std": advantages.std(),
+            "sample_length": diversity["mean_length"],
+            "unique_samples": diversity["unique_captions"],
+            "dangling_endings": diversity["dangling_endings"],
+        }
+        for terms in (noted, *learned):
+            for name, value in terms.items():
+                self._sampled[name].append(float(value))
+        return advantages.flatten()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._sampled:
+            for name, values in self._sampled.items():
+                mean = self.accelerator.gather(torch.tensor(np.mean(values), device=self.args.device)).mean()
+                logs[name] = round(float(mean), 4)
+            self._sampled.clear()
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+            folder.mkdir(parents=True, exist_ok=True)
+            for reward in self.rewards.values():
+                reward.save(folder)
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for reward in self.rewards.values():
+            reward.resume(Path(resume_from_checkpoint))

@@ -1,0 +1,137 @@
+"""`fusion-captioner export --int8`: close to float32, and nothing stays float32 in silence."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+from tiny_exports import Export, tiny_processor
+from tiny_models import tiny_model
+
+from fusion_captioner.cli import main
+from fusion_captioner.export.int8 import CalibrationImages, compress_weights, quantize_decoder_step
+from fusion_captioner.image_processing_fusion_captioner import SETTINGS
+from fusion_captioner.inference.exported_captioner import ExportedCaptioner
+from fusion_captioner.inference.runtimes import import_runtime
+
+RUNTIMES = ["onnx", "openvino"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise of much the same brightness: ranges are a mean over images, and what is far brighter than most lies beyond."""
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for index in range(10):
+        low, high = random.integers(0, 40), random.integers(216, 256)
+        Image.fromarray(random.integers(low, high + 1, (40, 40, 3), np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("captioner")
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_int8_is_close_to_float32(
+    capsys: pytest.CaptureFixture[str], export: Export, checkpoint: Path, photos: Path, tmp_path: Path, runtime: str
+) -> None:
+    folder = tmp_path / "int8"
+    flags = ["--int8", "--calibration", str(photos)]
+    assert main(["export", str(checkpoint), "--to", runtime, "--out", str(folder), *flags]) == 0
+    assert json.loads((folder / "exported_captioner.json").read_text())["dtype"] == "int8"
+    small, whole = (ExportedCaptioner(each, num_threads=1) for each in (folder, export(runtime)))
+    pixel_values = whole.preprocess(sorted(photos.iterdir()))
+    regions = whole._image_part((pixel_values,))
+    for found, expected in zip(small._image_part((pixel_values,)), regions, strict=True):
+        assert 0 < difference(found, expected) < 0.1
+
+    def step(captioner: ExportedCaptioner) -> list[np.ndarray]:
+        tokens = np.arange(3, 3 + len(regions[0]))[:, None]
+        shapes = [state["shape"] for state in captioner.description["states"]]
+        states = [np.zeros([len(tokens), 1, *shape[2:]], np.float32) for shape in shapes]
+        return captioner._decoder_step((tokens, np.ones((*tokens.shape, 1), np.int64), *regions, *states))
+
+    for found, expected in zip(step(small), step(whole), strict=True):
+        assert 0 < difference(found, expected) < 0.1
+    capsys.readouterr()
+    assert main(["caption", str(photos), "--model", str(folder), "--max-new-tokens", "4"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 10
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_no_caption_depends_on_the_rest_of_its_batch(
+    capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path, runtime: str
+) -> None:
+    checkpoint, folder = tmp_path / "captioner", tmp_path / "int8"
+    tiny_model(text_encoder_type="transformer", decoder_type="transformer").save_pretrained(checkpoint)
+    tiny_processor().save_pretrained(checkpoint)
+    flags = ["--int8", "--calibration", str(photos), "--out", str(folder)]
+    assert main(["export", str(checkpoint), "--to", runtime, *flags]) == 0
+    captioner = ExportedCaptioner(folder, num_threads=1)
+    regions = captioner._image_part((captioner.preprocess(sorted(photos.iterdir())),))
+    tokens = np.arange(3, 3 + len(regions[0]))[:, None]
+    past = {"past": 0}
+    shapes = [[past.get(size, size) for size in state["shape"][2:]] for state in captioner.description["states"]]
+    states = [np.zeros([len(tokens), 1, *shape], np.float32) for shape in shapes]
+    inputs = (tokens, np.ones((*tokens.shape, 1), np.int64), *regions, *states)
+    together = captioner._decoder_step(inputs)[0]
+    alone = [captioner._decoder_step(tuple(array[row : row + 1] for array in inputs))[0] for row in range(len(tokens))]
+    np.testing.assert_allclose(np.concatenate(alone), together, rtol=1e-4, atol=1e-5)
+
+
+def test_calibration_takes_evenly_spaced_images(photos: Path) -> None:
+    names = sorted(map(str, photos.iterdir()))
+    settings = {name: getattr(tiny_processor().image_processor, name) for name in SETTINGS}
+    reader = CalibrationImages(names, settings, "pixels", 3)
+    assert reader.images == [names[0], names[4], names[9]]
+    read = list(reader)
+    assert [image["pixels"].shape for image in read] == [(1, 3, 32, 32)] * 3
+
+
+def test_a_layer_of_onnx_without_int8_form_is_refused(tmp_path: Path) -> None:
+    weights = onnx.numpy_helper.from_array(np.ones((2, 2), np.float32), "weights")
+    arrays = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 2]) for name in ("x", "y")]
+    einsum = onnx.helper.make_node("Einsum", ["x", "weights"], ["y"], "the layer", equation="ij,jk->ik")
+    graph = onnx.helper.make_graph([einsum], "graph", arrays[:1], arrays[1:], [weights])
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "einsum.onnx")
+    with pytest.raises(ValueError, match=r"'the layer'.* would stay float32"):
+        quantize_decoder_step(tmp_path / "einsum.onnx", tmp_path / "int8.onnx")
+
+
+def test_a_layer_of_openvino_without_int8_form_is_refused() -> None:
+    openvino = import_runtime("openvino", "openvino")  # without its telemetry
+    opset = openvino.opset13
+    rows = opset.parameter([1, 2, 2], np.float32)
+    product = opset.matmul(rows, opset.constant(np.ones((1, 2, 2), np.float32)), False, False)
+    with pytest.raises(ValueError, match="no int8 form"):
+        compress_weights(openvino.Model([product], [rows]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--int8"], ["--int8 needs --calibration FOLDER"]),
+        (["--calibration", "photos"], ["--calibration (photos)", "--int8"]),
+        (["--int8", "--calibration", "nowhere"], ["--calibration (nowhere)", "no such folder"]),
+    ],
+)
+def test_wrong_flags(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path, flags: list[str], words: list[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["export", str(checkpoint), "--to", "onnx", "--out", str(out), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert [word for word in words if word not in line] == []
+    assert not out.exists()
