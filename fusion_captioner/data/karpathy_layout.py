@@ -24,8 +24,12 @@ from fusion_captioner.data.image_files import ImageFolder
 
 
 def annotation_files(root: Path) -> list[Path]:
-    """The `dataset_*.json` in the folder; there is to be one."""
-    return sorted(root.glob("dataset_*.json"))
+    """
+    The `dataset_*.json` in the folder; there should be one. Captions of the same images in further languages,
+    `dataset_flickr8k_zh.json` next to `dataset_flickr8k.json`, are read only where their path is given.
+    """
+    files = sorted(root.glob("dataset_*.json"), key=lambda file: (len(file.stem), file.stem))
+    return [file for file in files if not any(file.stem.startswith(f"{first.stem}_") for first in files)]
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:

@@ -377,3 +377,12 @@ def test_real_folders(real_data: Path, tmp_path: Path, name: str, sizes: dict[st
         row = data[split][images // 2]
         assert os.path.isfile(row["image"]["path"])
         assert len(set(data[split]["image_id"])) == images
+
+
+def test_captions_in_a_further_language_are_read_by_their_own_path(tmp_path: Path):
+    draw(tmp_path / "images" / "a.png")
+    for name, caption in {"dataset_flickr8k": "a dog", "dataset_flickr8k_zh": "一只狗"}.items():
+        entry = {"filename": "a.png", "imgid": 0, "split": "train", "sentences": [{"raw": caption}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"images": [entry]}))
+    assert load(tmp_path)["train"][0]["captions"] == ["a dog"]
+    assert load(tmp_path / "dataset_flickr8k_zh.json")["train"][0]["captions"] == ["一只狗"]
