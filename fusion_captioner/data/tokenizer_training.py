@@ -9,16 +9,25 @@ from string import ascii_letters, ascii_lowercase, digits, punctuation
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from fusion_captioner.metrics.tokenization import CHARACTER_SCRIPTS, FOLDING, LOWER_CASE
+
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 
-# A word keeps its hyphens, apostrophes and decimal points (t-shirt, man's, 3.5); any other mark is a token of its own.
-_WORD = r"\w+(?:['\-]\w+|(?<=\d)[.,:]\d+)*|[^\w\s]"
+# A word keeps its hyphens, apostrophes and decimal points (t-shirt, man's, 3.5); any other mark is a token of its own, and
+# so is every character of the scripts of Chinese and Japanese.
+_WORD = (
+    rf"[{CHARACTER_SCRIPTS}]\p{{M}}*"
+    rf"|[\w'\-&&[^{CHARACTER_SCRIPTS}]]+(?:(?<=\d)[.,:]\d[\w'\-&&[^{CHARACTER_SCRIPTS}]]*)*"
+    r"|[^\w\s]"
+)
 
-# Where the WordPiece decoder, which joins words with spaces, must take one away again: before closing marks and the
-# apostrophe of a plural, after opening marks, inside a pair of quotation marks (an opening one has an odd number of
-# them behind it).
+# Where the WordPiece decoder, which joins words with spaces, must take one away again: before closing marks, after opening
+# marks, inside a pair of quotation marks (an opening one has an odd number of them behind it), between characters of
+# Chinese and Japanese and next to their punctuation.
 _NO_SPACE = (
-    r" (?=[.,!?;:%)\]}])|(?<=s) (?='(?: |\z))",
+    rf"(?<=[{CHARACTER_SCRIPTS}]) (?=[{CHARACTER_SCRIPTS}])",
+    " (?=[\u3001-\u303f])|(?<=[\u3001-\u303f]) ",
+    r" (?=[.,!?;:%)\]}])",
     r"(?<=[(\[{#$]) ",
     r'(?<=") (?=[^"]*"(?:[^"]*"[^"]*")*[^"]*\z)',
     r' (?="[^"]*(?:"[^"]*"[^"]*)*\z)',
@@ -94,15 +103,13 @@ def train_tokenizer(
 
 def _normalizer(lower_case: bool) -> normalizers.Normalizer:
     steps = [
-        normalizers.NFKC(),
-        normalizers.Replace("’", "'"),
-        normalizers.Replace(Regex(r"\s+"), " "),
-        normalizers.Replace(Regex(r" (?=[.,!?;:]|'(?:s|re|ve|ll|d|m)\b|n't\b)"), ""),
-        normalizers.Replace(Regex(r"[ .]+\z"), ""),
+        FOLDING[0],
+        *(LOWER_CASE if lower_case else []),
+        *FOLDING[1:],
+        normalizers.Replace(Regex(r" (?=[.,!?;:])"), ""),
+        normalizers.Replace(Regex(r"[ .。।۔]+\z"), ""),
         normalizers.Strip(),
     ]
-    if lower_case:
-        steps.insert(1, normalizers.Lowercase())
     return normalizers.Sequence(steps)
 
 
@@ -140,7 +147,7 @@ def _train_wordpiece(texts: list[str], vocab_size: int, min_frequency: int, lowe
     scratch.train_from_iterator((text.translate(rare) for text in texts), trainer)
 
     # Built anew, without those special tokens
-    backend = Tokenizer(models.WordPiece(scratch.get_vocab(), unk_token=UNK, max_input_chars_per_word=100))
+    backend = Tokenizer(models.WordPiece(scratch.get_vocab(), unk_token=UNK, max_input_chars_per_word=1000))
     backend.add_special_tokens([PAD, BOS, EOS, UNK])
     backend.pre_tokenizer = pre_tokenizer
     backend.decoder = decoders.Sequence(

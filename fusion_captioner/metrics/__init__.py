@@ -12,9 +12,10 @@ from fusion_captioner.metrics.classification import (
 from fusion_captioner.metrics.diversity import caption_diversity
 from fusion_captioner.metrics.regression import regression_scores
 from fusion_captioner.metrics.retrieval import retrieval_recall
-from fusion_captioner.metrics.tokenization import tokenize_caption
+from fusion_captioner.metrics.tokenization import TOKENIZERS, fold_caption, tokenize_caption
 
 __all__ = [
+    "TOKENIZERS",
     "CiderD",
     "DocumentFrequencies",
     "answer_scores",
@@ -22,6 +23,7 @@ __all__ = [
     "auroc_interval",
     "caption_diversity",
     "classification_scores",
+    "fold_caption",
     "multi_label_scores",
     "regression_scores",
     "retrieval_recall",

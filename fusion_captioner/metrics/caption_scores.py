@@ -1,5 +1,6 @@
 """All the scores that captioning papers report, in one call, with the signature that makes them comparable."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,16 @@ from fusion_captioner.metrics.cider import CiderD, DocumentFrequencies
 from fusion_captioner.metrics.meteor import STEMMER_VERSION, meteor_exact_stem
 from fusion_captioner.metrics.meteor_java import meteor
 from fusion_captioner.metrics.rouge import rouge_l
-from fusion_captioner.metrics.tokenization import Caption, Tokenizer, check_corpus, tokenize_caption, tokenizer_name
+from fusion_captioner.metrics.tokenization import (
+    Caption,
+    Tokenizer,
+    check_corpus,
+    find_tokenizer,
+    tokenize_caption,
+    tokenizer_name,
+)
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_METRICS = ("CIDEr", "BLEU", "ROUGE-L", "METEOR-exact-stem")
 METRICS = (*DEFAULT_METRICS, "METEOR")
@@ -31,7 +41,7 @@ def score_captions(
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
     document_frequencies: DocumentFrequencies | None = None,
-    tokenizer: Tokenizer | None = tokenize_caption,
+    tokenizer: Tokenizer | str | None = tokenize_caption,
     per_image: bool = False,
 ) -> dict[str, Any]:
     """Scores one predicted caption per image against its reference captions.
@@ -49,7 +59,8 @@ def score_captions(
         references: for each image its reference captions, at least one.
         metrics: which of `"CIDEr"`, `"BLEU"`, `"ROUGE-L"`, `"METEOR-exact-stem"` and `"METEOR"`; the last runs Java.
         document_frequencies: for CIDEr, of another corpus; by default those of `references`, as coco-caption has it.
-        tokenizer: callable from string to tokens, or `None` for captions that are tokens already.
+        tokenizer: name of a tokenizer in `tokenization.TOKENIZERS`, a callable from string to tokens, or `None` for
+            captions that are tokens already. `"auto"`, the default, serves every language.
         per_image: also return the scores of each image.
 
     Returns:
@@ -65,6 +76,8 @@ def score_captions(
     if unknown or not metrics:
         raise ValueError(f"`metrics` is {metrics!r}: choose from {', '.join(METRICS)}.")
     check_corpus(predictions, references)
+    if isinstance(tokenizer, str):
+        tokenizer = find_tokenizer(tokenizer)
 
     corpus: dict[str, float] = {}
     images: dict[str, np.ndarray] = {}
@@ -73,6 +86,13 @@ def score_captions(
         cider = CiderD(references, document_frequencies, tokenizer)
         images["CIDEr"] = cider.score(predictions)
         corpus["CIDEr"] = float(images["CIDEr"].mean())
+        if not corpus["CIDEr"]:
+            logger.warning(
+                "CIDEr is 0: %s",
+                "it weighs words by how few of the images have them, and there is one image; score more images"
+                if cider.document_frequencies.num_images == 1
+                else "the captions share no words with their references; check that they are in the same language",
+            )
         variants["CIDEr"] += f" df={cider.document_frequencies.corpus}"
     if "BLEU" in metrics:
         corpus_bleu, images_bleu = bleu(predictions, references, tokenizer)

@@ -5,7 +5,7 @@ Self-critical training raises CIDEr and can do either (`"a man standing on the b
 
 from collections.abc import Sequence
 
-from fusion_captioner.metrics.tokenization import Caption, Tokenizer, to_tokens, tokenize_caption
+from fusion_captioner.metrics.tokenization import Caption, Tokenizer, find_tokenizer, to_tokens, tokenize_caption
 
 # Words that cannot end an English phrase. Words that can are left out even where they often do not: "on" (with the lights
 # on), "by", "up", "outside", "her", "one". Of 59,373 captions that people wrote for COCO and Flickr8k, 78 end in these.
@@ -21,17 +21,17 @@ FUNCTION_WORDS = frozenset(
 
 
 def caption_diversity(
-    captions: Sequence[Caption], tokenizer: Tokenizer | None = tokenize_caption
+    captions: Sequence[Caption], tokenizer: Tokenizer | str | None = tokenize_caption
 ) -> dict[str, float | int]:
     """Numbers on a model's captions of different images.
 
     Args:
         captions: one caption per image: strings, or sequences of words where `tokenizer` is `None`.
-        tokenizer: callable from string to words, or `None`.
+        tokenizer: name of a tokenizer in `tokenization.TOKENIZERS`, a callable from string to words, or `None`.
 
     Returns:
         `"unique_captions"`: distinct captions / captions; `"dangling_endings"`: share of captions whose last word is
-        in `FUNCTION_WORDS`; `"vocabulary"`: distinct words used; `"mean_length"`, `"min_length"`, `"max_length"`: words
+        in `FUNCTION_WORDS`, which are English; `"vocabulary"`: distinct words used; `"mean_length"`, `"min_length"`, `"max_length"`: words
         per caption.
 
     Raises:
@@ -41,6 +41,8 @@ def caption_diversity(
         raise ValueError("`captions` is empty: pass at least one caption.")
     if isinstance(captions, str):
         raise ValueError("`captions` is one string: pass a list of captions.")
+    if isinstance(tokenizer, str):
+        tokenizer = find_tokenizer(tokenizer)
     tokens = [tuple(to_tokens(c, tokenizer, f"`captions[{i}]`")) for i, c in enumerate(captions)]
     return {
         "unique_captions": len(set(tokens)) / len(tokens),

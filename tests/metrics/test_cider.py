@@ -116,7 +116,7 @@ def test_unreadable_frequencies(tmp_path):
 
 def test_frequencies_of_another_tokenizer_are_refused():
     frequencies = DocumentFrequencies.from_references(REFERENCES, "train", tokenizer=str.split)
-    with pytest.raises(ValueError, match=r"of 'train' were counted with tokenizer 'str.split'"):
+    with pytest.raises(ValueError, match=r"of 'train' were counted with tokenizer 'whitespace'"):
         CiderD(REFERENCES, frequencies)
 
 

@@ -4,6 +4,7 @@ import datasets
 import evaluate
 
 from fusion_captioner.metrics.bleu import bleu
+from fusion_captioner.metrics.tokenization import find_tokenizer
 
 _DESCRIPTION = """\
 Clipped n-gram precision with a brevity penalty, pooled over the corpus, as coco-caption computes it.
@@ -22,6 +23,7 @@ _INPUTS = """\
 Args:
     predictions: list of captions, one per image.
     references: list with the list of reference captions of each image.
+    tokenizer: name of the tokenizer: "auto" (every language), "words", "characters", "whitespace" or "jieba".
 Returns:
     dict with the scores of the corpus under "BLEU-1" to "BLEU-4".
 """
@@ -38,5 +40,8 @@ class Bleu(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references):
-        return {f"BLEU-{order}": float(score) for order, score in enumerate(bleu(predictions, references)[0], start=1)}
+    def _compute(self, predictions, references, tokenizer="auto"):
+        return {
+            f"BLEU-{order}": float(score)
+            for order, score in enumerate(bleu(predictions, references, find_tokenizer(tokenizer))[0], start=1)
+        }

@@ -43,6 +43,7 @@ Args:
     metrics: which of "CIDEr", "BLEU", "ROUGE-L", "METEOR-exact-stem" and "METEOR" (needs Java).
     document_frequencies: a `fusion_captioner.metrics.cider.DocumentFrequencies` of another corpus; by default the
         references' own.
+    tokenizer: name of the tokenizer: "auto" (every language), "words", "characters", "whitespace" or "jieba".
 Returns:
     dict with the scores of the corpus under the names that papers use, and "signature".
 """
@@ -59,5 +60,7 @@ class CaptionScores(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references, metrics=DEFAULT_METRICS, document_frequencies=None):
-        return score_captions(predictions, references, metrics=metrics, document_frequencies=document_frequencies)
+    def _compute(self, predictions, references, metrics=DEFAULT_METRICS, document_frequencies=None, tokenizer="auto"):
+        return score_captions(
+            predictions, references, metrics=metrics, document_frequencies=document_frequencies, tokenizer=tokenizer
+        )

@@ -4,6 +4,7 @@ import datasets
 import evaluate
 
 from fusion_captioner.metrics.cider import cider_d
+from fusion_captioner.metrics.tokenization import find_tokenizer
 
 _DESCRIPTION = """\
 Consensus of a caption with its image's references: tf-idf weighted n-grams, as coco-caption's "CIDEr".
@@ -24,6 +25,7 @@ Args:
     references: list with the list of reference captions of each image.
     document_frequencies: a `fusion_captioner.metrics.cider.DocumentFrequencies` of another corpus; by default the
         references' own.
+    tokenizer: name of the tokenizer: "auto" (every language), "words", "characters", "whitespace" or "jieba".
 Returns:
     dict with the score of the corpus under "CIDEr".
 """
@@ -40,5 +42,5 @@ class Cider(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references, document_frequencies=None):
-        return {"CIDEr": cider_d(predictions, references, document_frequencies)[0]}
+    def _compute(self, predictions, references, document_frequencies=None, tokenizer="auto"):
+        return {"CIDEr": cider_d(predictions, references, document_frequencies, find_tokenizer(tokenizer))[0]}

@@ -4,6 +4,7 @@ import datasets
 import evaluate
 
 from fusion_captioner.metrics.meteor import meteor_exact_stem
+from fusion_captioner.metrics.tokenization import find_tokenizer
 
 _DESCRIPTION = """\
 METEOR 1.5 with its English parameters and its modules "exact" and "stem": lower than METEOR with all modules.
@@ -22,6 +23,7 @@ _INPUTS = """\
 Args:
     predictions: list of captions, one per image.
     references: list with the list of reference captions of each image.
+    tokenizer: name of the tokenizer: "auto" (every language), "words", "characters", "whitespace" or "jieba".
 Returns:
     dict with the score of the corpus under "METEOR-exact-stem".
 """
@@ -38,5 +40,5 @@ class MeteorExactStem(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references):
-        return {"METEOR-exact-stem": meteor_exact_stem(predictions, references)[0]}
+    def _compute(self, predictions, references, tokenizer="auto"):
+        return {"METEOR-exact-stem": meteor_exact_stem(predictions, references, find_tokenizer(tokenizer))[0]}

@@ -4,6 +4,7 @@ import datasets
 import evaluate
 
 from fusion_captioner.metrics.rouge import rouge_l
+from fusion_captioner.metrics.tokenization import find_tokenizer
 
 _DESCRIPTION = """\
 Longest common subsequence with the references, F-measure with beta = 1.2, as coco-caption computes it.
@@ -22,6 +23,7 @@ _INPUTS = """\
 Args:
     predictions: list of captions, one per image.
     references: list with the list of reference captions of each image.
+    tokenizer: name of the tokenizer: "auto" (every language), "words", "characters", "whitespace" or "jieba".
 Returns:
     dict with the score of the corpus under "ROUGE-L".
 """
@@ -38,5 +40,5 @@ class RougeL(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references):
-        return {"ROUGE-L": rouge_l(predictions, references)[0]}
+    def _compute(self, predictions, references, tokenizer="auto"):
+        return {"ROUGE-L": rouge_l(predictions, references, find_tokenizer(tokenizer))[0]}
