@@ -1,5 +1,6 @@
 """Captions to tokens: the step before every metric, and a part of every score's signature."""
 
+import re
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from importlib import import_module
@@ -32,7 +33,7 @@ SPACELESS_SCRIPTS = (
     CHARACTER_SCRIPTS
     + r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Tham}\p{Tai_Le}\p{New_Tai_Lue}\p{Javanese}\p{Balinese}"
 )
-_ASCII_WORD = regex.compile(r"[\w'-]+", regex.ASCII)
+_ASCII_WORD = re.compile(r"[\w'-]+", re.ASCII)  # twice as fast as `regex`
 _WORD = regex.compile(r"[\w\p{M}'\-]+")
 _WORD_OR_CHARACTER = regex.compile(
     rf"(?V1)[[{SPACELESS_SCRIPTS}]--\p{{M}}]\p{{M}}*|[[\w\p{{M}}'\-]--[[{SPACELESS_SCRIPTS}]--\p{{M}}]]+"
@@ -57,8 +58,9 @@ def tokenize_caption(caption: str) -> list[str]:
     contractions (`dog's` → `dog 's`), in 371 of the 24,373 captions of COCO val2017, which moves BLEU and ROUGE-L there
     by less than .0003 and CIDEr-D by .0009.
     """
-    folded = fold_caption(caption)
-    return (_ASCII_WORD if folded.isascii() else _WORD_OR_CHARACTER).findall(folded)
+    if caption.isascii():
+        return _ASCII_WORD.findall(fold_caption(caption))
+    return _WORD_OR_CHARACTER.findall(fold_caption(caption))
 
 
 def tokenize_words(caption: str) -> list[str]:
