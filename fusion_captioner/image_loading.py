@@ -7,40 +7,15 @@ Legend: H, W: height and width in pixels; channels are always R, G, B.
 
 import base64
 import os
-import stat
-import warnings
 from collections.abc import Mapping, Sequence
-from io import BytesIO
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
-# What a picture may weigh. Pillow's own limit is the same number, but any program may have changed that one.
-MAX_IMAGE_PIXELS = 178_956_970
-MAX_DOWNLOAD_BYTES = 64 * 1024**2
-DOWNLOAD_TIMEOUT = 20.0  # seconds
-
-# A JPEG is decoded small, but this much larger than needed: the resizing behind it then smooths as it would have done
-# from the full size. Mean difference 1 grey level (43 dB) instead of up to 5 (28 dB) without a margin.
-DRAFT_MARGIN = 1.5
+from .image_decoding import check_pixels, decode_image, to_rgb, to_uint8, upright_rgb
 
 RESIZE_MODES = ("squash", "crop")
-
-# This module refuses what is too large itself; Pillow's warning about half of that is no news to whoever captions
-# photos. Not `catch_warnings` around the call: that is not safe with threads, and images are loaded in threads.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
 
 # How JPEG, PNG, GIF and WebP files begin in base64, which chats carry them in
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
@@ -53,6 +28,7 @@ def load_image(
     image: ImageSource,
     target_size: tuple[int, int] | None = None,
     name: str | None = None,
+    public_only: bool = False,
 ) -> Image.Image:
     """Opens an image of any kind as an upright RGB picture.
 
@@ -67,7 +43,9 @@ def load_image(
             channels, an array is read as (H, W, C) and a tensor as (C, H, W).
         target_size: (H, W) that the picture will be resized to. A JPEG file is then decoded at 1/2, 1/4 or 1/8 of its
             size as far as it stays half as large again as this, which takes a sixth of the time for 12 megapixels.
+            Large pictures of other kinds are brought near this size in bands of rows, before anything else is done.
         name: what error messages call the image; by default its path or a description.
+        public_only: refuse URLs of servers that are not public; see [`~fusion_captioner.image_downloads.download`].
 
     Returns:
         A picture in mode RGB; for a PIL image that needs no change, the image itself.
@@ -75,8 +53,8 @@ def load_image(
     Raises:
         FileNotFoundError: there is no such file, or the server knows no such page.
         OSError: a folder in place of a file, no permission, or a server that cannot be reached.
-        ValueError: not an image, damaged, empty, too large (see `MAX_IMAGE_PIXELS`; refused before it is decoded), or of
-            a type or range that is not understood.
+        ValueError: not an image, damaged, empty, too large (see `image_decoding.py`; refused
+            before it is decoded), or of a type or range that is not understood.
     """
     if isinstance(image, dict):
         if image.get("bytes") is not None:
@@ -86,27 +64,34 @@ def load_image(
         else:
             raise ValueError(f'{name or "image"}: {sorted(image)} given, but neither "path" nor "bytes" has a value')
 
-    if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
-        return _decode(_download(image), name or image, target_size)
+    if is_url(image):
+        from .image_downloads import download  # which loads all of HTTP and TLS, and most images are files
+
+        return decode_image(download(image, public_only), name or image, target_size)
     if isinstance(image, str) and image[:5].lower() == "data:":
-        return _decode(_read_data_url(image, name or "data URL"), name or "data URL", target_size)
+        return decode_image(_read_data_url(image, name or "data URL"), name or "data URL", target_size)
     if isinstance(image, str) and len(image) > 255 and image.startswith(_BASE64_STARTS) and not os.path.exists(image):
-        return _decode(_read_base64(image, name or "base64 text"), name or "base64 text", target_size)
+        return decode_image(_read_base64(image, name or "base64 text"), name or "base64 text", target_size)
     if isinstance(image, str | os.PathLike):
         path = os.fsdecode(image)
-        return _decode(path, name or path, target_size)
+        return decode_image(path, name or path, target_size)
     if isinstance(image, bytes | bytearray | memoryview):
-        return _decode(bytes(image), name or f"image of {len(image)} bytes", target_size)
+        return decode_image(bytes(image), name or f"image of {len(image)} bytes", target_size)
     if isinstance(image, Image.Image):
         name = name or f"PIL image of {image.width}x{image.height}"
-        _check_pixels(image, name)
-        return _upright_rgb(image, name)
+        check_pixels(image, name)
+        return upright_rgb(image, name)
     if hasattr(image, "__array__"):
         name = name or f"array of shape {tuple(getattr(image, 'shape', ()))}"
-        return _to_rgb(_picture_of_array(image, name), name)
+        return to_rgb(_picture_of_array(image, name), name)
     raise ValueError(
         f"{name or 'image'}: a {type(image).__name__} is no image; give a path, URL, bytes, PIL image, array or tensor"
     )
+
+
+def is_url(name: object) -> TypeGuard[str]:
+    """Whether `name` is an http or https URL, in whatever case its scheme is written."""
+    return isinstance(name, str) and name[:8].lower().startswith(("http://", "https://"))
 
 
 def resize_image(
@@ -154,11 +139,16 @@ def load_resized_image(image: ImageSource, settings: Mapping[str, Any], name: st
         image, name: as in [`load_image`], which also says what is raised.
         settings: valid ones of [`FusionCaptionerImageProcessor`], of which those about the size are read.
     """
-    if not settings["do_resize"]:
-        return load_image(image, name=name)
-    size = (settings["size"]["height"], settings["size"]["width"])
+    size = target_size(settings)
     picture = load_image(image, target_size=size, name=name)
+    if size is None:
+        return picture
     return resize_image(picture, size, settings["resize_mode"], Image.Resampling(settings["resample"]))
+
+
+def target_size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The (H, W) that pictures are resized to by these settings; None: they keep their size."""
+    return (settings["size"]["height"], settings["size"]["width"]) if settings["do_resize"] else None
 
 
 def images_to_pixel_values(
@@ -178,7 +168,7 @@ def images_to_pixel_values(
         ValueError: an image that cannot be read (or FileNotFoundError, OSError), or of another size than the first with
             `do_resize` off.
     """
-    target = (settings["size"]["height"], settings["size"]["width"]) if settings["do_resize"] else None
+    target = target_size(settings)
     scale, offset = normalization(
         settings["image_mean"] if settings["do_normalize"] else None,
         settings["image_std"] if settings["do_normalize"] else None,
@@ -228,31 +218,6 @@ def normalization(
     return (factor / spread).astype(np.float32), (-centre / spread).astype(np.float32)
 
 
-def _download(url: str) -> bytes:
-    import urllib.error  # here, since it loads the whole of HTTP and TLS, and most images are files
-    import urllib.request
-
-    try:
-        # Some servers answer Python's own user agent with "403 Forbidden"
-        request = urllib.request.Request(url, headers={"User-Agent": "fusion-captioner"})
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response:
-            content = response.read(MAX_DOWNLOAD_BYTES + 1)
-    except urllib.error.HTTPError as error:
-        kind = FileNotFoundError if error.code in (404, 410) else OSError
-        raise kind(f"{url}: the server answers {error.code} {error.reason}") from error
-    except urllib.error.URLError as error:
-        raise OSError(f"{url}: cannot be reached ({error.reason})") from error
-    except TimeoutError as error:
-        raise OSError(f"{url}: no answer within {DOWNLOAD_TIMEOUT:g} s") from error
-    except Exception as error:  # http.client.HTTPException, ValueError of a malformed URL, ConnectionError, ...
-        raise OSError(f"{url}: cannot be fetched ({_one_line(error)})") from error
-    if len(content) > MAX_DOWNLOAD_BYTES:
-        raise ValueError(
-            f"{url}: more than {MAX_DOWNLOAD_BYTES // 1024**2} MiB; download it and give the file instead"
-        )
-    return content
-
-
 def _read_data_url(url: str, name: str) -> bytes:
     header, comma, data = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
@@ -265,91 +230,6 @@ def _read_base64(text: str, name: str) -> bytes:
         return base64.b64decode(text)
     except ValueError as error:  # binascii.Error, or a character outside ASCII
         raise ValueError(f"{name}: not base64 ({error})") from error
-
-
-def _decode(source: str | bytes, name: str, target_size: tuple[int, int] | None) -> Image.Image:
-    """Decodes a file: `source` is its path (str) or its content (bytes)."""
-    if isinstance(source, str):
-        _check_file(source, name)
-    elif not source:
-        raise ValueError(f"{name}: the file is empty (0 bytes)")
-    try:
-        opened = Image.open(source if isinstance(source, str) else BytesIO(source))
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name}: not an image, or one of a format that Pillow cannot read") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: too large ({_one_line(error)}); make the image smaller") from error
-    except Exception as error:
-        raise _unreadable(error, name) from error
-    with opened as image:
-        if image.format == "EPS":
-            raise ValueError(f"{name}: an EPS drawing, which would be run as a program; convert it to PNG")
-        _check_pixels(image, name)
-        if target_size is not None and image.format in ("JPEG", "MPO"):
-            height, width = target_size
-            if _orientation(image) in _SIDEWAYS:
-                height, width = width, height
-            image.draft("RGB", (int(width * DRAFT_MARGIN), int(height * DRAFT_MARGIN)))
-        return _upright_rgb(image, name)
-
-
-def _check_file(path: str, name: str) -> None:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{name}: no such file") from None
-    except OSError as error:
-        raise OSError(f"{name[:200]}: cannot be opened ({error.strerror})") from error
-    except ValueError as error:  # a null character
-        raise ValueError(f"{name!r}: not the name of a file ({error})") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(f"{name}: a folder, not an image; name the files in it")
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{name}: not a regular file")  # a pipe or device could block for ever
-    if status.st_size == 0:
-        raise ValueError(f"{name}: the file is empty (0 bytes)")
-
-
-def _check_pixels(image: Image.Image, name: str) -> None:
-    if image.width * image.height > MAX_IMAGE_PIXELS:
-        raise ValueError(
-            f"{name}: {image.width}x{image.height} pixels are too many (the limit is {MAX_IMAGE_PIXELS / 1e6:.0f} "
-            "megapixels); make the image smaller"
-        )
-
-
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    try:
-        image.load()
-        # Only now: PNG may hold its EXIF block behind the pixels, and Pillow turns TIFF upright while it loads
-        turn = _UPRIGHT.get(_orientation(image))
-        if turn is not None:
-            image = image.transpose(turn)
-            # Without the orientation that Pillow would carry along: whoever loads this picture again must not turn it again
-            image.info = {key: value for key, value in image.info.items() if key == "transparency"}
-        return _to_rgb(image, name)
-    except Exception as error:
-        raise _unreadable(error, name) from error
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a damaged EXIF block raises all sorts; the picture beside it is whole, and most are upright
-        return 1
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # Pillow's own conversion would cut off at 255
-        image = Image.fromarray(_to_uint8(np.asarray(image), name))
-    if image.has_transparency_data:
-        if image.mode == "La":  # Pillow leads from here to nowhere else
-            image = image.convert("LA")
-        image = image.convert("RGBA")
-        canvas = Image.new("RGB", image.size, "white")
-        canvas.paste(image, mask=image.getchannel("A"))
-        return canvas
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _picture_of_array(array: Any, name: str) -> Image.Image:
@@ -369,38 +249,4 @@ def _picture_of_array(array: Any, name: str) -> Image.Image:
         )
     if array.shape[-1] == 1 and array.ndim == 3:
         array = array[..., 0]
-    return Image.fromarray(np.ascontiguousarray(_to_uint8(array, name)))
-
-
-def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * 255
-    if array.dtype.kind not in "uif":
-        raise ValueError(f"{name}: values of type {array.dtype} are no pixels; give uint8, uint16 or floats")
-    low, high = float(array.min()), float(array.max())
-    if array.dtype.kind == "f":
-        if low >= -1e-3 and high <= 1 + 1e-3:  # resizing overshoots a little
-            return np.clip(np.rint(array * 255.0), 0, 255).astype(np.uint8)
-        if low >= -0.5 and high <= 255.5:
-            return np.clip(np.rint(array), 0, 255).astype(np.uint8)
-        raise ValueError(f"{name}: values from {low:.4g} to {high:.4g}; floats must lie in 0..1 or in 0..255")
-    is_16_bit = array.dtype.kind == "u" and array.dtype.itemsize == 2
-    if low >= 0 and high <= 255 and not is_16_bit:
-        return array.astype(np.uint8)
-    if low >= 0 and high <= 65535:
-        return (array >> 8).astype(np.uint8)
-    raise ValueError(f"{name}: values from {low:.0f} to {high:.0f}; integers must lie in 0..255 or in 0..65535")
-
-
-def _unreadable(error: Exception, name: str) -> Exception:
-    if isinstance(error, ValueError) and str(error).startswith(f"{name}: "):
-        return error  # already says what is wrong
-    if isinstance(error, OSError) and error.errno is not None:  # the disk's complaint, not Pillow's
-        return OSError(f"{name}: cannot be read ({error.strerror})")
-    return ValueError(f"{name}: a damaged image ({_one_line(error)})")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return Image.fromarray(np.ascontiguousarray(to_uint8(array, name)))

@@ -510,7 +510,13 @@ print(type(processor).__module__, type(processor.image_processor).__module__)
     expected = processor(images=noise(), text="two", text_target="red dogs")
     for name, value in json.loads(batch).items():
         np.testing.assert_allclose(value, expected[name], atol=1e-6)
-    shipped = {"image_loading.py", "image_processing_fusion_captioner.py", "processing_fusion_captioner.py"}
+    shipped = {
+        "image_decoding.py",
+        "image_downloads.py",
+        "image_loading.py",
+        "image_processing_fusion_captioner.py",
+        "processing_fusion_captioner.py",
+    }
     for folder in ("first", "second"):
         assert shipped <= {path.name for path in (tmp_path / folder).iterdir()}
 

@@ -31,6 +31,7 @@ def load_caption_dataset(
     streaming: bool = False,
     cache_dir: str | Path | None = None,
     skip_bad_images: bool = False,
+    allow_urls: bool = False,
     skipped: list[SkippedExample] | None = None,
 ) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     """Images and their captions, from wherever they are.
@@ -67,6 +68,7 @@ def load_caption_dataset(
         streaming: give `IterableDataset`s that read an image's header, and a table's row, when its turn comes.
         cache_dir: where `datasets` keeps the Arrow files; by default its own place.
         skip_bad_images: leave bad examples out (logged, counted, listed) instead of raising at the first.
+        allow_urls: tables only: fetch images that rows name by http(s) URLs of public servers.
         skipped: a list that is extended by what was left out (when streaming, that is logged only).
 
     Returns:
@@ -123,6 +125,7 @@ def load_caption_dataset(
             streaming=streaming,
             cache_dir=cache,
             skip_bad_images=skip_bad_images,
+            allow_urls=allow_urls,
         )
     if skipped is not None:
         skipped += left_out

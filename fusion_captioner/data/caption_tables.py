@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import pyarrow as pa
 
 from fusion_captioner.data.annotated_images import BadExamples, SkippedExample, clean_captions, log_skipped
 from fusion_captioner.data.caption_folder import FEATURES
@@ -19,7 +21,7 @@ from fusion_captioner.data.columns import (
     choose_column,
     value_at,
 )
-from fusion_captioner.data.image_files import MISSING_IMAGE, ImageFolder, image_problem
+from fusion_captioner.data.image_files import MISSING_IMAGE, ImageFolder, image_path_problem, image_problem
 from fusion_captioner.data.split_names import choose_splits
 
 # What one row of the source comes to: the columns of the result, and what was left out of it.
@@ -51,6 +53,7 @@ def load_caption_tables(
     streaming: bool = False,
     cache_dir: str | None = None,
     skip_bad_images: bool = False,
+    allow_urls: bool = False,
 ) -> tuple[datasets.DatasetDict | datasets.IterableDatasetDict, list[SkippedExample]]:
     """Load tables with `datasets.load_dataset` and bring them to the columns `image`, `captions`, `image_id`.
 
@@ -71,6 +74,7 @@ def load_caption_tables(
         streaming: read no more than is iterated over.
         cache_dir: where `datasets` keeps its files.
         skip_bad_images: leave bad rows out instead of raising.
+        allow_urls: whether rows may name images by URLs of public servers.
 
     Returns:
         The splits, and what was left out of them (with `streaming`, that is logged only).
@@ -101,10 +105,12 @@ def load_caption_tables(
             )
         if features[columns.image] is not None and not names_files:
             table = table.cast_column(columns.image, datasets.Image(decode=False))
+        folder = str(_folder_of(source, layout) if images_folder is None else images_folder)
         check = partial(
             check_row,
             columns=columns,
-            images_folder=None if images_folder is None else str(images_folder),
+            folder=folder,
+            allow_urls=allow_urls,
             split=split,
             source=source,
             skip=skip_bad_images,
@@ -113,10 +119,25 @@ def load_caption_tables(
             rows = table.map(check, remove_columns=list(features), features=CHECKED_FEATURES)
             result[split] = rows.filter(_has_captions).remove_columns("problems")
         else:
+            names_files = names_files or _lacks_bytes(table, columns.image)
             result[split], bad = _join_rows(table, check, columns.image, names_files, split, source)
             skipped += bad
     log_skipped(skipped, source)
     return (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(result), skipped
+
+
+def _lacks_bytes(table: datasets.Dataset, column: str) -> bool:
+    """Whether some images of the column are given by their path alone."""
+    chunks = table.data.column(column).chunks
+    return any(pa.types.is_struct(chunk.type) and chunk.field("bytes").null_count > 0 for chunk in chunks)
+
+
+def _folder_of(source: str, layout: str) -> Path:
+    """The folder that rows may name files in: that of the tables, or where `datasets` puts what it downloads."""
+    if layout == "hub":
+        return Path(datasets.config.HF_CACHE_HOME)
+    path = Path(source)
+    return path if path.is_dir() else path.parent
 
 
 def _load(
@@ -170,7 +191,8 @@ def check_row(
     row: dict[str, Any],
     *,
     columns: Columns,
-    images_folder: str | None,
+    folder: str,
+    allow_urls: bool,
     split: str,
     source: str,
     skip: bool,
@@ -178,7 +200,8 @@ def check_row(
     """One row of the source as `image`, `captions`, `image_id` and the `problems` found in it.
 
     A row with a bad image has no captions. Without a column for it the id is a digest of the image, so that rows that
-    repeat an image, one caption each, are still the same image.
+    repeat an image, one caption each, are still the same image. Files lie in
+    `folder`.
 
     Raises:
         FileNotFoundError, ValueError: a problem was found, and `skip` is false.
@@ -186,15 +209,18 @@ def check_row(
     bad = BadExamples(skip)
     image = row[columns.image]
     problem = None
-    if isinstance(image, str):
-        try:
-            image = ImageFolder(Path(images_folder or ".")).resolve(image)
-        except ValueError as refusal:
-            problem = str(refusal)
-        image = {"path": image, "bytes": None}
-    elif isinstance(image, bytes):
+    if isinstance(image, bytes):
         image = {"path": None, "bytes": image}
+    elif isinstance(image, str):
+        image = {"path": image, "bytes": None}
     image = image or {"path": None, "bytes": None}
+    if image["bytes"] is None and image["path"] is not None:
+        path = image["path"]
+        if "://" not in path and "::" not in path:
+            with suppress(ValueError):  # which leads out of the folder: said below
+                path = ImageFolder(Path(folder)).resolve(path)
+        problem = image_path_problem(path, folder, allow_urls)
+        image = {"path": path, "bytes": None}
     digest = blake2b(image["bytes"] or (image["path"] or "").encode(), digest_size=8).hexdigest()
     image_id = digest if columns.image_id is None else str(value_at(row, columns.image_id))
     file = image["path"] or f"{source} ({image_id})"

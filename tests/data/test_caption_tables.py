@@ -103,7 +103,7 @@ def test_a_column_of_file_names(tmp_path: Path):
     source = write_parquet(tmp_path / "names.parquet", columns)
     with pytest.raises(ValueError, match="`images_folder`"):
         load(source)
-    with pytest.raises(ValueError, match="leads out of the image folder"):
+    with pytest.raises(ValueError, match="lies outside the folder of the data"):
         load(source, images_folder=tmp_path / "photos")
     rows = load(source, images_folder=tmp_path / "photos", skip_bad_images=True)["train"]
     assert [image["path"] for image in rows["image"]] == [str(tmp_path / "photos" / "a.png")]
