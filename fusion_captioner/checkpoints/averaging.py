@@ -1,4 +1,4 @@
-"""`fusion-captioner average`: one captioner from several that were trained on from the same one."""
+"""One captioner from several that were trained on from the same one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from fusion_captioner.checkpoints.loading import load_captioner
-from fusion_captioner.files import check_output_folder
+from fusion_captioner.files import atomic_folder
 
 
 def average_captioners(names: Sequence[str], out: str) -> Path:
@@ -26,11 +26,10 @@ def average_captioners(names: Sequence[str], out: str) -> Path:
 
     Raises:
         ValueError: if there are fewer than two, or one has other weights or another vocabulary than the first; and what
-            `load_captioner` and a folder in use raise.
+            `load_captioner` and `atomic_folder` raise.
     """
     if len(names) < 2:
         raise ValueError(f"one captioner ({', '.join(names)}) has no mean; name two or more.")
-    check_output_folder(out, "--out")
     model, processor = load_captioner(names[0])
     mean = {key: tensor.double() for key, tensor in model.state_dict().items()}
     shapes = {key: tensor.shape for key, tensor in mean.items()}
@@ -47,7 +46,7 @@ def average_captioners(names: Sequence[str], out: str) -> Path:
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
             tensor.copy_((mean[key] / len(names)).to(tensor.dtype))
-    folder = Path(out)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    with atomic_folder(out) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return Path(out)

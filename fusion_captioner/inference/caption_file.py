@@ -1,8 +1,8 @@
 """
-The file that `caption --out` writes: a line an image, there as soon as it is known, so that a kill loses little.
+The file that `caption --out` writes: a line per image, written as soon as it is known, so that a kill loses little.
 
-Of several processes each writes a part beside the file, `FILE.part-1-of-4`, and when it is through leaves a note of that,
-`FILE.part-1-of-4.done`. Whoever finds the notes of all merges the parts.
+Each of several processes writes a part next to the file, `FILE.part-1-of-4`, and at its end a note,
+`FILE.part-1-of-4.done`. The process that finds the notes of all merges the parts.
 """
 
 import json
@@ -14,9 +14,10 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from fusion_captioner.files import check_output_file, write_file
-from fusion_captioner.inference.image_batches import Tally
+from fusion_captioner.files import check_output_file, write_text
+from fusion_captioner.inference.image_batches import Summary
 from fusion_captioner.inference.launched_process import LaunchedProcess
+from fusion_captioner.printing import json_line
 
 _LINE_START = b'{"image": '
 
@@ -68,25 +69,25 @@ class CaptionFile:
             self._file.truncate(self._whole_lines)  # half a line, which a kill has left, goes
         self._file.write(f"{json_line(entry)}\n".encode())
 
-    def finish(self, tally: Tally) -> Tally | None:
+    def finish(self, summary: Summary) -> Summary | None:
         """
         End the share of this process, and merge, if all have ended theirs.
 
         Args:
-            tally: of this process.
+            summary: of this process.
 
         Returns:
-            the tally of all processes, from the one that merges; None while others are at work.
+            the summary of all processes, from the one that merges; None while others are at work.
         """
         if self._file is not None:
             self._file.close()
         if self.process.processes == 1:
             if self._parts():
                 self._merge()
-            return tally
+            return summary
         # a note about other images is one that an earlier run has left
         about = blake2b("\n".join(self.images).encode(errors="surrogateescape"), digest_size=16).hexdigest()
-        write_file(str(self._done_note(self.process.rank)), json.dumps(asdict(tally) | {"about": about}))
+        write_text(self._done_note(self.process.rank), json.dumps(asdict(summary) | {"about": about}))
         notes = [self._done_note(rank) for rank in range(self.process.processes)]
         claimed = notes[0].with_suffix(".merging")
         try:
@@ -99,7 +100,7 @@ class CaptionFile:
         self._merge()
         for note in (claimed, *notes[1:]):
             note.unlink()
-        return Tally(sum(note["images"] for note in said), sum(note["bad"] for note in said))
+        return Summary(sum(note["images"] for note in said), sum(note["bad"] for note in said))
 
     def _merge(self) -> None:
         places = {name: place for place, name in enumerate(self.images)}
@@ -107,7 +108,7 @@ class CaptionFile:
         # captions that an earlier run made of other images stay first
         lines = [(places.get(entry["image"], -1), line) for file in (self.path, *parts) for entry, line in _read(file)]
         lines.sort(key=lambda placed: placed[0])
-        write_file(str(self.path), b"".join(line for _, line in lines).decode())
+        write_text(self.path, b"".join(line for _, line in lines).decode())
         for part in parts:
             part.unlink()
 
@@ -122,16 +123,6 @@ class CaptionFile:
     def _done_note(self, rank: int) -> Path:
         part = self._part(rank)
         return part.with_name(f"{part.name}.done")
-
-
-def json_line(entry: dict[str, Any]) -> str:
-    """`entry` as JSON that can be encoded, also where a file's name is no text."""
-    line = json.dumps(entry, ensure_ascii=False)
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        return json.dumps(entry)
-    return line
 
 
 def _read(file: Path) -> Iterator[tuple[dict[str, Any], bytes]]:

@@ -13,18 +13,19 @@ from fake_captioner import FakeCaptioner
 from PIL import Image
 
 from fusion_captioner.cli import main
-from fusion_captioner.commands import caption as caption_command
-from fusion_captioner.inference.caption_file import CaptionFile, json_line
-from fusion_captioner.inference.image_batches import Tally
+from fusion_captioner.inference import captioner as captioners
+from fusion_captioner.inference.caption_file import CaptionFile
+from fusion_captioner.inference.image_batches import Summary
 from fusion_captioner.inference.launched_process import LaunchedProcess, launched_process
+from fusion_captioner.printing import json_line
 
 # the command in a process of its own, with the fake captioner
 SCRIPT = """
 import sys
 from fake_captioner import FakeCaptioner
 from fusion_captioner.cli import main
-from fusion_captioner.commands import caption as caption_command
-caption_command.load = lambda *arguments: FakeCaptioner(seconds_a_batch=0.2)
+from fusion_captioner.inference import captioner as captioners
+captioners.load_on_runtime = lambda *arguments, **settings: FakeCaptioner(seconds_a_batch=0.2)
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -42,7 +43,7 @@ def album(tmp_path: Path) -> Path:
 @pytest.fixture
 def captioner(monkeypatch: pytest.MonkeyPatch) -> FakeCaptioner:
     captioner = FakeCaptioner()
-    monkeypatch.setattr(caption_command, "load", lambda *arguments: captioner)
+    monkeypatch.setattr(captioners, "load_on_runtime", lambda *arguments, **settings: captioner)
     return captioner
 
 
@@ -98,7 +99,7 @@ def test_resume_with_nothing_left_loads_no_captioner(
 ) -> None:
     out = tmp_path / "captions.jsonl"
     assert run(album, out) == 0
-    monkeypatch.setattr(caption_command, "load", None)
+    monkeypatch.setattr(captioners, "load_on_runtime", None)
     assert run(album, out, "--resume") == 0
     assert captioned(out) == EVERYTHING
 
@@ -166,14 +167,14 @@ def test_of_processes_that_end_together_one_merges(tmp_path: Path) -> None:
         files = [CaptionFile(str(out), images, process, resume=False) for process in processes]
         together = Barrier(4)
 
-        def end(rank: int, files: list[CaptionFile] = files, together: Barrier = together) -> Tally | None:
+        def end(rank: int, files: list[CaptionFile] = files, together: Barrier = together) -> Summary | None:
             files[rank].write({"image": images[rank], "caption": "a"})
             together.wait()
-            return files[rank].finish(Tally(1, 0))
+            return files[rank].finish(Summary(1, 0))
 
         with ThreadPoolExecutor(4) as threads:
-            tallies = list(threads.map(end, range(4)))
-        assert [tally for tally in tallies if tally is not None] == [Tally(4, 0)]
+            summaries = list(threads.map(end, range(4)))
+        assert [summary for summary in summaries if summary is not None] == [Summary(4, 0)]
         assert [json.loads(line)["image"] for line in out.read_text().splitlines()] == images
     assert len(list(tmp_path.iterdir())) == 4
 
