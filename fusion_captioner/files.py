@@ -203,8 +203,8 @@ def lock_file(target: Path) -> Path:
     return beside if os.access(target.parent, os.W_OK) or not target.is_dir() else target / ".lock"
 
 
-def is_locked(file: Path) -> str | None:
-    """The process that holds the lock `file`, or None."""
+def lock_holder(file: Path) -> str | None:
+    """The process that holds the lock `file`, or None. The lock of a killed process is removed."""
     from filelock import FileLock, Timeout
 
     if not file.exists():
@@ -214,6 +214,8 @@ def is_locked(file: Path) -> str | None:
         lock.acquire(timeout=0)
     except Timeout:
         return _read_holder(file)
+    with suppress(OSError):
+        file.unlink()
     lock.release()
     return None
 

@@ -4,6 +4,7 @@ Images are prefetched while the captioner works. torch is imported only where a 
 """
 
 import argparse
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from fusion_captioner import DEFAULT_CHECKPOINT
@@ -67,20 +68,21 @@ def run(options: argparse.Namespace) -> int:
         returns that for all, and the others 0: launchers end everything as soon as a process returns another status.
     """
     from fusion_captioner.data.image_files import find_images
-    from fusion_captioner.inference.caption_file import CaptionFile
+    from fusion_captioner.inference.caption_file import CaptionFile, lock_captions
     from fusion_captioner.inference.image_batches import Summary
     from fusion_captioner.inference.launched_process import launched_process
 
     process = launched_process()
     _check(options, process)
     images = list(find_images(options.images))
-    file = CaptionFile(options.out, images, process, options.resume) if options.out else None
-    mine = range(process.rank, len(images), process.processes)
-    left = [place for place in mine if file is None or images[place] not in file.captioned]
-    bad = _caption_images(images, left, len(mine), options, process, file) if left else 0
-    summary: Summary | None = Summary(len(mine), bad)
-    if file is not None:
-        summary = file.finish(Summary(len(mine), bad))
+    with lock_captions(options.out, process) if options.out else nullcontext():
+        file = CaptionFile(options.out, images, process, options.resume) if options.out else None
+        mine = range(process.rank, len(images), process.processes)
+        left = [place for place in mine if file is None or images[place] not in file]
+        bad = _caption_images(images, left, len(mine), options, process, file) if left else 0
+        summary: Summary | None = Summary(len(mine), bad)
+        if file is not None:
+            summary = file.finish(Summary(len(mine), bad))
     return 0 if summary is None else summary.exit_status("captioned")
 
 

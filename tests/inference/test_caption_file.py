@@ -52,6 +52,8 @@ def run(album: Path, out: Path, *flags: str) -> int:
 
 
 def run_as(monkeypatch: pytest.MonkeyPatch, rank: int, processes: int, *arguments) -> int:
+    if processes == 1:
+        return run(*arguments)
     with monkeypatch.context() as patch:
         patch.setenv("RANK", str(rank))
         patch.setenv("WORLD_SIZE", str(processes))
@@ -177,6 +179,85 @@ def test_of_processes_that_end_together_one_merges(tmp_path: Path) -> None:
         assert [summary for summary in summaries if summary is not None] == [Summary(4, 0)]
         assert [json.loads(line)["image"] for line in out.read_text().splitlines()] == images
     assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_kill_between_the_merge_and_the_removal_of_the_parts_doubles_nothing(
+    album: Path, captioner: FakeCaptioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    assert run_as(monkeypatch, 1, 2, album, out) == 0
+
+    unlink = Path.unlink
+
+    def killed(self: Path, missing_ok: bool = False) -> None:
+        if self.suffix.startswith(".part-"):
+            raise KeyboardInterrupt
+        unlink(self, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        assert run_as(monkeypatch, 0, 2, album, out) == 130
+    assert captioned(out) == EVERYTHING and (tmp_path / "captions.jsonl.part-0-of-2").exists()
+
+    for rank in range(processes):
+        assert run_as(monkeypatch, rank, processes, album, out, "--resume") == 0
+    assert captioned(out) == EVERYTHING
+    assert not [file for file in tmp_path.iterdir() if file.suffix.startswith(".part")]
+
+
+def test_an_image_named_twice_is_captioned_twice_by_any_number_of_processes(
+    album: Path, captioner: FakeCaptioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, out = album / "03.png", tmp_path / "captions.jsonl"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        assert main(["caption", str(image), str(image), "--model", "fake", "--out", str(out)]) == 0
+    assert captioned(out) == [("03", "red 3")] * 2
+
+
+def test_resume_knows_an_image_however_its_path_is_written(
+    album: Path, captioner: FakeCaptioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(album)
+    (tmp_path / "photo.png").symlink_to(album / "11.png")
+    assert run(Path("album"), out) == 0
+    captioner.batches.clear()
+    for spelling in (album, Path("album/../album"), Path("link"), Path("photo.png")):
+        assert run(spelling, out, "--resume") == 0
+    assert captioner.captions == [] and captioned(out) == EVERYTHING
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3)])
+def test_a_second_run_into_the_same_file_is_refused(
+    album: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    first: int,
+    second: int,
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    command = ["caption", str(album), "--model", "fake", "--batch-size", "1", "--out", str(out)]
+    path = os.pathsep.join((str(Path(__file__).parents[1]), *sys.path))
+    ranks = {} if first == 1 else {"RANK": "1", "WORLD_SIZE": str(first)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path} | ranks,
+    )
+    assert process.stderr is not None and process.stderr.readline() == "a batch begins\n"
+    try:
+        assert run_as(monkeypatch, 1 if second > 1 else 0, second, album, out, "--resume") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"is being written by process {process.pid} on " in line and "name another output" in line
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize(
