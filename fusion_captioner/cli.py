@@ -43,6 +43,9 @@ COMMANDS = {
     "demo": demo,
 }
 
+# What torch says where Python raises MemoryError.
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
+
 EPILOG = """\
 examples:
   fusion-captioner caption photo.jpg holiday/
@@ -93,12 +96,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # the reader of stdout, such as `head`, has gone; Python must not complain when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        out_of_memory = isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+        if isinstance(error, RuntimeError) and not out_of_memory:
+            raise  # a fault of this package
         if os.environ.get("FUSION_CAPTIONER_TRACEBACK"):
             raise
         text = str(error)
         if isinstance(error, OSError) and error.filename is not None:  # without Python's "[Errno 2]"
             text = f"{error.filename}: {error.strerror}"
+        if out_of_memory:
+            text = f"not enough memory ({error}); give smaller images or a smaller model, or lower --batch-size."
         print_note(text)
         return 2
 

@@ -197,6 +197,14 @@ def lock_output(path: str | Path, name: str) -> Iterator[None]:
                 parent.rmdir()
 
 
+@contextmanager
+def lock_output_folder(path: str | Path, name: str) -> Iterator[None]:
+    """[`lock_output`] of a folder that [`check_output_folder`] accepts."""
+    check_output_folder(path, name)
+    with lock_output(path, name):
+        yield
+
+
 def lock_file(target: Path) -> Path:
     """The file that [`lock_output`] locks."""
     beside = target.with_name(f"{target.name}.lock")

@@ -9,12 +9,12 @@ from fusion_captioner.checkpoints.loading import load_captioner
 from fusion_captioner.files import atomic_folder, write_json, write_text
 
 
-def shrink(name: str, revision: str, out: str, with_code: bool = True) -> Path:
+def shrink(name: str, revision: str, out: str, with_code: bool = True, trust_remote_code: bool = False) -> Path:
     """
     Save a captioner with its weights rounded to float16. It is loaded as float32 all the same: CPUs compute in it.
 
     Args:
-        name, revision: as for `load_captioner`.
+        name, revision, trust_remote_code: as for `load_captioner`.
         out: folder to write; the model card of a folder goes with it.
         with_code: whether the folder holds the code that `trust_remote_code=True` runs; without it, it loads where the
             package is installed.
@@ -25,7 +25,7 @@ def shrink(name: str, revision: str, out: str, with_code: bool = True) -> Path:
     Raises:
         ValueError: if a weight exceeds float16's range; and what `load_captioner` and `atomic_folder` raise.
     """
-    model, processor = load_captioner(name, revision)
+    model, processor = load_captioner(name, revision, trust_remote_code=trust_remote_code)
     dtype = str(model.dtype).removeprefix("torch.")
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor.half()).all():

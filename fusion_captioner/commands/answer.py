@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     images = list(find_images(options.images))
     keep_stderr_quiet(reads_data=False)
-    loading = {"revision": options.revision}
+    loading = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
     predictor: Predictor
     if options.choices is None:
         predictor = AnswerWriter(options.model, options.question, **loading)

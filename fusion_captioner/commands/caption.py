@@ -114,7 +114,12 @@ def _caption_images(
     from fusion_captioner.printing import print_json
 
     captioner = load_on_runtime(
-        options.model, options.revision, options.runtime, num_threads=process.threads, dtype=options.dtype
+        options.model,
+        options.revision,
+        options.runtime,
+        num_threads=process.threads,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
     )
     settings: dict[str, Any] = {
         "max_new_tokens": options.max_new_tokens,

@@ -23,11 +23,13 @@ def run(options: argparse.Namespace) -> int:
     from fusion_captioner.process_setup import keep_stderr_quiet
 
     if options.text is not None and not options.text.strip():
-        raise ValueError(f"--text ({options.text!r}) is empty; give a text, or omit it.")
+        raise ValueError(f"--text ({options.text!r}) is empty; give a text, or leave it out.")
     if not options.images and options.text is None:
         raise ValueError("there is neither IMAGE nor --text; give one of them, or both.")
     check_at_least_one(options, "batch_size")
     images = list(find_images(options.images))
     keep_stderr_quiet(reads_data=False)
-    classifier = Classifier(options.model, options.text, revision=options.revision)
+    classifier = Classifier(
+        options.model, options.text, revision=options.revision, trust_remote_code=options.trust_remote_code
+    )
     return print_predictions(classifier, images, options.batch_size, "classified")

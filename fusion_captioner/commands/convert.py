@@ -20,11 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from fusion_captioner.checkpoints.converting import convert_efficientnet_lite
-    from fusion_captioner.files import check_output_folder, lock_output
+    from fusion_captioner.files import lock_output_folder
     from fusion_captioner.process_setup import keep_stderr_quiet
 
     keep_stderr_quiet(reads_data=False)
-    check_output_folder(options.out, "--out")
-    with lock_output(options.out, "--out"):
+    with lock_output_folder(options.out, "--out"):
         print(convert_efficientnet_lite(options.variant, options.weights, options.image_size, out=options.out))
     return 0

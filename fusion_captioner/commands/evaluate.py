@@ -100,7 +100,7 @@ def _evaluate_captioner(options: argparse.Namespace) -> int:
     from fusion_captioner.printing import json_line, print_json
 
     rows, skipped = _rows(options)
-    model, processor = load_captioner(options.model, options.revision)
+    model, processor = load_captioner(options.model, options.revision, trust_remote_code=options.trust_remote_code)
     max_new_tokens = options.max_new_tokens or MAX_NEW_TOKENS
     scores = score_split(
         model,
@@ -162,7 +162,7 @@ def _evaluate_task(options: argparse.Namespace) -> int:
     for flag in CAPTION_FLAGS:
         if getattr(options, flag):
             raise ValueError(
-                f"--{flag.replace('_', '-')} is for captioners, and {options.model} is scored by its task; omit it, or "
+                f"--{flag.replace('_', '-')} is for captioners, and {options.model} is scored by its task; leave it out, or "
                 "add --as-captioner where the model captions as well."
             )
     changes = {"source": options.source, "skip_bad_images": options.skip_bad_images}
@@ -171,7 +171,13 @@ def _evaluate_task(options: argparse.Namespace) -> int:
     name, data = read_task(options.model, options.revision, **changes)
     task: HeadTask = TASKS[name](data, load_config(options.model, options.revision))
     rows = task.load_split(options.split, options.limit)
-    model, processor = load_head(task.head, options.model, options.revision, trained_to=task.trained_to)
+    model, processor = load_head(
+        task.head,
+        options.model,
+        options.revision,
+        trained_to=task.trained_to,
+        trust_remote_code=options.trust_remote_code,
+    )
     with TemporaryDirectory(prefix="fusion-captioner-") as folder:
         arguments = HEAD_SECTIONS[name][1](
             output_dir=folder,

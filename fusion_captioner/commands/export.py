@@ -29,16 +29,15 @@ def run(options: argparse.Namespace) -> int:
 
     from fusion_captioner.checkpoints.loading import load_captioner
     from fusion_captioner.export.captioner import export_captioner
-    from fusion_captioner.files import check_output_folder, lock_output
+    from fusion_captioner.files import lock_output_folder
     from fusion_captioner.process_setup import keep_stderr_quiet
 
     keep_stderr_quiet(reads_data=True)
     # the exporter names every operator of packages that are not installed
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     images = _calibration_images(options)
-    check_output_folder(options.out, "--out")
-    with lock_output(options.out, "--out"):
-        model, processor = load_captioner(options.model, options.revision)
+    with lock_output_folder(options.out, "--out"):
+        model, processor = load_captioner(options.model, options.revision, trust_remote_code=options.trust_remote_code)
         print(export_captioner(model, processor, options.to, options.out, images))
     return 0
 
@@ -49,7 +48,7 @@ def _calibration_images(options: argparse.Namespace) -> list[str] | None:
 
     if not options.int8:
         if options.calibration is not None:
-            raise ValueError(f"--calibration ({options.calibration}) goes with --int8; add it, or omit both.")
+            raise ValueError(f"--calibration ({options.calibration}) goes with --int8; add it, or leave both out.")
         return None
     if options.calibration is None:
         raise ValueError(

@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     if (folder / MANIFEST).is_file():
         ImageIndex(folder).check_source(options.source, options.split)
     images = load_images(options.source, options.layout, options.split)
-    retriever = Retriever(options.model, options.revision)
+    retriever = Retriever(options.model, options.revision, options.trust_remote_code)
     manifest = Manifest.of(retriever, options.source, options.layout, options.split, options.revision)
     with updating(folder, manifest) as image_index:
         image_index.check_checkpoint(retriever)

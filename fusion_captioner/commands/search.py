@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from fusion_captioner.commands.shared_flags import add_trust_flag
+
 HELP = "find images for a text, texts for an image, images like an image"
 EPILOG = """\
   fusion-captioner search holiday.index "a dog in the snow"                  images for a text
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", metavar="CHECKPOINT", help="where the index's checkpoint is now, if it was moved")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub model (default: the index's)")
+    add_trust_flag(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -49,7 +52,9 @@ def run(options: argparse.Namespace) -> int:
     image_index = ImageIndex(Path(options.index).expanduser())
     rows = image_index.searchable(options.find)
     manifest = image_index.manifest
-    retriever = Retriever(options.model or manifest.model, options.revision or manifest.revision)
+    retriever = Retriever(
+        options.model or manifest.model, options.revision or manifest.revision, options.trust_remote_code
+    )
     image_index.check_checkpoint(retriever)
     query = Query.of(options.text, options.image, retriever)
     results, problems = search_index(image_index, rows, retriever, query, options.top, options.rerank)
@@ -73,4 +78,4 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--rerank ({options.rerank}) must be a number of candidates, or 0 for none.")
     if options.rerank and (options.image is None) == (options.find == "texts"):
         kind = "texts with a text" if options.find == "texts" else "images with an image"
-        raise ValueError(f"--rerank ({options.rerank}) scores a text with an image, not {kind}; omit it.")
+        raise ValueError(f"--rerank ({options.rerank}) scores a text with an image, not {kind}; leave it out.")

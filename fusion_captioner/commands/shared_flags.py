@@ -5,6 +5,15 @@ import argparse
 
 def add_hub_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", default="main", help="branch, tag or commit of a Hub model (default: main)")
+    add_trust_flag(parser)
+
+
+def add_trust_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python code of the model's tokenizer, which can do anything on this machine (default: refuse it)",
+    )
 
 
 def add_image_flags(parser: argparse.ArgumentParser, model: str) -> None:

@@ -19,11 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from fusion_captioner.checkpoints.shrinking import shrink
-    from fusion_captioner.files import check_output_folder, lock_output
+    from fusion_captioner.files import lock_output_folder
     from fusion_captioner.process_setup import keep_stderr_quiet
 
     keep_stderr_quiet(reads_data=False)
-    check_output_folder(options.out, "--out")
-    with lock_output(options.out, "--out"):
-        print(shrink(options.model, options.revision, options.out, with_code=not options.without_code))
+    with lock_output_folder(options.out, "--out"):
+        folder = shrink(
+            options.model,
+            options.revision,
+            options.out,
+            with_code=not options.without_code,
+            trust_remote_code=options.trust_remote_code,
+        )
+        print(folder)
     return 0

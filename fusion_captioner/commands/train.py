@@ -2,6 +2,8 @@
 
 import argparse
 
+from fusion_captioner.commands.shared_flags import add_trust_flag
+
 HELP = "train a model from a YAML file"
 EPILOG = """\
 CONFIG.yaml has the sections `model`, `data`, `tokenizer` and `training`, and above them `task`: captioning by default,
@@ -34,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue from the newest complete checkpoint of the run"
     )
+    add_trust_flag(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -42,5 +45,6 @@ def run(options: argparse.Namespace) -> int:
     from fusion_captioner.training.train_captioner import train_from_yaml
 
     keep_stderr_quiet(reads_data=True)
-    train_from_yaml(options.config, options.fields, resume=options.resume)
+    trust = ["--model.trust_remote_code", "true"] if options.trust_remote_code else []
+    train_from_yaml(options.config, [*options.fields, *trust], resume=options.resume)
     return 0

@@ -22,13 +22,13 @@ class Retriever:
     The two towers and the matching score of a checkpoint.
 
     Args:
-        name, revision: see `load_head`.
+        name, revision, trust_remote_code: see `load_head`.
 
     Raises:
         ValueError: the checkpoint was not trained for search; and what loading raises.
     """
 
-    def __init__(self, name: str, revision: str = "main") -> None:
+    def __init__(self, name: str, revision: str = "main", trust_remote_code: bool = False) -> None:
         config = load_config(name, revision)
         if not config.contrastive_loss_weight:
             raise ValueError(
@@ -38,7 +38,11 @@ class Retriever:
         self.name = name
         self.model: Any  # its outputs are typed as if each of their fields could be missing
         self.model, self.processor = load_head(
-            FusionCaptionerForImageTextRetrieval, name, revision, trained_to="search"
+            FusionCaptionerForImageTextRetrieval,
+            name,
+            revision,
+            trained_to="search",
+            trust_remote_code=trust_remote_code,
         )
 
     @property

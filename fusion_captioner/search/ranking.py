@@ -59,8 +59,8 @@ def search_index(
     """
     if rerank and not retriever.can_match:
         raise ValueError(
-            f"--rerank ({rerank}): {retriever.name} has no score of fused pairs (`matching_loss_weight` is 0); omit "
-            "--rerank, or index with a checkpoint that was trained with a matching loss."
+            f"--rerank ({rerank}): {retriever.name} has no score of fused pairs (`matching_loss_weight` is 0); leave "
+            "--rerank out, or index with a checkpoint that was trained with a matching loss."
         )
     found = rows.get_nearest_examples(EMBEDDING, query.embedding, k=min(max(top, rerank), len(rows)))
     results = [
