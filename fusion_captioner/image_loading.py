@@ -19,6 +19,8 @@ from PIL import ExifTags, Image
 # What a picture may weigh. Pillow's own limit is the same number, but any program may have changed that one.
 MAX_IMAGE_PIXELS = 178_956_970
 MAX_DOWNLOAD_BYTES = 64 * 1024**2
+# Pixels that models take: 4096 x 4096.
+MAX_PROCESSED_PIXELS = 2**24
 DOWNLOAD_TIMEOUT = 20.0  # seconds
 
 # A JPEG is decoded small, but this much larger than needed: the resizing behind it then smooths as it would have done
@@ -404,3 +406,18 @@ def _unreadable(error: Exception, name: str) -> Exception:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def check_processed_size(size: Any, name: str) -> None:
+    """
+    Raises:
+        ValueError: the `size` of an image processor is no height and width, or would take gigabytes per image; `name`
+            is the model that it is of.
+    """
+    sides = [size.get(side) for side in ("height", "width")] if isinstance(size, Mapping) else []
+    whole = [side for side in sides if isinstance(side, int) and side > 0]
+    if len(whole) != 2 or whole[0] * whole[1] > MAX_PROCESSED_PIXELS:
+        raise ValueError(
+            f"{name}: the image processor's `size` ({str(size)[:60]}) must be a height and a width of together at most "
+            f"{MAX_PROCESSED_PIXELS:,} pixels; correct its config."
+        )

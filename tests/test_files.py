@@ -1,5 +1,6 @@
 """Files of a command: refused where they cannot be written, whole or as they were before, locked, prefetched."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from threading import Semaphore
 
 import pytest
 
+import fusion_captioner
 from fusion_captioner.files import (
     atomic_folder,
     atomic_write,
@@ -198,3 +200,24 @@ def test_what_reading_raises_is_raised() -> None:
     assert [next(results)[1] for _ in range(3)] == [0, 0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_every_text_of_the_package_names_its_encoding() -> None:
+    """On Windows the default is cp1252, which has neither Chinese nor Hindi."""
+    unnamed = []
+    for path in Path(fusion_captioner.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            is_method = isinstance(node.func, ast.Attribute)
+            modes = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            if is_method and name in ("read_text", "write_text"):
+                is_named = len(node.args) > (name == "write_text")
+            elif name == "open" and ast.unparse(node.func) != "Image.open":
+                is_named = any("b" in str(mode) for mode in modes) or ast.unparse(node.func) in ("os.open",)
+            else:
+                continue
+            if not is_named:
+                unnamed.append(f"{path.name}:{node.lineno}")
+    assert unnamed == []

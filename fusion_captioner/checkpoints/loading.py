@@ -19,6 +19,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
+from fusion_captioner.image_loading import check_processed_size
 from fusion_captioner.modeling_fusion_captioner import (
     FusionCaptionerForConditionalGeneration,
     FusionCaptionerPreTrainedModel,
@@ -29,8 +30,6 @@ from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcesso
 MAX_LAYERS = 10_000
 MAX_LABELS = 1_000_000
 _LAYER_KEYS = re.compile("layer|depth|repeat|block|stage")
-# Sides of the images that a processor makes, multiplied: 4096 x 4096.
-MAX_PROCESSED_PIXELS = 2**24
 # A model may have more weights than its files: tied ones, and buffers.
 WEIGHTS_RATIO, SPARE_ELEMENTS, SPARE_WEIGHTS = 4, 2**26, 1000
 
@@ -160,21 +159,9 @@ def load_processor(name: str, revision: str = "main", trust_remote_code: bool = 
         raise
     except Exception as error:  # parsers of tokenizers raise KeyError, TypeError, plain Exception, ...
         raise OSError(_cannot_load(name, "processor", error)) from error
-    check_image_size(name, processor.image_processor.size)
+    if processor.image_processor.do_resize:
+        check_processed_size(processor.image_processor.to_dict()["size"], name)
     return processor
-
-
-def check_image_size(name: str, size: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        ValueError: the size of processed images is no pair of sides, or takes gigabytes per image.
-    """
-    sides = [size.get(side) for side in ("height", "width")]
-    if not all(isinstance(side, int) and side > 0 for side in sides) or prod(sides) > MAX_PROCESSED_PIXELS:  # type: ignore[arg-type]
-        raise ValueError(
-            f"{name}: the image processor's `size` ({dict(size)}) must be a height and a width of together at most "
-            f"{MAX_PROCESSED_PIXELS:,} pixels; correct its config."
-        )
 
 
 def check_captioner(name: str) -> None:
