@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from fusion_captioner.commands.quiet_stderr import keep_stderr_quiet
-from fusion_captioner.memory_reuse import keep_freed_memory
+from fusion_captioner.process_setup import keep_freed_memory, keep_stderr_quiet
 from fusion_captioner.training.train_captioner import train_from_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -14,7 +14,7 @@ from fusion_captioner.checkpoints.loading import load_captioner
 from fusion_captioner.data.caption_datasets import load_caption_dataset
 from fusion_captioner.data.feature_cache import cached_features
 from fusion_captioner.evaluation.generated_captions import generate_captions, score_generated
-from fusion_captioner.memory_reuse import keep_freed_memory
+from fusion_captioner.process_setup import keep_freed_memory
 
 
 def main() -> None:

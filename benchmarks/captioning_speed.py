@@ -11,7 +11,7 @@ This package runs as its command does, in fp32.
 A time is split into decoding and resizing, the image encoder (with what is projected once an image), and generation, to
 text. FLOPs are those of an image with 15 tokens, counted by torch.utils.flop_counter; an export has those of the
 checkpoint that it was made of. "Peak" is the most resident memory that a process has had so far, settings in the order
-of the tables: freed memory stays with a process, which is faster (see memory_reuse.py), for peers as well.
+of the tables: freed memory stays with a process, which is faster (see process_setup.py), for peers as well.
 
 The cold start is a process of its own from start to end: for this package the command `caption`, whose captions end where
 they end, for a peer a script that imports transformers, loads the model and captions one photo.
@@ -60,7 +60,7 @@ class TorchSystem:
 
     def __init__(self, task: Run, watch: Stopwatch) -> None:
         from fusion_captioner.inference.torch_captioner import TorchCaptioner
-        from fusion_captioner.memory_reuse import keep_freed_memory
+        from fusion_captioner.process_setup import keep_freed_memory
 
         keep_freed_memory()
         self.captioner = TorchCaptioner(task["path"], num_threads=task["threads"])
@@ -81,7 +81,7 @@ class ExportedSystem:
 
     def __init__(self, task: Run, watch: Stopwatch) -> None:
         from fusion_captioner.inference.exported_captioner import ExportedCaptioner
-        from fusion_captioner.memory_reuse import keep_freed_memory
+        from fusion_captioner.process_setup import keep_freed_memory
 
         keep_freed_memory()
         self.captioner = ExportedCaptioner(task["path"], num_threads=task["threads"])
@@ -105,7 +105,7 @@ class PeerSystem:
         from caption_peers import PEERS
         from transformers.utils import logging
 
-        from fusion_captioner.memory_reuse import keep_freed_memory
+        from fusion_captioner.process_setup import keep_freed_memory
 
         keep_freed_memory()  # for peers as well
         logging.set_verbosity_error()
@@ -213,10 +213,10 @@ def examine(task: Run) -> Run:
         found = {"dtype": min(seconds, key=lambda dtype: seconds[dtype]), "seconds_by_dtype": seconds}
         system.model.to(getattr(torch, found["dtype"])).save_pretrained(task["save"])
     else:
-        from fusion_captioner.export.captioner import weights_fingerprint
+        from fusion_captioner.files import fingerprint
 
         system = TorchSystem(task, Stopwatch())
-        found = {"dtype": "float32", "fingerprint": weights_fingerprint(system.model)}
+        found = {"dtype": "float32", "fingerprint": fingerprint(weights=system.model.state_dict(), digest_size=16)}
     system.dtype = torch.float32
     system.model.float()
     found["parameters"] = sum(weight.numel() for weight in system.model.parameters())

@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from fusion_captioner.memory_reuse import keep_freed_memory
 from fusion_captioner.packed_linear import few_row_linear
+from fusion_captioner.process_setup import keep_freed_memory
 
 SHAPES = [(2048, 512)] * 4 + [(512, 512)] * 2 + [(4000, 512)]
 ROWS = (1, 3, 8, 24, 48, 96, 192)

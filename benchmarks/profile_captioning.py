@@ -31,10 +31,10 @@ class TorchBefore(TorchSystem):
     freed memory that stays."""
 
     def __init__(self, task: Run, watch: Stopwatch) -> None:
-        from fusion_captioner import image_loading, memory_reuse, packed_linear
+        from fusion_captioner import image_loading, packed_linear, process_setup
 
         packed_linear._IS_AVAILABLE = False
-        memory_reuse.keep_freed_memory = lambda: False
+        process_setup.keep_freed_memory = lambda: False
         image_loading.DRAFT_MARGIN = 1000  # no photo is as much larger than what the model takes
         super().__init__(task, watch)
         self.model.model.image_encoder.backbone.register_forward_pre_hook(

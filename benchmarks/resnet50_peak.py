@@ -28,7 +28,7 @@ from fusion_captioner.export.captioner import EXPORTERS
 from fusion_captioner.export.parts import ImagePart, export_image_part
 from fusion_captioner.inference.exported_captioner import IMAGE_PART
 from fusion_captioner.inference.runtimes import RUNTIMES
-from fusion_captioner.memory_reuse import keep_freed_memory
+from fusion_captioner.process_setup import keep_freed_memory
 
 SIZE = 224
 

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from fusion_captioner.data.caption_datasets import load_caption_dataset
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner
 from fusion_captioner.inference.torch_captioner import TorchCaptioner
-from fusion_captioner.memory_reuse import keep_freed_memory
 from fusion_captioner.metrics.caption_scores import score_captions
+from fusion_captioner.process_setup import keep_freed_memory
 
 
 def captions_of(captioner: Any, images: list[Any], beams: int, batch_size: int, name: str) -> tuple[list[str], float]:

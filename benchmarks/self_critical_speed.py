@@ -30,7 +30,7 @@ from fusion_captioner import FusionCaptionerConfig, FusionCaptionerForConditiona
 from fusion_captioner.checkpoints.converting import efficientnet_lite_config
 from fusion_captioner.data.collating import SelfCriticalCollator
 from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
-from fusion_captioner.memory_reuse import keep_freed_memory
+from fusion_captioner.process_setup import keep_freed_memory
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
 from fusion_captioner.training.self_critical.trainer import SelfCriticalTrainer

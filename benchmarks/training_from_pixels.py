@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fusion_captioner import FusionCaptionerConfig, FusionCaptionerForConditionalGeneration
 from fusion_captioner.checkpoints.converting import efficientnet_lite_config
-from fusion_captioner.memory_reuse import keep_freed_memory
+from fusion_captioner.process_setup import keep_freed_memory
 
 HIDDEN, VOCABULARY, TOKENS = 512, 4000, 13
 BATCHES = {"fusion-captioner": 32, "BLIP-base": 8}

@@ -20,7 +20,7 @@ from torch import nn
 
 from fusion_captioner import FusionCaptionerConfig, FusionCaptionerForConditionalGeneration
 from fusion_captioner.checkpoints.converting import efficientnet_lite_config
-from fusion_captioner.memory_reuse import keep_freed_memory
+from fusion_captioner.process_setup import keep_freed_memory
 
 HIDDEN, VOCABULARY, REGIONS, WIDTH, TOKENS, BATCH = 512, 4000, 49, 1280, 13, 64
 

@@ -98,7 +98,7 @@ def train(steps: int) -> float:
     from training_speed import BATCH, REGIONS, TOKENS, VOCABULARY, WIDTH, captioner
     from transformers import PrinterCallback, TrainerCallback, default_data_collator
 
-    from fusion_captioner.memory_reuse import keep_freed_memory
+    from fusion_captioner.process_setup import keep_freed_memory
     from fusion_captioner.training.trainer import FusionCaptionerTrainer
     from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 

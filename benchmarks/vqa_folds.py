@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fusion_captioner.commands.quiet_stderr import keep_stderr_quiet
 from fusion_captioner.data.arguments import PromptDataArguments
-from fusion_captioner.memory_reuse import keep_freed_memory
+from fusion_captioner.process_setup import keep_freed_memory, keep_stderr_quiet
 from fusion_captioner.training.arguments import HeadRunArguments, read_run_arguments
 from fusion_captioner.training.train_captioner import train_from_yaml
 

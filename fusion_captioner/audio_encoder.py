@@ -23,7 +23,11 @@ class AudioEncoder(nn.Module):
 
     def __init__(self, audio_config: PreTrainedConfig, num_regions: int) -> None:
         super().__init__()
-        encoder: Any = AutoModel.from_config(audio_config) if type(audio_config) in MODEL_MAPPING else None
+        encoder: Any = (
+            AutoModel.from_config(audio_config, trust_remote_code=False)
+            if type(audio_config) in MODEL_MAPPING
+            else None
+        )
         if encoder is not None and audio_config.is_encoder_decoder:
             encoder = encoder.get_encoder()
         if getattr(encoder, "main_input_name", None) not in AUDIO_INPUTS or not hasattr(audio_config, "hidden_size"):

@@ -17,7 +17,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, vision_config: PreTrainedConfig) -> None:
         super().__init__()
-        self.backbone = AutoModel.from_config(vision_config)
+        self.backbone = AutoModel.from_config(vision_config, trust_remote_code=False)
         if vision_config.model_type == "efficientnet" and vision_config.squeeze_expansion_ratio == 0:
             # EfficientNet-Lite has no squeeze-and-excite, which transformers cannot say: it builds gates of one unit,
             # a tenth of the encoder's time, that must be held open by hand
@@ -62,7 +62,7 @@ class ImageEncoder(nn.Module):
         Raises:
             ValueError: if a weight is missing or has another shape.
         """
-        pretrained = AutoModel.from_pretrained(name, revision=revision).state_dict()
+        pretrained = AutoModel.from_pretrained(name, revision=revision, trust_remote_code=False).state_dict()
         for weight, tensor in self.backbone.state_dict().items():
             if weight not in pretrained or pretrained[weight].shape != tensor.shape:
                 raise ValueError(

@@ -15,6 +15,9 @@ from PIL import Image
 
 from .image_decoding import check_pixels, decode_image, to_rgb, to_uint8, upright_rgb
 
+# Pixels that models take: 4096 x 4096.
+MAX_PROCESSED_PIXELS = 2**24
+
 RESIZE_MODES = ("squash", "crop")
 
 # How JPEG, PNG, GIF and WebP files begin in base64, which chats carry them in
@@ -250,3 +253,18 @@ def _picture_of_array(array: Any, name: str) -> Image.Image:
     if array.shape[-1] == 1 and array.ndim == 3:
         array = array[..., 0]
     return Image.fromarray(np.ascontiguousarray(to_uint8(array, name)))
+
+
+def check_processed_size(size: Any, name: str) -> None:
+    """
+    Raises:
+        ValueError: the `size` of an image processor is no height and width, or would take gigabytes per image; `name`
+            is the model that it is of.
+    """
+    sides = [size.get(side) for side in ("height", "width")] if isinstance(size, Mapping) else []
+    whole = [side for side in sides if isinstance(side, int) and side > 0]
+    if len(whole) != 2 or whole[0] * whole[1] > MAX_PROCESSED_PIXELS:
+        raise ValueError(
+            f"{name}: the image processor's `size` ({str(size)[:60]}) must be a height and a width of together at most "
+            f"{MAX_PROCESSED_PIXELS:,} pixels; correct its config."
+        )

@@ -1,11 +1,26 @@
-"""Files of a command: refused where they cannot be written, whole or as they were before."""
+"""Files of a command: refused where they cannot be written, whole or as they were before, locked, prefetched."""
 
+import ast
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from threading import Semaphore
 
 import pytest
 
-from fusion_captioner.files import check_output_file, check_output_folder, write_file
+import fusion_captioner
+from fusion_captioner.files import (
+    atomic_folder,
+    atomic_write,
+    check_output_file,
+    check_output_folder,
+    lock_output,
+    prefetch,
+    write_text,
+)
 
 
 def test_a_file_that_can_be_written_passes_and_is_left_as_it_is(tmp_path: Path) -> None:
@@ -38,7 +53,7 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("old")
     (tmp_path / "link").symlink_to("target")
-    write_file(str(tmp_path / "link"), "new")
+    write_text(str(tmp_path / "link"), "new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target").read_text() == "new"
 
@@ -56,7 +71,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match=r"page.html: cannot be written \(No space left on device\)"):
-        write_file(str(old), "new content")
+        write_text(str(old), "new content")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
     assert old.read_text() == "old"
 
@@ -75,3 +90,134 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     if Path("/proc/self").is_dir():
         with pytest.raises(OSError, match=r"--out \(/proc/captioner\): cannot be written"):
             check_output_folder("/proc/captioner", "--out")
+
+
+def test_an_interrupted_folder_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "new" / "model") as folder:
+        (folder / "weights").write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+    old = tmp_path / "model"
+    old.mkdir()
+    (old / "config.json").write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_folder(old) as folder:
+        (folder / "config.json").write_text("new")
+        raise KeyboardInterrupt
+    assert [path.name for path in old.iterdir()] == ["config.json"]
+    assert (old / "config.json").read_text() == "old"
+
+
+def test_a_folder_is_there_at_the_end_with_what_it_held_before(tmp_path: Path) -> None:
+    for content in ("first", "second"):
+        with atomic_folder(tmp_path / "below" / "model") as folder:
+            assert not (tmp_path / "below" / "model" / "new").exists()
+            (folder / "config.json").write_text(content)
+            (folder / content).mkdir()
+            (folder / content / "file").write_text(content)
+    files = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {
+        "below/model/config.json": "second",
+        "below/model/first/file": "first",
+        "below/model/second/file": "second",
+    }
+
+
+def test_a_full_disk_is_named_with_the_folder(tmp_path: Path) -> None:
+    # safetensors raises an error of its own
+    with (
+        pytest.raises(OSError, match=r"model: cannot be written \(No space left on device\); make room"),
+        atomic_folder(tmp_path / "model"),
+    ):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+HOLDER = """
+import sys, time
+from fusion_captioner.files import lock_output
+with lock_output(sys.argv[1], "--out"):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
+    out = tmp_path / "captions.jsonl"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "locked\n"
+            message = rf"--out \(.*captions.jsonl\): is being written by process {process.pid} on "
+            with pytest.raises(OSError, match=message), lock_output(out, "--out"):
+                pass
+            (tmp_path / "captions.jsonl.0123abcd.incomplete").write_text("half")
+            (tmp_path / "captions.jsonl.part-0-of-2.0123abcd.incomplete").write_text("of another output")
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    # the lock of a process that was killed is taken over, and what it left half-written goes
+    with lock_output(out, "--out"):
+        assert not (tmp_path / "captions.jsonl.0123abcd.incomplete").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["captions.jsonl.part-0-of-2.0123abcd.incomplete"]
+
+
+def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    with atomic_write(path) as first:
+        first.write_text("first")
+        write_text(path, "second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+
+
+def test_results_come_in_order_however_long_each_takes() -> None:
+    def read(number: int) -> int:
+        time.sleep(0.02 if number % 3 == 0 else 0)
+        return number * number
+
+    assert list(prefetch(range(20), read, ahead=5, workers=4)) == [(number, number**2) for number in range(20)]
+    assert list(prefetch([], read, ahead=5, workers=4)) == []
+
+
+def test_what_is_prefetched_is_bounded_and_made_while_the_caller_works() -> None:
+    begun = Semaphore(0)
+    results = prefetch(iter(range(100)), lambda number: begun.release(), ahead=6, workers=2)
+    next(results)
+    for _ in range(7):  # the first and six ahead
+        assert begun.acquire(timeout=5)
+    assert not begun.acquire(timeout=0.05)
+    next(results)
+    assert begun.acquire(timeout=5)
+    assert not begun.acquire(timeout=0.05)
+    results.close()
+    assert not begun.acquire(timeout=0.05)
+
+
+def test_what_reading_raises_is_raised() -> None:
+    def read(number: int) -> int:
+        return 1 // (3 - number)
+
+    results = prefetch(range(10), read, ahead=2, workers=2)
+    assert [next(results)[1] for _ in range(3)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_every_text_of_the_package_names_its_encoding() -> None:
+    """On Windows the default is cp1252, which has neither Chinese nor Hindi."""
+    unnamed = []
+    for path in Path(fusion_captioner.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            is_method = isinstance(node.func, ast.Attribute)
+            modes = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            if is_method and name in ("read_text", "write_text"):
+                is_named = len(node.args) > (name == "write_text")
+            elif name == "open" and ast.unparse(node.func) != "Image.open":
+                is_named = any("b" in str(mode) for mode in modes) or ast.unparse(node.func) in ("os.open",)
+            else:
+                continue
+            if not is_named:
+                unnamed.append(f"{path.name}:{node.lineno}")
+    assert unnamed == []

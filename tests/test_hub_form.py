@@ -23,7 +23,7 @@ import fusion_captioner
 from fusion_captioner.training.model_card import HUB_METRICS, SCORES
 
 PACKAGE = Path(fusion_captioner.__file__).parent
-NOT_SHIPPED = {"__init__.py", "cli.py", "files.py", "memory_reuse.py", "registration.py"}
+NOT_SHIPPED = {"__init__.py", "cli.py", "files.py", "printing.py", "process_setup.py", "registration.py"}
 SHIPPED = {path.name for path in PACKAGE.glob("*.py")} - NOT_SHIPPED
 PROCESSOR_FILES = {
     "image_decoding.py",

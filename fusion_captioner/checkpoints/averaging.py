@@ -1,4 +1,4 @@
-"""`fusion-captioner average`: one captioner from several that were trained on from the same one."""
+"""One captioner from several that were trained on from the same one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from fusion_captioner.checkpoints.loading import load_captioner
-from fusion_captioner.files import check_output_folder
+from fusion_captioner.files import atomic_folder
 
 
-def average_captioners(names: Sequence[str], out: str) -> Path:
+def average_captioners(names: Sequence[str], out: str, trust_remote_code: bool = False) -> Path:
     """
     Save the mean of the weights of several captioners: a model soup (Wortsman et al., 2022), or, where each was
     trained by rewards, weight averaged rewarded policies (Ramé et al., 2024). It is as large and as fast as one of them.
@@ -20,23 +20,23 @@ def average_captioners(names: Sequence[str], out: str) -> Path:
     Args:
         names: folders or Hub names, at least two; config, processor and generation settings are taken from the first.
         out: folder to write, without model card.
+        trust_remote_code: as for `load_captioner`.
 
     Returns:
         the folder.
 
     Raises:
         ValueError: if there are fewer than two, or one has other weights or another vocabulary than the first; and what
-            `load_captioner` and a folder in use raise.
+            `load_captioner` and `atomic_folder` raise.
     """
     if len(names) < 2:
         raise ValueError(f"one captioner ({', '.join(names)}) has no mean; name two or more.")
-    check_output_folder(out, "--out")
-    model, processor = load_captioner(names[0])
+    model, processor = load_captioner(names[0], trust_remote_code=trust_remote_code)
     mean = {key: tensor.double() for key, tensor in model.state_dict().items()}
     shapes = {key: tensor.shape for key, tensor in mean.items()}
     vocabulary = processor.tokenizer.get_vocab()
     for name in names[1:]:
-        other, its_processor = load_captioner(name)
+        other, its_processor = load_captioner(name, trust_remote_code=trust_remote_code)
         weights = other.state_dict()
         if {key: tensor.shape for key, tensor in weights.items()} != shapes:
             raise ValueError(f"{name} has other weights than {names[0]}; average captioners of one architecture.")
@@ -47,7 +47,7 @@ def average_captioners(names: Sequence[str], out: str) -> Path:
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
             tensor.copy_((mean[key] / len(names)).to(tensor.dtype))
-    folder = Path(out)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    with atomic_folder(out) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return Path(out)

@@ -9,16 +9,14 @@ EfficientNet-Lite (https://github.com/tensorflow/tpu/tree/master/models/official
 `EfficientNetModel` always has squeeze-and-excite, so its gates are set to the constant 1.
 """
 
-import json
 import re
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from transformers import EfficientNetConfig, EfficientNetModel
 
-from fusion_captioner.files import check_output_folder
+from fusion_captioner.files import atomic_folder, check_output_folder, write_json
 
 # Per variant: the channels of the seven stages after the stem's 32, and the blocks in each.
 LITE_STAGES = {
@@ -108,19 +106,13 @@ def convert_efficientnet_lite(
     """
     config = efficientnet_lite_config(variant, image_size)
     path = packaged_state_dict(variant) if state_dict_path is None else Path(state_dict_path)
-    out = Path(out)
     check_output_folder(out, "`out`")
     model = EfficientNetModel(config)
     model.load_state_dict(_converted(_read_state_dict(path), model.state_dict(), source=f"{path} as {variant}"))
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".incomplete-") as aside:
-        model.save_pretrained(aside)
-        (Path(aside) / "preprocessor_config.json").write_text(
-            json.dumps(_preprocessor_config(image_size), indent=2) + "\n"
-        )
-        for file in sorted(Path(aside).iterdir()):
-            file.replace(out / file.name)
-    return out
+    with atomic_folder(out) as folder:
+        model.save_pretrained(folder)
+        write_json(folder / "preprocessor_config.json", _preprocessor_config(image_size))
+    return Path(out)
 
 
 def packaged_state_dict(variant: str) -> Path:

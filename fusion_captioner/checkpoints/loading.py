@@ -1,21 +1,44 @@
-"""Loading a captioner and its processor for the commands: whatever is wrong with it is one line that names it."""
+"""Loading a captioner and its processor for the commands. A checkpoint may come from anybody: whatever is wrong with it
+becomes one line that names it, none of its code is run, and it gets no more memory than its files justify."""
 
 import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
+from fusion_captioner.image_loading import check_processed_size
 from fusion_captioner.modeling_fusion_captioner import (
     FusionCaptionerForConditionalGeneration,
     FusionCaptionerPreTrainedModel,
 )
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 
-# transformers leaves a damaged `generation_config.json` out in silence, and tells of others without their names
-JSON_FILES = ("generation_config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
+# Any count of layers above this is an attack or a mistake: some backbones compute with it before they build a layer.
+MAX_LAYERS = 10_000
+MAX_LABELS = 1_000_000
+_LAYER_KEYS = re.compile("layer|depth|repeat|block|stage")
+# A model may have more weights than its files: tied ones, and buffers.
+WEIGHTS_RATIO, SPARE_ELEMENTS, SPARE_WEIGHTS = 4, 2**26, 1000
+
+# Settings of generation that are numbers.
+GENERATION_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("max_new_tokens", "max_length", "min_new_tokens", "min_length", "num_beams", "top_k"), int),
+    "num_return_sequences": int,
+    **dict.fromkeys(("temperature", "top_p", "length_penalty", "repetition_penalty"), int | float),
+}
 
 Head = TypeVar("Head", bound=FusionCaptionerPreTrainedModel)
 
@@ -41,6 +64,7 @@ def load_head(
     *,
     may_lack_weights: bool = False,
     trained_to: str,
+    trust_remote_code: bool = False,
     **config_fields: Any,
 ) -> tuple[Head, FusionCaptionerProcessor]:
     """
@@ -52,6 +76,7 @@ def load_head(
         may_lack_weights: draw weights that the checkpoint lacks at random, with transformers' warning: training goes
             on from it with another part. By default that is an error.
         trained_to: what such a model does, for the message about weights that are lacking.
+        trust_remote_code: run the Python code of a tokenizer that is not transformers' own.
         config_fields: fields of the saved config to change, such as `dropout`.
 
     Raises:
@@ -64,12 +89,20 @@ def load_head(
     if not may_lack_weights:
         transformers_logging.set_verbosity_error()  # its report of many lines is one line below
     try:
-        loaded: Any = head.from_pretrained(
-            name, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **config_fields
-        )
+        with nullcontext() if may_lack_weights else _no_larger_than_its_files(name, revision):
+            loaded: Any = head.from_pretrained(
+                name,
+                revision=revision,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+                **config_fields,
+            )
     except SafetensorError as error:
         raise ValueError(f"{name}: its weights are damaged ({error}); save or download it again.") from error
-    except (OSError, RuntimeError) as error:
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # parsers of weights raise UnpicklingError, KeyError, EOFError, ...
         raise OSError(_cannot_load(name, "model", error)) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -89,7 +122,9 @@ def load_head(
         raise ValueError(
             f"{name}: {_counted(missing)} no weights in the checkpoint; give one that was trained to {trained_to}."
         )
-    return model.eval(), load_processor(name, revision)
+    _check_finite(name, model)
+    _check_generation(name, model)
+    return model.eval(), load_processor(name, revision, trust_remote_code)
 
 
 def load_config(name: str, revision: str = "main") -> FusionCaptionerConfig:
@@ -102,11 +137,13 @@ def load_config(name: str, revision: str = "main") -> FusionCaptionerConfig:
     check_captioner(name)
     try:
         return FusionCaptionerConfig.from_pretrained(name, revision=revision)
-    except OSError as error:
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
         raise OSError(_cannot_load(name, "config", error)) from error
 
 
-def load_processor(name: str, revision: str = "main") -> FusionCaptionerProcessor:
+def load_processor(name: str, revision: str = "main", trust_remote_code: bool = False) -> FusionCaptionerProcessor:
     """
     The processor of a captioner in a folder or on the Hub.
 
@@ -115,9 +152,16 @@ def load_processor(name: str, revision: str = "main") -> FusionCaptionerProcesso
     """
     check_captioner(name)
     try:
-        return FusionCaptionerProcessor.from_pretrained(name, revision=revision)
+        processor = FusionCaptionerProcessor.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (ImportError, MemoryError):
+        raise
     except Exception as error:  # parsers of tokenizers raise KeyError, TypeError, plain Exception, ...
         raise OSError(_cannot_load(name, "processor", error)) from error
+    if processor.image_processor.do_resize:
+        check_processed_size(processor.image_processor.to_dict()["size"], name)
+    return processor
 
 
 def check_captioner(name: str) -> None:
@@ -135,13 +179,14 @@ def check_captioner(name: str) -> None:
             f"{name}: is a checkpoint of type {config.get('model_type')!r}, not {FusionCaptionerConfig.model_type!r}; "
             "give a captioner that this package trained."
         )
+    _check_counts(folder / "config.json", config)
     try:
         FusionCaptionerConfig.from_dict(config)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from error
-    for file in JSON_FILES:
-        if (folder / file).is_file():
-            _read_object(folder / file)
+    except Exception as error:  # configs of backbones compute with values of any type
+        raise ValueError(f"{folder / 'config.json'}: {_reason(error)}") from error
+    # transformers ignores a damaged `generation_config.json` silently, and reports others without their names
+    documents = {file.name: _read_object(file) for file in sorted(folder.glob("*.json"))}
+    _check_numbers(folder / "generation_config.json", documents.get("generation_config.json", {}))
 
 
 def _is_folder(name: str) -> bool:
@@ -151,18 +196,129 @@ def _is_folder(name: str) -> bool:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # of JSON and of UTF-8; nested too deep; no ordinary file
         raise ValueError(f"{path}: is not valid JSON ({error}); save the captioner again.") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path}: is not a JSON object but {type(document).__name__}; save the captioner again.")
     return document
 
 
+def _check_counts(path: Path, config: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: a config describes more layers or labels than any model has.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_counts(path, value)
+            continue
+        counts = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)]
+        most = MAX_LABELS if key == "num_labels" else MAX_LAYERS if _LAYER_KEYS.search(key) else None
+        if most is not None and sum(counts) > most:
+            raise ValueError(f"{path}: `{key}` ({str(value)[:60]}) must be at most {most:,} in all; correct it.")
+
+
+@contextmanager
+def _no_larger_than_its_files(name: str, revision: str) -> Iterator[None]:
+    """
+    While a model is built without memory, on the meta device: stop as soon as it has far more weights than its files
+    hold. What is built only then gets memory.
+
+    Raises:
+        ValueError: the config describes such a model.
+    """
+    elements, weights = 0, 0
+    for file in _weight_files(name, revision):
+        with safe_open(file, "pt") as tensors:
+            shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118 (it is no dict)
+        elements += sum(map(prod, shapes))
+        weights += len(shapes)
+    left = [WEIGHTS_RATIO * elements + SPARE_ELEMENTS, WEIGHTS_RATIO * weights + SPARE_WEIGHTS]
+
+    def count(module: torch.nn.Module, key: str, tensor: torch.Tensor | None) -> None:
+        if weights and tensor is not None and tensor.is_meta:
+            left[0] -= tensor.numel()
+            left[1] -= 1
+            if min(left) < 0:
+                raise ValueError(
+                    f"config.json describes a model of more than the {elements:,} numbers in {weights} tensors that its "
+                    "weights file holds"
+                )
+
+    hooks = [
+        register_module_parameter_registration_hook(count),  # type: ignore[arg-type]
+        register_module_buffer_registration_hook(count),  # type: ignore[arg-type]
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _weight_files(name: str, revision: str) -> list[str]:
+    """The safetensors files of a checkpoint; none where it has other weights, or is sharded on the Hub."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return [str(file) for file in sorted(folder.glob("*.safetensors"))]
+    # errors of the Hub are reported when the model is loaded
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    file = cached_file(name, "model.safetensors", revision=revision, **missing)
+    return [] if file is None else [file]
+
+
+def _check_finite(name: str, model: torch.nn.Module) -> None:
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(
+                f"{name}: its weight {key!r} is not finite (NaN or infinity); give a checkpoint from before training "
+                "diverged."
+            )
+
+
+def _check_generation(name: str, model: Any) -> None:
+    """
+    Raises:
+        ValueError: token ids or settings of generation are of another type, or outside the vocabulary.
+    """
+    settings = getattr(model, "generation_config", None)
+    for file, holder in (("config.json", model.config), ("generation_config.json", settings)):
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(holder, key, None)
+            for token in value if isinstance(value, list) else [value]:
+                if token is not None and (type(token) is not int or not 0 <= token < model.config.vocab_size):
+                    raise ValueError(
+                        f"{name}: `{key}` ({value!r}) of its {file} must be below `vocab_size` "
+                        f"({model.config.vocab_size}); correct it."
+                    )
+    if settings is not None:
+        _check_numbers(f"{name}: its generation_config.json", settings.to_dict())
+
+
+def _check_numbers(file: str | Path, settings: Mapping[str, Any]) -> None:
+    for key, kinds in GENERATION_TYPES.items():
+        value = settings.get(key)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise ValueError(f"{file}: `{key}` ({value!r}) must be a number; correct it.")
+
+
 def _cannot_load(name: str, part: str, error: Exception) -> str:
-    reason = f"{type(error).__name__} {error}" if isinstance(error, KeyError | TypeError | AttributeError) else error
+    if "trust_remote_code" in str(error):
+        return (
+            f"{name}: its {part} needs Python code of its own, which is not run; read the code, and add "
+            "--trust-remote-code if you trust it."
+        )
     if _is_folder(name):
-        return f"{name}: its {part} cannot be loaded ({reason}); save or download the captioner again."
-    return f"{name}: is no folder here, and its {part} cannot be loaded from the Hub ({reason}); check the name."
+        return f"{name}: its {part} cannot be loaded ({_reason(error)}); save or download the captioner again."
+    return (
+        f"{name}: is no folder here, and its {part} cannot be loaded from the Hub ({_reason(error)}); check the name."
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError | ValueError | RuntimeError) and str(error):
+        return str(error)
+    return f"{type(error).__name__} {error}".strip()
 
 
 def _counted(names: list[str]) -> str:

@@ -1,94 +1,93 @@
 """`fusion-captioner caption`: images in, JSON lines out; one bad image does not stop the others.
 
-Images are read ahead while the captioner works. torch is imported only where a checkpoint runs on it.
+Images are prefetched while the captioner works. torch is imported only where a checkpoint runs on it.
 """
 
 import argparse
-import sys
-from collections.abc import Mapping
-from typing import Any, Protocol
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from fusion_captioner import DEFAULT_CHECKPOINT
+from fusion_captioner.commands.shared_flags import add_hub_flags, add_length_penalty, check_at_least_one
 
-from fusion_captioner.data.image_files import find_images
-from fusion_captioner.inference.caption_file import CaptionFile, json_line
-from fusion_captioner.inference.exported_captioner import ExportedCaptioner, is_export
-from fusion_captioner.inference.image_batches import ImageBatches, Tally
-from fusion_captioner.inference.launched_process import LaunchedProcess, launched_process
-from fusion_captioner.inference.progress import Progress
+if TYPE_CHECKING:
+    from fusion_captioner.inference.caption_file import CaptionFile
+    from fusion_captioner.inference.launched_process import LaunchedProcess
 
+HELP = "caption images"
+EPILOG = """\
+A large folder, on one machine or on several that share it:
 
-class Captioner(Protocol):
-    """What the command needs of a captioner, on whichever runtime."""
+  fusion-captioner caption photos/ --model runs/captioner --out captions.jsonl
+  torchrun --nproc_per_node 4 -m fusion_captioner.cli caption photos/ --model runs/captioner --out captions.jsonl
 
-    @property
-    def image_settings(self) -> Mapping[str, Any]: ...
-
-    def caption(
-        self, images: list[Image.Image], prompt: str, *, seed: int | None = None, **settings: Any
-    ) -> list[list[str]]: ...
+Each process writes a part, and the last one merges them. To continue after an interruption, repeat the command with
+--resume, in any number of processes; it merges the parts that it finds."""
 
 
-def load(
-    model: str, revision: str, runtime: str | None, num_threads: int | None = None, dtype: str | None = None
-) -> Captioner:
-    """The captioner on the runtime that is asked for, by default the one that `model` is for, with so many threads; on
-    torch with an image encoder of type `dtype`, by default float32.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Caption images: files, folders (all images in them) and URLs.\n"
+        "One JSON line per image, on stdout or in a file."
+    )
+    parser.epilog = EPILOG
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or URL")
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_CHECKPOINT,
+        help="folder or Hub name of the captioner, or folder of an export (default: the captioner in the package)",
+    )
+    parser.add_argument(
+        "--runtime", choices=["torch", "onnx", "openvino"], help="runtime of the model (default: the one it is for)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16"],
+        help="type of the image encoder on torch; auto measures which is faster on this machine (default: float32)",
+    )
+    parser.add_argument(
+        "--prompt", default="", help="the words that captions begin with, or a question; captions do not repeat them"
+    )
+    parser.add_argument("--beams", type=int, default=3, help="beam size; 1 is greedy (default: 3)")
+    add_length_penalty(parser)
+    parser.add_argument("--num-captions", type=int, default=1, help="captions per image (default: 1)")
+    parser.add_argument("--sample", action="store_true", help="draw words at random instead of taking the best")
+    parser.add_argument("--temperature", type=float, default=1.0, help="temperature of --sample (default: 1.0)")
+    parser.add_argument("--max-new-tokens", type=int, default=30, help="maximum length in tokens (default: 30)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images per batch (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of --sample (default: 0)")
+    parser.add_argument("--out", metavar="FILE", help="write the lines to a file, each at once, instead of to stdout")
+    parser.add_argument("--resume", action="store_true", help="skip the images that --out has captions of")
+    add_hub_flags(parser)
 
-    Raises:
-        ValueError: if `model` is for another runtime, or an export, whose type is its own; and what loading raises.
+
+def run(options: argparse.Namespace) -> int:
     """
-    exported = is_export(model)
-    if exported and dtype is not None:
-        raise ValueError(
-            f"--dtype ({dtype}) is for torch, and {model} is an export, whose type is its own; leave it out."
-        )
-    if exported and runtime != "torch":
-        captioner = ExportedCaptioner(model, num_threads)
-        if runtime is not None and captioner.runtime != runtime:
-            raise ValueError(
-                f"{model}: was exported for --runtime {captioner.runtime}, not {runtime}; leave --runtime out, or export "
-                f"the checkpoint with --to {runtime}."
-            )
-        return captioner
-    if exported:
-        raise ValueError(
-            f"{model}: is an export, which torch does not run; leave --runtime out, or give the checkpoint."
-        )
-    if runtime in ("onnx", "openvino"):
-        raise ValueError(
-            f"{model}: is no export; write one with: fusion-captioner export {model} --to {runtime} --out FOLDER"
-        )
-    from fusion_captioner.commands.quiet_stderr import keep_stderr_quiet
-    from fusion_captioner.inference.torch_captioner import TorchCaptioner
-
-    keep_stderr_quiet(reads_data=False)
-    return TorchCaptioner(model, revision, num_threads, dtype or "float32")
-
-
-def caption(options: argparse.Namespace) -> int:
-    """Run the command; returns 0, or 1 if some of the images could not be captioned, or 2 if none could.
-
-    Of several processes the last one returns that for all, and the others 0: launchers end everything as soon as one
-    process returns something else.
+    Returns:
+        0, or 1 if some of the images could not be captioned, or 2 if none could. Of several processes the last one
+        returns that for all, and the others 0: launchers end everything as soon as a process returns another status.
     """
+    from fusion_captioner.data.image_files import find_images
+    from fusion_captioner.inference.caption_file import CaptionFile, lock_captions
+    from fusion_captioner.inference.image_batches import Summary
+    from fusion_captioner.inference.launched_process import launched_process
+
     process = launched_process()
     _check(options, process)
     images = list(find_images(options.images))
-    file = CaptionFile(options.out, images, process, options.resume) if options.out else None
-    mine = range(process.rank, len(images), process.processes)
-    left = [place for place in mine if file is None or images[place] not in file.captioned]
-    bad = _caption_images(images, left, len(mine), options, process, file) if left else 0
-    tally: Tally | None = Tally(len(mine), bad)
-    if file is not None:
-        tally = file.finish(Tally(len(mine), bad))
-    return 0 if tally is None else tally.exit_status("captioned")
+    with lock_captions(options.out, process) if options.out else nullcontext():
+        file = CaptionFile(options.out, images, process, options.resume) if options.out else None
+        mine = range(process.rank, len(images), process.processes)
+        left = [place for place in mine if file is None or images[place] not in file]
+        bad = _caption_images(images, left, len(mine), options, process, file) if left else 0
+        summary: Summary | None = Summary(len(mine), bad)
+        if file is not None:
+            summary = file.finish(Summary(len(mine), bad))
+    return 0 if summary is None else summary.exit_status("captioned")
 
 
-def _check(options: argparse.Namespace, process: LaunchedProcess) -> None:
-    for name in ("beams", "num_captions", "max_new_tokens", "batch_size"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} ({getattr(options, name)}) must be at least 1.")
+def _check(options: argparse.Namespace, process: "LaunchedProcess") -> None:
+    check_at_least_one(options, "beams", "num_captions", "max_new_tokens", "batch_size")
     if not options.sample and options.num_captions > options.beams:
         raise ValueError(
             f"--num-captions ({options.num_captions}) needs at least as many --beams ({options.beams}), or --sample."
@@ -96,7 +95,7 @@ def _check(options: argparse.Namespace, process: LaunchedProcess) -> None:
     if not 0 < options.temperature < float("inf"):
         raise ValueError(f"--temperature ({options.temperature}) must be above 0, such as 0.7.")
     if options.resume and not options.out:
-        raise ValueError("--resume needs --out FILE, which names the captions to go on with.")
+        raise ValueError("--resume needs --out FILE, the file to continue.")
     if process.processes > 1 and not options.out:
         raise ValueError(f"{process.processes} processes need --out FILE, which their captions are merged in.")
 
@@ -106,11 +105,22 @@ def _caption_images(
     left: list[int],
     total: int,
     options: argparse.Namespace,
-    process: LaunchedProcess,
-    file: CaptionFile | None,
+    process: "LaunchedProcess",
+    file: "CaptionFile | None",
 ) -> int:
-    """Captions the images at the places `left`, the last of `total`; returns how many of them could not be."""
-    captioner = load(options.model, options.revision, options.runtime, process.threads, options.dtype)
+    """Caption the images at the places `left`, the last of `total`; returns how many of them could not be."""
+    from fusion_captioner.inference.captioner import load_on_runtime
+    from fusion_captioner.inference.image_batches import ImageBatches
+    from fusion_captioner.printing import print_json
+
+    captioner = load_on_runtime(
+        options.model,
+        options.revision,
+        options.runtime,
+        num_threads=process.threads,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+    )
     settings: dict[str, Any] = {
         "max_new_tokens": options.max_new_tokens,
         "num_return_sequences": options.num_captions,
@@ -124,15 +134,14 @@ def _caption_images(
     if settings["num_beams"] == 1:
         # the captioner's own length penalty is one of beam search
         settings["length_penalty"] = 1.0
-    with Progress(total, total - len(left), show=total > 1 and process.local_rank == 0) as progress:
-        batches = ImageBatches(images, left, options.batch_size, captioner.image_settings, progress, process)
-        for start, names, pictures in batches:
-            # other draws for other batches
-            captions = captioner.caption(pictures, options.prompt, seed=options.seed + start, **settings)
-            for name, texts in zip(names, captions, strict=True):
-                entry = {"image": name, "caption": texts[0]} | ({"captions": texts} if len(texts) > 1 else {})
-                if file is None:
-                    progress.print(json_line(entry), sys.stdout)
-                else:
-                    file.write(entry)
+    batches = ImageBatches(images, left, options.batch_size, captioner.image_settings, process, total)
+    for start, names, pictures in batches:
+        # other draws for other batches
+        captions = captioner.caption(pictures, options.prompt, seed=options.seed + start, **settings)
+        for name, texts in zip(names, captions, strict=True):
+            entry = {"image": name, "caption": texts[0]} | ({"captions": texts} if len(texts) > 1 else {})
+            if file is None:
+                print_json(entry)
+            else:
+                file.write(entry)
     return batches.bad

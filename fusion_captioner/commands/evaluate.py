@@ -1,107 +1,78 @@
-"""`fusion-captioner evaluate`: how good a captioner is on a split, greedy and with beams, as JSON and as a page. Other
-heads are scored by `evaluate_head.py`."""
+"""`fusion-captioner evaluate`: scores of a model on a split, as JSON, and for captioners also as a page."""
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
-
-import datasets
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from fusion_captioner import __version__
-from fusion_captioner.checkpoints.loading import check_captioner, load_captioner
-from fusion_captioner.commands.evaluate_head import evaluate_head
-from fusion_captioner.data.annotated_images import SkippedExample
-from fusion_captioner.data.caption_datasets import load_caption_dataset
-from fusion_captioner.evaluation.generated_captions import generate_captions
-from fusion_captioner.evaluation.report import ScoredImage, best_and_worst, render_report
-from fusion_captioner.files import check_output_file, write_file
-from fusion_captioner.metrics.caption_scores import DEFAULT_METRICS, score_captions
-from fusion_captioner.metrics.diversity import caption_diversity
-from fusion_captioner.metrics.meteor_java import find_meteor_jar
-from fusion_captioner.training.tasks.tasks import is_captioner
+from fusion_captioner.commands.shared_flags import add_hub_flags, add_length_penalty, check_at_least_one
 
+if TYPE_CHECKING:
+    from fusion_captioner.data.annotated_images import SkippedExample
+
+HELP = "score a model on a split"
 BEAMS = [1, 3]
 MAX_NEW_TOKENS = 30
+# Flags that are about generated captions, and for captioners only.
+CAPTION_FLAGS = ("beams", "max_new_tokens", "length_penalty", "meteor", "captions", "report")
 
 
-def evaluate(options: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Caption every image of a split, greedily and with beams, and score the captions: CIDEr-D, BLEU, ROUGE-L and\n"
+        "METEOR; the share of captions that are unique and that break off; the number of words used. A model of another\n"
+        "task gets the scores of its task, on all inputs and on each modality alone. Prints JSON on stdout."
+    )
+    parser.add_argument("model", help="folder or Hub name of the model")
+    parser.add_argument(
+        "--source",
+        required=True,
+        help="data: a folder in COCO's or Karpathy's layout, or a Hub name; or as in training",
+    )
+    parser.add_argument("--layout", default="auto", help="layout of the data (default: recognised by its files)")
+    parser.add_argument("--split", default="val", help="split to score (default: val)")
+    parser.add_argument("--beams", type=int, nargs="+", help="beam sizes; 1 is greedy (default: 1 3)")
+    add_length_penalty(parser)
+    parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: 32)")
+    parser.add_argument("--max-new-tokens", type=int, help="maximum length of a caption in tokens (default: 30)")
+    parser.add_argument("--limit", type=int, metavar="N", help="score the first N images, or rows, only")
+    parser.add_argument(
+        "--meteor", action="store_true", help="compute METEOR 1.5 as well (needs Java and pycocoevalcap)"
+    )
+    parser.add_argument("--captions", metavar="FILE", help="write the captions to a file, as JSON lines")
+    parser.add_argument(
+        "--report",
+        metavar="FILE.html",
+        help="write a page: the scores, and the best and worst captions of the last beam size, with their images",
+    )
+    parser.add_argument(
+        "--as-captioner", action="store_true", help="score the captions of a model that answers questions as well"
+    )
+    parser.add_argument("--skip-bad-images", action="store_true", help="skip and count images that cannot be read")
+    add_hub_flags(parser)
+
+
+def run(options: argparse.Namespace) -> int:
     """
-    Run the command; returns the exit status.
-
     Raises:
         ValueError, OSError: a flag, the model or the data are wrong; as far as possible, before anything is computed.
     """
+    from fusion_captioner.process_setup import keep_stderr_quiet
+    from fusion_captioner.training.tasks.tasks import is_captioner
+
+    keep_stderr_quiet(reads_data=True)
     _check(options)
-    if not options.as_captioner and not is_captioner(options.model, options.revision):
-        return evaluate_head(options)
-    options.beams = options.beams or BEAMS
-    options.max_new_tokens = options.max_new_tokens or MAX_NEW_TOKENS
-    skipped: list[SkippedExample] = []
-    rows = _rows(options, skipped)
-    model, processor = load_captioner(options.model, options.revision)
-    references = dict(zip(rows["image_id"], rows["captions"]))
-
-    settings: dict[str, dict[str, Any]] = {}
-    lines: list[dict[str, Any]] = []
-    captions: dict[str, str] = {}
-    cider = np.empty(0)
-    for beams in options.beams:
-        captions = generate_captions(
-            model,
-            processor,
-            rows,
-            batch_size=options.batch_size,
-            show_progress=True,
-            skip_bad_images=options.skip_bad_images,
-            num_beams=beams,
-            max_new_tokens=options.max_new_tokens,
-            **({} if options.length_penalty is None else {"length_penalty": options.length_penalty}),
-        )
-        if not captions:
-            raise ValueError(f"{options.source}: no image of the split {options.split!r} can be decoded; check them.")
-        numbers = score_captions(
-            list(captions.values()),
-            [references[image_id] for image_id in captions],
-            metrics=(*DEFAULT_METRICS, "METEOR") if options.meteor else DEFAULT_METRICS,
-            per_image=True,
-        )
-        cider = numbers.pop("per_image")["CIDEr"]
-        numbers |= caption_diversity(list(captions.values()))
-        settings["greedy" if beams == 1 else f"beam {beams}"] = {
-            name: round(value, 4) if isinstance(value, float) else value for name, value in numbers.items()
-        }
-        lines += [
-            {"image_id": image_id, "beams": beams, "caption": caption, "CIDEr": round(score, 4)}
-            for (image_id, caption), score in zip(captions.items(), cider.tolist(), strict=True)
-        ]
-
-    about = {
-        "model": options.model,
-        "source": options.source,
-        "split": options.split,
-        "images": len(captions),
-        "skipped_images": len({example.image_id for example in skipped}) + len(rows) - len(captions),
-        "max_new_tokens": options.max_new_tokens,
-        "fusion_captioner": __version__,
-    }
-    try:
-        if options.captions:
-            write_file(options.captions, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        if options.report:
-            write_file(options.report, _report(about, settings, rows, captions, cider))
-    finally:
-        # what was computed is told even where the disk was full
-        print(json.dumps(about | settings, indent=2, ensure_ascii=False))
-    return 0
+    if options.as_captioner or is_captioner(options.model, options.revision):
+        return _evaluate_captioner(options)
+    return _evaluate_task(options)
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name in ("batch_size", "max_new_tokens", "limit"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} ({value}) must be at least 1.")
+    from fusion_captioner.checkpoints.loading import check_captioner
+    from fusion_captioner.files import check_output_file
+    from fusion_captioner.metrics.meteor_java import find_meteor_jar
+
+    check_at_least_one(options, "batch_size", "max_new_tokens", "limit")
     sizes = options.beams or BEAMS
     for beams in sizes:
         if beams < 1:
@@ -117,38 +88,114 @@ def _check(options: argparse.Namespace) -> None:
         find_meteor_jar()
     check_captioner(options.model)
     if options.source.startswith((".", "/", "~")) and not Path(options.source).expanduser().exists():
-        # said before a Hub name of the model is looked up
+        # before the Hub is asked for the model
         raise FileNotFoundError(f"--source ({options.source}): no such file or folder; check the path.")
 
 
-def _rows(options: argparse.Namespace, skipped: list[SkippedExample]) -> datasets.Dataset:
-    """The rows to score; `skipped` is extended by what of their split is left out already."""
-    everything: list[SkippedExample] = []
+def _evaluate_captioner(options: argparse.Namespace) -> int:
+    from fusion_captioner.checkpoints.loading import load_captioner
+    from fusion_captioner.evaluation.report import report_of_split
+    from fusion_captioner.evaluation.split_scores import score_split
+    from fusion_captioner.files import write_text
+    from fusion_captioner.printing import json_line, print_json
+
+    rows, skipped = _rows(options)
+    model, processor = load_captioner(options.model, options.revision, trust_remote_code=options.trust_remote_code)
+    max_new_tokens = options.max_new_tokens or MAX_NEW_TOKENS
+    scores = score_split(
+        model,
+        processor,
+        rows,
+        options.beams or BEAMS,
+        meteor=options.meteor,
+        batch_size=options.batch_size,
+        skip_bad_images=options.skip_bad_images,
+        max_new_tokens=max_new_tokens,
+        **({} if options.length_penalty is None else {"length_penalty": options.length_penalty}),
+    )
+    about = {
+        "model": options.model,
+        "source": options.source,
+        "split": options.split,
+        "images": len(scores.captions),
+        "skipped_images": len({example.image_id for example in skipped}) + len(rows) - len(scores.captions),
+        "max_new_tokens": max_new_tokens,
+        "fusion_captioner": __version__,
+    }
+    try:
+        if options.captions:
+            write_text(options.captions, "".join(f"{json_line(line)}\n" for line in scores.lines))
+        if options.report:
+            write_text(options.report, report_of_split(about, scores, rows))
+    finally:
+        # also where the disk was full, since it took long
+        print_json(about | scores.settings, indent=2)
+    return 0
+
+
+def _rows(options: argparse.Namespace) -> tuple[Any, "list[SkippedExample]"]:
+    """The rows to score, and what of their split cannot be read."""
+    from fusion_captioner.data.caption_datasets import load_caption_dataset
+
+    skipped: list[SkippedExample] = []
     splits = load_caption_dataset(
-        options.source, layout=options.layout, skip_bad_images=options.skip_bad_images, skipped=everything
+        options.source, layout=options.layout, skip_bad_images=options.skip_bad_images, skipped=skipped
     )
     if options.split not in splits:
         raise ValueError(f"--split ({options.split!r}) is not in {options.source}; there are {', '.join(splits)}.")
-    skipped += [example for example in everything if example.split == options.split and example.is_bad_file]
     rows = splits[options.split]
-    return rows if options.limit is None else rows.select(range(min(options.limit, len(rows))))
+    if options.limit is not None:
+        rows = rows.select(range(min(options.limit, len(rows))))
+    return rows, [example for example in skipped if example.split == options.split and example.is_bad_file]
 
 
-def _report(
-    about: dict[str, Any],
-    settings: dict[str, dict[str, Any]],
-    rows: datasets.Dataset,
-    captions: dict[str, str],
-    cider: np.ndarray,
-) -> str:
-    row_of = {image_id: index for index, image_id in enumerate(rows["image_id"])}
-    image_ids = list(captions)
+def _evaluate_task(options: argparse.Namespace) -> int:
+    from tempfile import TemporaryDirectory
 
-    def scored(position: int) -> ScoredImage:
-        row = rows[row_of[image_ids[position]]]
-        return ScoredImage(
-            row["image_id"], row["image"], row["captions"], captions[row["image_id"]], float(cider[position])
+    from transformers import PrinterCallback
+
+    from fusion_captioner.checkpoints.loading import load_config, load_head
+    from fusion_captioner.printing import print_json
+    from fusion_captioner.training.arguments import HEAD_SECTIONS
+    from fusion_captioner.training.tasks.tasks import TASKS, HeadTask, read_task
+
+    for flag in CAPTION_FLAGS:
+        if getattr(options, flag):
+            raise ValueError(
+                f"--{flag.replace('_', '-')} is for captioners, and {options.model} is scored by its task; leave it out, or "
+                "add --as-captioner where the model captions as well."
+            )
+    changes = {"source": options.source, "skip_bad_images": options.skip_bad_images}
+    if options.layout != "auto":
+        changes["layout"] = options.layout
+    name, data = read_task(options.model, options.revision, **changes)
+    task: HeadTask = TASKS[name](data, load_config(options.model, options.revision))
+    rows = task.load_split(options.split, options.limit)
+    model, processor = load_head(
+        task.head,
+        options.model,
+        options.revision,
+        trained_to=task.trained_to,
+        trust_remote_code=options.trust_remote_code,
+    )
+    with TemporaryDirectory(prefix="fusion-captioner-") as folder:
+        arguments = HEAD_SECTIONS[name][1](
+            output_dir=folder,
+            per_device_eval_batch_size=options.batch_size,
+            eval_strategy="no",
+            save_strategy="no",
+            load_best_model_at_end=False,
+            report_to="none",
+            disable_tqdm=True,
         )
-
-    best, worst = best_and_worst(cider)
-    return render_report(about, settings, [scored(each) for each in best], [scored(each) for each in worst])
+        trainer = task.trainer(model, processor, arguments, {"eval": rows}, {})
+        trainer.remove_callback(PrinterCallback)  # stdout is for the report
+        trainer.evaluate()
+    about = {
+        "model": options.model,
+        "source": options.source,
+        "split": options.split,
+        "fusion_captioner": __version__,
+    }
+    print_json(about | task.report(trainer, rows), indent=2)
+    return 0

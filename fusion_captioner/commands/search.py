@@ -1,62 +1,67 @@
 """`fusion-captioner search`: the images or texts of an index that are closest to a text or an image, as JSON lines."""
 
 import argparse
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image
+from fusion_captioner.commands.shared_flags import add_trust_flag
 
-from fusion_captioner.commands.index import check_checkpoint
-from fusion_captioner.data.image_files import open_image
-from fusion_captioner.image_loading import load_image
-from fusion_captioner.inference.retriever import Retriever
-from fusion_captioner.search.embedding_shards import EMBEDDING
-from fusion_captioner.search.image_index import ImageIndex, require_faiss
-from fusion_captioner.search.indexed_images import load_images, read_indexed_image
+HELP = "find images for a text, texts for an image, images like an image"
+EPILOG = """\
+  fusion-captioner search holiday.index "a dog in the snow"                  images for a text
+  fusion-captioner search val.index --image photo.jpg --find texts           texts for an image
+  fusion-captioner search holiday.index --image photo.jpg                    images like an image
+  fusion-captioner search holiday.index "a dog in the snow" --rerank 50      look at the best 50 more closely
+
+`score` is the cosine of two embeddings. --rerank fuses the text with each of the best candidates and orders them by
+`matching`: slower, and better where the checkpoint was trained with a matching loss."""
 
 
-def search(options: argparse.Namespace) -> int:
-    """Run the command; returns 0, or 1 if an image could not be read for re-ranking."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Find what is closest to a text or an image in an index. One JSON line per result, best first."
+    )
+    parser.epilog = EPILOG
+    parser.add_argument("index", metavar="INDEX", help="folder that `index` wrote")
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="what to find, in quotes")
+    parser.add_argument("--image", metavar="FILE", help="search by an image, a file or URL, instead of a text")
+    parser.add_argument("--find", choices=["images", "texts"], default="images", help="what to find (default: images)")
+    parser.add_argument("--top", type=int, default=10, metavar="K", help="results to print (default: 10)")
+    parser.add_argument(
+        "--rerank",
+        type=int,
+        default=0,
+        metavar="N",
+        help="order the best N by the score of fused pairs (default: none)",
+    )
+    parser.add_argument("--model", metavar="CHECKPOINT", help="where the index's checkpoint is now, if it was moved")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub model (default: the index's)")
+    add_trust_flag(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Returns 0, or 1 if an image could not be read for re-ranking."""
+    from fusion_captioner.inference.retriever import Retriever
+    from fusion_captioner.printing import print_json, print_note
+    from fusion_captioner.process_setup import keep_stderr_quiet
+    from fusion_captioner.search.image_index import ImageIndex, require_faiss
+    from fusion_captioner.search.ranking import Query, search_index
+
+    keep_stderr_quiet(reads_data=True)
     _check(options)
     require_faiss()
     image_index = ImageIndex(Path(options.index).expanduser())
     rows = image_index.searchable(options.find)
     manifest = image_index.manifest
-    retriever = Retriever(options.model or manifest.model, options.revision or manifest.revision)
-    check_checkpoint(image_index, retriever)
-    if options.rerank and not retriever.can_match:
-        raise ValueError(
-            f"--rerank ({options.rerank}): {retriever.name} has no score of fused pairs (`matching_loss_weight` is 0); "
-            "leave --rerank out, or index with a checkpoint that was trained with a matching loss."
-        )
-    picture: Image.Image | None = None
-    if options.image is None:
-        (query,) = retriever.embed_texts([options.text])
-    else:
-        picture = _query_image(options.image, retriever)
-        (query,) = retriever.embed_images([picture])
-
-    found = rows.get_nearest_examples(EMBEDDING, query, k=min(max(options.top, options.rerank), len(rows)))
-    results = [
-        {name: values[place] for name, values in found.examples.items()} | {"score": round(float(score), 4)}
-        for place, score in enumerate(found.scores)
-    ]
-    problems: list[str] = []
-    if options.rerank:
-        candidates, others = results[: options.rerank], results[options.rerank :]
-        if picture is None:
-            candidates = _rerank_images(candidates, options.text, image_index, retriever, problems)
-        else:
-            _score(candidates, retriever.match([row["text"] for row in candidates], [picture])[:, 0])
-            candidates = _best_first(candidates, retriever)
-        results = candidates + others
-    for row in results[: options.top]:
-        print(json.dumps(_shown(row), ensure_ascii=False), flush=True)
-    for line in problems:
-        print(f"fusion-captioner: {line}", file=sys.stderr)
+    retriever = Retriever(
+        options.model or manifest.model, options.revision or manifest.revision, options.trust_remote_code
+    )
+    image_index.check_checkpoint(retriever)
+    query = Query.of(options.text, options.image, retriever)
+    results, problems = search_index(image_index, rows, retriever, query, options.top, options.rerank)
+    for result in results:
+        print_json(result)
+    for problem in problems:
+        print_note(problem)
     return 1 if problems else 0
 
 
@@ -74,52 +79,3 @@ def _check(options: argparse.Namespace) -> None:
     if options.rerank and (options.image is None) == (options.find == "texts"):
         kind = "texts with a text" if options.find == "texts" else "images with an image"
         raise ValueError(f"--rerank ({options.rerank}) scores a text with an image, not {kind}; leave it out.")
-
-
-def _query_image(image: str, retriever: Retriever) -> Image.Image:
-    if image.startswith(("http://", "https://")):
-        return load_image(image)
-    # as indexed images are read, so that an image is found to be the same as itself
-    return open_image({"path": image, "bytes": None}, image, retriever.image_processor)
-
-
-def _rerank_images(
-    candidates: list[dict[str, Any]],
-    text: str,
-    image_index: ImageIndex,
-    retriever: Retriever,
-    problems: list[str],
-) -> list[dict[str, Any]]:
-    """Best first; those that cannot be read any more come last."""
-    manifest = image_index.manifest
-    images = None
-    if any(row["split"] is not None for row in candidates):
-        images = load_images(manifest.source, manifest.layout, manifest.split)
-    readable, pictures, unreadable = [], [], []
-    for row in candidates:
-        try:
-            pictures.append(read_indexed_image(row, images, retriever.image_processor))
-            readable.append(row)
-        except (ValueError, OSError) as error:
-            problems.append(" ".join(str(error).split()))
-            unreadable.append(row)
-    if readable:
-        _score(readable, retriever.match([text], pictures)[0])
-        readable = _best_first(readable, retriever)
-    return readable + unreadable
-
-
-def _best_first(rows: list[dict[str, Any]], retriever: Retriever) -> list[dict[str, Any]]:
-    """By the sum of both logits: the matching score has learned what the towers, which drew its negatives, do not see."""
-    return sorted(rows, key=lambda row: -(retriever.inverse_temperature * row["score"] + row["matching"]))
-
-
-def _score(rows: list[dict[str, Any]], logits: np.ndarray) -> None:
-    """Give each row its `matching`, a logit: above 0 where text and image rather match than not."""
-    for row, logit in zip(rows, logits.tolist(), strict=True):
-        row["matching"] = round(logit, 4)
-
-
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    names = ("image", "text", "score", "matching", "captions", "images")
-    return {name: row[name] for name in names if name in row and row[name] != []}

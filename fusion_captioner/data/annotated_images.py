@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fusion_captioner.files import write_text
+
 logger = logging.getLogger(__name__)
 
 FIX = (
@@ -138,12 +140,10 @@ def required_list(document: Any, key: str, path: Path) -> list[Any]:
 
 
 def write_skipped(skipped: list[SkippedExample], path: Path) -> None:
-    """Write the list as JSON, aside and renamed, so that a reader never sees half of it."""
-    aside = path.with_name(path.name + ".incomplete")
-    aside.write_text(json.dumps([asdict(example) for example in skipped], indent=1, ensure_ascii=False))
-    aside.replace(path)
+    """Write the list as JSON."""
+    write_text(path, json.dumps([asdict(example) for example in skipped], indent=1, ensure_ascii=False))
 
 
 def read_skipped(path: Path) -> list[SkippedExample]:
     """The list that [`write_skipped`] wrote."""
-    return [SkippedExample(**example) for example in json.loads(path.read_text())]
+    return [SkippedExample(**example) for example in json.loads(path.read_text(encoding="utf-8"))]

@@ -139,38 +139,6 @@ class SelfCriticalCollator(CaptionCollator):
         )
 
 
-class GenerationCollator(ImageCollator):
-    """Batches to generate captions for: prompts alone, so that no reference can reach the model.
-
-    Args:
-        processor: a `FusionCaptionerProcessor`.
-        prompt: what the captions are to continue. A row may bring its own as `prompt`.
-        dtype: of `pixel_values` and `image_hidden_states`.
-        skip_bad_images: leave an image that cannot be decoded out of its batch, with a warning, instead of raising.
-    """
-
-    def __init__(
-        self, processor: Any, prompt: str = "", dtype: torch.dtype = torch.float32, skip_bad_images: bool = False
-    ) -> None:
-        super().__init__(processor, prompt, dtype, skip_bad_images)
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """
-        Args:
-            rows: each with `image_id`, and `image` or `image_hidden_states`; captions are not looked at.
-
-        Returns:
-            what `generate` takes, `pixel_values` (B, 3, H, W) or `image_hidden_states` (B, P, Dv), and the prompts'
-            `input_ids` and `attention_mask` (B, L), padded on the left; beside them `image_ids` (list of B str).
-
-        Raises:
-            FileNotFoundError, OSError, ValueError: an image cannot be decoded, or none of the batch.
-        """
-        kept, batch = self._images(rows)
-        texts = self.processor(text=[row.get("prompt", self.prompt) for row in kept], return_tensors="pt")
-        return batch | dict(texts) | {"image_ids": [row["image_id"] for row in kept]}
-
-
 def stack_features(rows: Sequence[Mapping[str, Any]], dtype: torch.dtype) -> torch.Tensor:
     """The `image_hidden_states` of the rows as one tensor (B, P, Dv).
 

@@ -13,11 +13,8 @@ Features stand by content: splits and data sets share them, and a changed image 
 import json
 import logging
 import shutil
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -30,9 +27,10 @@ from transformers import PreTrainedModel
 
 from fusion_captioner.data.annotated_images import SkippedExample, bad_image_error, log_skipped
 from fusion_captioner.data.augmentation import mirror
-from fusion_captioner.data.feature_shards import INCOMPLETE, ImageFeatures, MappedShard, ShardWriter, shard_paths
+from fusion_captioner.data.feature_shards import ImageFeatures, MappedShard, ShardWriter, shard_paths
 from fusion_captioner.data.image_files import MISSING_IMAGE, open_image
 from fusion_captioner.data.image_hashes import ImageHashes
+from fusion_captioner.files import INCOMPLETE, fingerprint, prefetch, without_volatile_keys, write_text
 from fusion_captioner.image_encoder import ImageEncoder
 
 logger = logging.getLogger(__name__)
@@ -69,13 +67,8 @@ def encoder_fingerprint(
         image_processor: its image processor.
         autocast_dtype: precision of the matrix products, see [`cached_features`].
     """
-    digest = blake2b(digest_size=8)
-    digest.update(json.dumps(_about(model, image_processor, autocast_dtype), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(_image_encoder(model).state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # As bytes: NumPy knows no bfloat16.
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    about = _about(model, image_processor, autocast_dtype)
+    return fingerprint(about, _image_encoder(model).state_dict())
 
 
 def cached_features(
@@ -139,9 +132,8 @@ def cached_features(
             if key is not None and (_mirrored(key) if is_mirrored else key) not in index
         }
         if missing:
-            (folder / "about.json").write_text(
-                json.dumps(_about(model, image_processor, autocast_dtype), indent=1, default=str)
-            )
+            about = _about(model, image_processor, autocast_dtype)
+            write_text(folder / "about.json", json.dumps(about, indent=1, default=str))
             encode = _Encoder(model, image_processor, autocast_dtype)
             reasons |= _compute(splits, missing, encode, folder, batch_size, num_threads, skip_bad_images)
             index = _index(folder)
@@ -195,14 +187,9 @@ def _image_encoder(model: PreTrainedModel) -> ImageEncoder:
 
 
 def _about(model: PreTrainedModel, image_processor: Any, autocast_dtype: torch.dtype | None) -> dict[str, Any]:
-    def of(document: dict[str, Any]) -> dict[str, Any]:
-        # Keys that name classes, places and versions, but change no feature; the weights tell their type themselves.
-        idle = ("processor_class", "auto_map", "transformers_version", "_name_or_path", "architectures", "dtype")
-        return {key: value for key, value in document.items() if key not in idle}
-
     return {
-        "vision_config": of(model.config.vision_config.to_dict()),
-        "image_processor": of(image_processor.to_dict()),
+        "vision_config": without_volatile_keys(model.config.vision_config.to_dict()),
+        "image_processor": without_volatile_keys(image_processor.to_dict()),
         "autocast_dtype": str(autocast_dtype),
         "format_version": FORMAT_VERSION,
     }
@@ -286,7 +273,7 @@ def _compute(
         writer = ShardWriter(folder, (regions, width), max(1, SHARD_BYTES // row_bytes))
         batches = [list(missing)[start : start + batch_size] for start in range(0, len(missing), batch_size)]
         with tqdm(total=len(missing), desc="caching image features", unit="image", disable=None) as progress:
-            for batch, (keys, pixel_values) in zip(batches, _in_threads(load, batches, num_threads), strict=True):
+            for batch, (keys, pixel_values) in prefetch(batches, load, num_threads, num_threads):
                 if pixel_values is not None:
                     encoded = encode(pixel_values)
                     if encoded.shape[1:] != (regions, width):
@@ -334,19 +321,3 @@ def _announce(folder: Path, images: int, shape: tuple[int, int], row_bytes: int)
 
 def _size(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
-
-
-def _in_threads(function: Callable[[Any], Any], items: list[Any], threads: int) -> Iterator[Any]:
-    """`map` whose next few results are made in threads, and no more of them."""
-    waiting: deque[Future] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

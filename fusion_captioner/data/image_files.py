@@ -1,7 +1,6 @@
 """Files of images: those that a command line names, names that stay inside their folder, the check of a header, decoding."""
 
 import os
-import sys
 import unicodedata
 import warnings
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from fusion_captioner.image_decoding import MAX_IMAGE_PIXELS, is_heif
 from fusion_captioner.image_loading import is_url, load_image, target_size
+from fusion_captioner.printing import print_note
 
 # Opening a header waits for the disk, more so on network drives, and Pillow and the kernel release the GIL meanwhile.
 HEADER_THREADS = 8
@@ -57,9 +57,11 @@ def _images_in(folder: Path, name: str) -> list[str]:
     found = sorted(file for file in found if not any(part[0] == "." for part in file.relative_to(folder).parts))
     files = [file for file in found if file.is_file()]
     if odd := [file for file in found if not file.exists() or not (file.is_file() or file.is_dir())]:
-        _say(f"{name}: {len(odd)} left out that are no files (links that lead nowhere, pipes, ...), such as {odd[0]}")
+        print_note(
+            f"{name}: {len(odd)} left out that are no files (links that lead nowhere, pipes, ...), such as {odd[0]}"
+        )
     if find_spec("pillow_heif") is None and (heif := [file for file in files if file.suffix.lower() in HEIF_SUFFIXES]):
-        _say(f"{name}: {len(heif)} HEIC photos left out; pip install 'fusion-captioner[heic]', which reads them")
+        print_note(f"{name}: {len(heif)} HEIC photos left out; pip install 'fusion-captioner[heic]', which reads them")
         files = [file for file in files if file.suffix.lower() not in HEIF_SUFFIXES]
     if not files:
         raise ValueError(f"{name}: the folder holds no images; check the path.")
@@ -70,17 +72,6 @@ def photo_suffixes() -> set[str]:
     """Endings of the files that Pillow can read and that are pictures."""
     extensions = Image.registered_extensions()  # which loads the formats
     return {suffix for suffix, kind in extensions.items() if kind in Image.OPEN and kind not in NO_PHOTOS}
-
-
-def _say(line: str) -> None:
-    print(f"fusion-captioner: {printable(line)}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """`text` with its control characters escaped: names of files may hold those that move a terminal's cursor."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
 
 
 class ImageFolder:

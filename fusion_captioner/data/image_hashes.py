@@ -2,7 +2,6 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,11 @@ import pyarrow as pa
 from pyarrow import feather
 from tqdm.auto import tqdm
 
+from fusion_captioner.files import atomic_write, hash_bytes
+
 # Reading and hashing release the GIL.
 THREADS = 8
 ROWS_AT_ONCE = 1024
-
-
-def hash_bytes(content: bytes) -> str:
-    """128 bits of BLAKE2b, in hexadecimal."""
-    return blake2b(content, digest_size=16).hexdigest()
 
 
 class ImageHashes:
@@ -78,7 +74,5 @@ class ImageHashes:
     def _save(self) -> None:
         sizes, times, hashes = zip(*self._known.values(), strict=True)
         table = pa.table({"path": list(self._known), "size": sizes, "mtime_ns": times, "hash": hashes})
-        # Aside and renamed, under a name of its own: several processes may save at once.
-        aside = self.file.with_name(f"{self.file.name}.{os.getpid()}.incomplete")
-        feather.write_feather(table, aside)
-        aside.replace(self.file)
+        with atomic_write(self.file) as temporary:
+            feather.write_feather(table, temporary)

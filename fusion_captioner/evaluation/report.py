@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
+import datasets
 import numpy as np
 
 from fusion_captioner.evaluation.html_page import jpeg_uri, render, shrunk
+from fusion_captioner.evaluation.split_scores import SplitScores
 from fusion_captioner.image_loading import load_image
 
 SHOWN = 20
 THUMBNAIL_SIDE = 320  # pixels; about 20 kB as a JPEG
 
-# How the numbers of a setting are called, in their order; those that are not there are left out.
+# Labels of the numbers of a setting, in their order; numbers that a setting lacks are omitted.
 SCORE_NAMES = {
     "CIDEr": "CIDEr-D",
     "BLEU-1": "BLEU-1",
@@ -28,38 +29,11 @@ CAPTION_NAMES = {
     "unique_captions": "Captions that are unique",
     "dangling_endings": "Captions that end in a function word",
     "vocabulary": "Distinct words",
-    "mean_length": "Words a caption, mean",
-    "min_length": "Words a caption, fewest",
-    "max_length": "Words a caption, most",
+    "mean_length": "Words per caption, mean",
+    "min_length": "Words per caption, fewest",
+    "max_length": "Words per caption, most",
 }
 SHARES = ("unique_captions", "dangling_endings")
-
-STYLE = """\
-h2 { margin: 2.5rem 0 .5rem; }
-p { margin: 0 0 .75rem; max-width: 48rem; }
-.break { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; background: var(--card); margin: 0 0 1rem; }
-caption { white-space: nowrap; text-align: left; font-weight: 600; padding: .25rem 0; }
-th, td { border: 1px solid var(--line); padding: .35rem .75rem; text-align: right; font-variant-numeric: tabular-nums; }
-td, th[scope=col] { white-space: nowrap; }
-th { font-weight: 600; }
-th[scope=row] { text-align: left; font-weight: 400; }
-ol.cards { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: 1rem; display: grid;
-  gap: .5rem 1.25rem; grid-template-columns: minmax(0, 14rem) minmax(0, 1fr) minmax(0, 1fr); }
-.card img { width: 100%; height: auto; max-height: 16rem; object-fit: contain; border-radius: .25rem; }
-.card h3 { font-size: .9rem; margin: 0 0 .25rem; color: var(--soft); font-weight: 600; }
-.card ul { margin: 0; padding-left: 1.1rem; }
-.said { font-size: 1.1rem; }
-.card p, .card li { overflow-wrap: anywhere; }
-@media (max-width: 44rem) {
-  .card { grid-template-columns: minmax(0, 1fr); }
-  .card img { max-height: none; }
-  th, td { padding: .35rem .5rem; }
-}
-@media print { .card { break-inside: avoid; } }
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +60,25 @@ def best_and_worst(scores: np.ndarray, shown: int = SHOWN) -> tuple[list[int], l
     return best, order[len(best) :][::-1][:shown]
 
 
-def thumbnail(image: Any, name: str) -> str:
-    """A small JPEG of the image as a `data:` URI."""
-    return jpeg_uri(shrunk(load_image(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), name=name), THUMBNAIL_SIDE))
+def report_of_split(about: Mapping[str, Any], scores: SplitScores, rows: datasets.Dataset) -> str:
+    """
+    The page of a split, with the best and the worst captions of the last setting.
+
+    Args:
+        about: what was scored, such as `{"model": ..., "source": ..., "split": ...}`.
+        scores: those of the split.
+        rows: with `image_id`, `image` and `captions`.
+    """
+    row_of = {image_id: index for index, image_id in enumerate(rows["image_id"])}
+    image_ids = list(scores.captions)
+
+    def scored(position: int) -> ScoredImage:
+        row = rows[row_of[image_ids[position]]]
+        caption = scores.captions[row["image_id"]]
+        return ScoredImage(row["image_id"], row["image"], row["captions"], caption, float(scores.cider[position]))
+
+    best, worst = best_and_worst(scores.cider)
+    return render_report(about, scores.settings, [scored(each) for each in best], [scored(each) for each in worst])
 
 
 def render_report(
@@ -101,45 +91,41 @@ def render_report(
     The page.
 
     Args:
-        about: what was scored, such as `{"model": ..., "split": ...}`.
+        about: what was scored.
         settings: numbers by the name of the setting (`"greedy"`, `"beam 3"`), as in the JSON of the command.
         best, worst: images with their captions in the last of the settings, in the order to show them.
     """
     shown = list(settings)[-1]
-    signature = settings[shown]["signature"]
-    title = f"Captions of {about['model']} on {about['source']}, {about['split']}"
-    told = "<br>".join(f"{escape(name.replace('_', ' '))}: {escape(str(value))}" for name, value in about.items())
-    body = f"""\
-<p class="soft break">{told}</p>
-<h2 id="scores">Scores</h2>
-{_table("Agreement with the references, times 100", "scores-table", SCORE_NAMES, settings)}
-{_table("The captions themselves", "captions-table", CAPTION_NAMES, settings)}
-<p class="soft break">Signature of the scores, which two results must share to be compared: {escape(signature)}</p>
-{_cards("Best", "best", best, shown)}
-{_cards("Worst", "worst", worst, shown)}"""
-    return render(title, "Evaluation of a captioner", STYLE, body)
-
-
-def _table(title: str, name: str, rows: Mapping[str, str], settings: Mapping[str, Mapping[str, Any]]) -> str:
-    head = "".join(f'<th scope="col">{escape(setting)}</th>' for setting in settings)
-    body = "\n".join(
-        f'<tr><th scope="row">{escape(label)}</th>'
-        + "".join(f"<td>{_number(key, numbers[key])}</td>" for numbers in settings.values())
-        + "</tr>"
-        for key, label in rows.items()
-        if all(key in numbers for numbers in settings.values())
+    return render(
+        "evaluation/report.html",
+        title=f"Captions of {about['model']} on {about['source']}, {about['split']}",
+        heading="Evaluation of a captioner",
+        about=about,
+        settings=list(settings),
+        tables=[
+            {"title": "Agreement with the references, times 100", "rows": _rows(SCORE_NAMES, settings)},
+            {"title": "The captions themselves", "rows": _rows(CAPTION_NAMES, settings)},
+        ],
+        signature=settings[shown]["signature"],
+        shown=shown,
+        cards={"Best": best, "Worst": worst},
+        thumbnail=thumbnail,
     )
-    # the region can be scrolled by keyboard where the table is wider than the screen
-    return f"""\
-<div class="scroll" role="region" aria-labelledby="{name}" tabindex="0">
-<table>
-<caption id="{name}">{escape(title)}</caption>
-<thead><tr><td></td>{head}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table>
-</div>"""
+
+
+def thumbnail(image: ScoredImage) -> str:
+    """A small JPEG of the image as a `data:` URI."""
+    size, name = (THUMBNAIL_SIDE, THUMBNAIL_SIDE), f"image_id {image.image_id!r}"
+    return jpeg_uri(shrunk(load_image(image.image, size, name=name), THUMBNAIL_SIDE))
+
+
+def _rows(labels: Mapping[str, str], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Label → the number of each setting as text."""
+    return {
+        label: [_number(key, numbers[key]) for numbers in settings.values()]
+        for key, label in labels.items()
+        if all(key in numbers for numbers in settings.values())
+    }
 
 
 def _number(key: str, value: float) -> str:
@@ -148,26 +134,3 @@ def _number(key: str, value: float) -> str:
     if key in SCORE_NAMES:
         return f"{100 * value:.2f}"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def _cards(title: str, name: str, images: Sequence[ScoredImage], setting: str) -> str:
-    if not images:
-        return ""
-    cards = "\n".join(_card(image) for image in images)
-    return f"""\
-<h2 id="{name}">{title} {len(images)} by CIDEr-D, {escape(setting)}</h2>
-<ol class="cards" aria-labelledby="{name}">
-{cards}
-</ol>"""
-
-
-def _card(image: ScoredImage) -> str:
-    identity = escape(image.image_id)
-    references = "".join(f'<li dir="auto">{escape(text)}</li>' for text in image.references)
-    return f"""\
-<li class="card">
-<div><img src="{thumbnail(image.image, f"image_id {image.image_id!r}")}" alt="Picture {identity}" loading="lazy">
-<p class="soft">{identity}</p></div>
-<div><h3>Caption, CIDEr-D {100 * image.cider:.1f}</h3><p class="said" dir="auto">{escape(image.caption) or "(nothing)"}</p></div>
-<div><h3>References</h3><ul>{references}</ul></div>
-</li>"""

@@ -1,12 +1,8 @@
-"""`fusion-captioner export`: a captioner as files that run without torch."""
+"""A captioner as files that run without torch."""
 
-import argparse
-import json
-import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +10,13 @@ import torch
 from torch.export import ExportedProgram
 
 from fusion_captioner import __version__
-from fusion_captioner.checkpoints.loading import load_captioner
-from fusion_captioner.data.image_files import find_images
 from fusion_captioner.export.int8 import (
-    MAX_CALIBRATION_IMAGES,
     compress_weights,
     quantize_decoder_step,
     quantize_image_part,
 )
 from fusion_captioner.export.parts import Shape, export_decoder_step, export_image_part
+from fusion_captioner.files import atomic_folder, fingerprint, write_json
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
 from fusion_captioner.inference.exported_captioner import (
     DECODER_STEP,
@@ -89,7 +83,7 @@ def export_captioner(
         "runtime": runtime,
         "dtype": "float32" if calibration is None else "int8",
         "package_version": __version__,
-        "checkpoint": weights_fingerprint(model),
+        "checkpoint": fingerprint(weights=model.state_dict(), digest_size=16),
         "vocab_size": model.config.vocab_size,
         "max_positions": model.config.max_position_embeddings
         if "transformer" in (model.config.text_encoder_type, model.config.decoder_type)
@@ -97,57 +91,27 @@ def export_captioner(
         "generation": _generation(model),
         "tokenizer": _tokenizer(processor),
     }
-    folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    # gone first and back last: a folder without it is no export
-    (folder / DESCRIPTION).unlink(missing_ok=True)
     model = deepcopy(model).eval().float().cpu()  # the caller's stays what it is
     size = (processor.image_processor.size["height"], processor.image_processor.size["width"])
-    image_part, region_shapes = export_image_part(model, size)
     pixels_shape: list[Shape] = [["images", 3, *size]]
-    if calibration is None:
-        EXPORTERS[runtime](image_part, pixels_shape, folder / IMAGE_PART)
-    else:
-        settings = {name: getattr(processor.image_processor, name) for name in SETTINGS}
-        write_int8_image_part(image_part, pixels_shape, folder / IMAGE_PART, runtime, calibration, settings)
-    decoder_step, states = export_decoder_step(model, region_shapes)
     attends = description["max_positions"] is not None
     token_shapes: list[Shape] = [["images", "texts"], ["images", "texts", "seen" if attends else 1]]
-    shapes = [*token_shapes, *region_shapes, *(state["shape"] for state in states)]
-    write = EXPORTERS[runtime] if calibration is None else INT8_DECODER_EXPORTERS[runtime]
-    write(decoder_step, shapes, folder / DECODER_STEP)
-
-    model.config.to_json_file(folder / "config.json")
-    processor.tokenizer.save_pretrained(folder)
-    processor.image_processor.to_json_file(folder / IMAGE_SETTINGS)
-    description |= {"regions": region_shapes, "states": states}
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
-    return folder
-
-
-def export(options: argparse.Namespace) -> int:
-    """Run the command; returns the exit status."""
-    # the exporter names every operator of packages that are not installed
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    images = _calibration_images(options)
-    model, processor = load_captioner(options.model, options.revision)
-    print(export_captioner(model, processor, options.to, options.out, images))
-    return 0
-
-
-def _calibration_images(options: argparse.Namespace) -> list[str] | None:
-    if not options.int8:
-        if options.calibration is not None:
-            raise ValueError(f"--calibration ({options.calibration}) goes with --int8; add it, or leave both out.")
-        return None
-    if options.calibration is None:
-        raise ValueError(
-            "--int8 needs --calibration FOLDER, with some hundreds of images like those to be captioned; "
-            f"{MAX_CALIBRATION_IMAGES} of them are used."
-        )
-    if not Path(options.calibration).expanduser().is_dir():
-        raise FileNotFoundError(f"--calibration ({options.calibration}): no such folder; name one with images.")
-    return list(find_images([options.calibration]))
+    with atomic_folder(folder, last=DESCRIPTION) as new:
+        image_part, region_shapes = export_image_part(model, size)
+        if calibration is None:
+            EXPORTERS[runtime](image_part, pixels_shape, new / IMAGE_PART)
+        else:
+            settings = {name: getattr(processor.image_processor, name) for name in SETTINGS}
+            write_int8_image_part(image_part, pixels_shape, new / IMAGE_PART, runtime, calibration, settings)
+        decoder_step, states = export_decoder_step(model, region_shapes)
+        shapes = [*token_shapes, *region_shapes, *(state["shape"] for state in states)]
+        write = EXPORTERS[runtime] if calibration is None else INT8_DECODER_EXPORTERS[runtime]
+        write(decoder_step, shapes, new / DECODER_STEP)
+        model.config.to_json_file(new / "config.json")
+        processor.tokenizer.save_pretrained(new)
+        processor.image_processor.to_json_file(new / IMAGE_SETTINGS)
+        write_json(new / DESCRIPTION, description | {"regions": region_shapes, "states": states})
+    return Path(folder)
 
 
 def write_onnx(program: ExportedProgram, shapes: list[Shape], path: Path) -> None:
@@ -215,15 +179,6 @@ INT8_DECODER_EXPORTERS: dict[str, Callable[[ExportedProgram, list[Shape], Path],
     "onnx": write_int8_onnx_decoder,
     "openvino": write_int8_openvino_decoder,
 }
-
-
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """A hash of all weights and their names."""
-    digest = blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _generation(model: FusionCaptionerForConditionalGeneration) -> dict[str, Any]:

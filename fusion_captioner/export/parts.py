@@ -1,7 +1,7 @@
 """
-The two parts of a captioner that leave torch: the image part, run once an image, and the decoder step, run once a token.
+The two parts of a captioner that leave torch: the image part runs once per image, the decoder step once per token.
 
-B: images, k: texts an image (prompts, beams or samples), S: tokens a text has so far, this one included, V: vocabulary
+B: images, k: texts per image (prompts, beams or samples), S: tokens a text has so far, this one included, V: vocabulary
 """
 
 from typing import Any
@@ -11,10 +11,9 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from fusion_captioner.causal_layers import State
+from fusion_captioner.inference.exported_captioner import IMAGES, PAST, TEXTS
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 
-# How the description of an export names the sizes that change from call to call.
-IMAGES, TEXTS, PAST = "images", "texts", "past"
 Shape = list[str | int]
 
 

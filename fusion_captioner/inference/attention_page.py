@@ -1,7 +1,7 @@
 """Pictures with their captions and, for every word, where the captioner looked: as one HTML page and as one PNG."""
 
 from collections.abc import Sequence
-from html import escape
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -11,25 +11,11 @@ from fusion_captioner.inference.attention_maps import AttendedCaption
 
 PICTURE_SIDE = 300  # pixels, the longer side
 TILE_SIDE = 132
-TILES_A_ROW = 7
+TILES_PER_ROW = 7
 MARGIN, GAP = 16, 8
 TITLE_HEIGHT, LABEL_HEIGHT = 36, 24
 # How bright a region stays where nothing was looked at.
 DARKEST = 0.2
-
-STYLE = """\
-h2 { margin: 0 0 .75rem; overflow-wrap: anywhere; }
-p { margin: 0 0 1rem; max-width: 48rem; color: var(--soft); }
-section { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: 1rem; margin: 0 0 1rem; }
-.picture { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
-.picture > img { max-width: 100%; height: auto; border-radius: .25rem; }
-ol { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: .5rem; flex: 1 1 20rem; }
-li { width: 8.25rem; }
-li img { display: block; max-width: 100%; height: auto; border-radius: .25rem; }
-li span { display: block; font-size: .95rem; overflow-wrap: anywhere; }
-section .soft { margin: .5rem 0 0; }
-@media print { section { break-inside: avoid; } }
-"""
 
 
 def lit(picture: Image.Image, attention: np.ndarray) -> Image.Image:
@@ -54,54 +40,53 @@ def render_page(
 
     Args:
         title: its heading.
-        note: what is said below it, as plain text.
+        note: the text below it.
         names: of the pictures.
-        pictures, captions: one of each a name.
+        pictures, captions: one of each per name.
     """
-    sections = "\n".join(
-        _section(name, picture, caption) for name, picture, caption in zip(names, pictures, captions, strict=True)
+    return render(
+        "inference/attention_page.html",
+        title=title,
+        heading=title,
+        note=note,
+        pictures=[
+            _values(name, picture, caption) for name, picture, caption in zip(names, pictures, captions, strict=True)
+        ],
     )
-    told = (
-        "<p>Under each picture's caption, its words: the picture is bright where the captioner looked while it wrote the "
-        f"word. {escape(note)}</p>"
-    )
-    return render(title, title, STYLE, f"{told}\n{sections}")
 
 
-def _section(name: str, picture: Image.Image, caption: AttendedCaption) -> str:
+def _values(name: str, picture: Image.Image, caption: AttendedCaption) -> dict[str, Any]:
     tile = shrunk(picture, TILE_SIDE)
-    words = "".join(
-        f'<li><img src="{jpeg_uri(lit(tile, attention))}" alt="" width="{tile.width}" height="{tile.height}">'
-        f'<span dir="auto">{escape(word)}</span></li>'
-        for word, attention in zip(caption.words, caption.maps, strict=True)
-    )
-    large = shrunk(picture, PICTURE_SIDE)
-    return f"""\
-<section>
-<h2 dir="auto">{escape(caption.text) or "(nothing)"}</h2>
-<div class="picture">
-<img src="{jpeg_uri(large)}" alt="{escape(name)}" width="{large.width}" height="{large.height}">
-<ol>{words}</ol>
-</div>
-<p class="soft">{escape(name)}</p>
-</section>"""
+    words = [
+        (word, _embedded(lit(tile, attention))) for word, attention in zip(caption.words, caption.maps, strict=True)
+    ]
+    return {
+        "name": name,
+        "caption": caption.text,
+        "large": _embedded(shrunk(picture, PICTURE_SIDE)),
+        "words": words,
+    }
+
+
+def _embedded(picture: Image.Image) -> dict[str, Any]:
+    return {"uri": jpeg_uri(picture), "width": picture.width, "height": picture.height}
 
 
 def draw_sheet(pictures: Sequence[Image.Image], captions: Sequence[AttendedCaption]) -> Image.Image:
     """
-    The same as one image: each picture with its caption above it and its words beside it.
+    The same as one image: each picture with its caption above it and its words to the right.
 
     Args:
-        pictures, captions: one caption a picture.
+        pictures, captions: one caption per picture.
     """
     font, small = ImageFont.load_default(22), ImageFont.load_default(15)
     larges, tiles = ([shrunk(picture, side) for picture in pictures] for side in (PICTURE_SIDE, TILE_SIDE))
     steps = [tile.height + LABEL_HEIGHT for tile in tiles]
     heights = [
-        TITLE_HEIGHT + max(large.height, -(-len(caption.words) // TILES_A_ROW) * step) + 2 * MARGIN
+        TITLE_HEIGHT + max(large.height, -(-len(caption.words) // TILES_PER_ROW) * step) + 2 * MARGIN
         for large, step, caption in zip(larges, steps, captions, strict=True)
     ]
-    width = 2 * MARGIN + PICTURE_SIDE + TILES_A_ROW * (TILE_SIDE + GAP) + MARGIN
+    width = 2 * MARGIN + PICTURE_SIDE + TILES_PER_ROW * (TILE_SIDE + GAP) + MARGIN
     sheet = Image.new("RGB", (width, sum(heights) + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     top = MARGIN
@@ -109,7 +94,7 @@ def draw_sheet(pictures: Sequence[Image.Image], captions: Sequence[AttendedCapti
         draw.text((MARGIN, top), caption.text, fill="black", font=font)
         sheet.paste(large, (MARGIN, top + TITLE_HEIGHT))
         for number, (word, attention) in enumerate(zip(caption.words, caption.maps, strict=True)):
-            row, column = divmod(number, TILES_A_ROW)
+            row, column = divmod(number, TILES_PER_ROW)
             left = 2 * MARGIN + PICTURE_SIDE + column * (TILE_SIDE + GAP)
             upper = top + TITLE_HEIGHT + row * step
             sheet.paste(lit(tile, attention), (left, upper))

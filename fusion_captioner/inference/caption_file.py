@@ -1,39 +1,65 @@
 """
-The file that `caption --out` writes: a line an image, there as soon as it is known, so that a kill loses little.
+The file that `caption --out` writes: a line per image, written as soon as it is known, so that a kill loses little.
 
-Of several processes each writes a part beside the file, `FILE.part-1-of-4`, and when it is through leaves a note of that,
-`FILE.part-1-of-4.done`. Whoever finds the notes of all merges the parts.
+Each of several processes writes a part next to the file, `FILE.part-1-of-4`, and at its end a note,
+`FILE.part-1-of-4.done`. The process that finds the notes of all merges the parts.
 """
 
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from hashlib import blake2b
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import lru_cache
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from fusion_captioner.files import check_output_file, write_file
-from fusion_captioner.inference.image_batches import Tally
+from fusion_captioner.files import check_output_file, hash_bytes, lock_file, lock_holder, lock_output, write_text
+from fusion_captioner.inference.image_batches import Summary
 from fusion_captioner.inference.launched_process import LaunchedProcess
+from fusion_captioner.printing import json_line
 
 _LINE_START = b'{"image": '
 
 
+@contextmanager
+def lock_captions(path: str, process: LaunchedProcess) -> Iterator[None]:
+    """
+    Keep other runs from writing the same captions, whichever number of processes they have.
+
+    Raises:
+        OSError: another run is writing them; the message names its process.
+    """
+    target = Path(path).expanduser()
+    own = _part(target, process)
+    with lock_output(own, "--out"):
+        lock = re.compile(re.escape(target.name) + r"(?:\.part-\d+-of-(\d+))?\.lock")
+        for file in target.parent.iterdir():
+            if (match := lock.fullmatch(file.name)) is None or match[1] == str(process.processes):
+                continue
+            if file != lock_file(own) and (holder := lock_holder(file)) is not None:
+                raise OSError(
+                    f"--out ({path}): is being written by {holder}; wait until it has ended, or name another output."
+                )
+        yield
+
+
 class CaptionFile:
     """
-    The captions of a run, whichever processes write them. Nothing is there before the first caption is.
+    The captions of a run, whichever processes write them. The file is created with the first caption.
 
     Args:
         path: the file that all captions end in.
         images: those of all processes, in the order that merged captions have.
         process: which of the processes this one is.
-        resume: go on with what an earlier run left, of however many processes.
+        resume: continue with what an earlier run left, of any number of processes.
 
     Raises:
         FileExistsError: without `resume`, there are captions that it would add to.
-        ValueError: what is there are no captions.
+        ValueError: the file has other content than captions.
         OSError: it cannot be read or written.
     """
 
@@ -41,97 +67,123 @@ class CaptionFile:
         self.path = Path(path).expanduser()
         self.images = images
         self.process = process
-        self.own = self.path if process.processes == 1 else self._part(process.rank)
+        self.own = _part(self.path, process)
         check_output_file(str(self.own), "--out")
-        self.captioned: set[str] = set()
+        self._captioned: set[str] = set()
         self._file: FileIO | None = None
         self._whole_lines = 0  # bytes of them in `own`
         if resume:
             for file in (self.path, *self._parts()):
                 for entry, line in _read(file):
-                    self.captioned.add(entry["image"])
+                    self._captioned.add(_identity(entry["image"]))
                     self._whole_lines += len(line) if file == self.own else 0
         else:
             # parts of other processes may be those of this very run
             for file in (self.path, *(self._parts() if process.processes == 1 else [self.own])):
                 if file.exists() and file.stat().st_size:
                     raise FileExistsError(
-                        f"--out: {file} holds captions already; add --resume to go on with them, or name another file."
+                        f"--out: {file} holds captions already; add --resume to continue with them, or name another "
+                        "file."
                     )
-        self._done_note(process.rank).unlink(missing_ok=True)
+        _note_of(self.own).unlink(missing_ok=True)
+
+    def __contains__(self, image: str) -> bool:
+        """Whether an earlier run captioned an image, however its path was written."""
+        return bool(self._captioned) and _identity(image) in self._captioned
 
     def write(self, entry: dict[str, Any]) -> None:
         """Add a line."""
         if self._file is None:
             # without a buffer: what is written outlives this process, however it ends
             self._file = self.own.open("ab", buffering=0)
-            self._file.truncate(self._whole_lines)  # half a line, which a kill has left, goes
+            self._file.truncate(self._whole_lines)  # drops half a line, which a kill has left
         self._file.write(f"{json_line(entry)}\n".encode())
 
-    def finish(self, tally: Tally) -> Tally | None:
+    def finish(self, summary: Summary) -> Summary | None:
         """
         End the share of this process, and merge, if all have ended theirs.
 
         Args:
-            tally: of this process.
+            summary: of this process.
 
         Returns:
-            the tally of all processes, from the one that merges; None while others are at work.
+            the summary of all processes, from the one that merges; None while others are at work.
         """
         if self._file is not None:
             self._file.close()
         if self.process.processes == 1:
-            if self._parts():
+            if self._files(r"\.part-.*"):
                 self._merge()
-            return tally
+            return summary
         # a note about other images is one that an earlier run has left
-        about = blake2b("\n".join(self.images).encode(errors="surrogateescape"), digest_size=16).hexdigest()
-        write_file(str(self._done_note(self.process.rank)), json.dumps(asdict(tally) | {"about": about}))
-        notes = [self._done_note(rank) for rank in range(self.process.processes)]
+        about = hash_bytes("\n".join(self.images).encode(errors="surrogateescape"))
+        write_text(_note_of(self.own), json.dumps(asdict(summary) | {"about": about}))
+        ranks = range(self.process.processes)
+        notes = [_note_of(_part(self.path, replace(self.process, rank=rank))) for rank in ranks]
         claimed = notes[0].with_suffix(".merging")
         try:
-            said = [json.loads(note.read_text()) for note in notes]
-            if any(note["about"] != about for note in said):
+            contents = [json.loads(note.read_text(encoding="utf-8")) for note in notes]
+            if any(content["about"] != about for content in contents):
                 return None
-            notes[0].rename(claimed)  # of two that end together, one finds it gone
+            notes[0].rename(claimed)  # of two processes that end together, one finds it gone
         except FileNotFoundError:
             return None
         self._merge()
-        for note in (claimed, *notes[1:]):
-            note.unlink()
-        return Tally(sum(note["images"] for note in said), sum(note["bad"] for note in said))
+        return Summary(sum(content["images"] for content in contents), sum(content["bad"] for content in contents))
 
     def _merge(self) -> None:
-        places = {name: place for place, name in enumerate(self.images)}
+        places = {_identity(name): place for place, name in enumerate(self.images)}
+        wanted = Counter(_identity(name) for name in self.images)
+        found: Counter[str] = Counter()
+        lines: list[tuple[int, bytes]] = []
         parts = self._parts()
-        # captions that an earlier run made of other images stay first
-        lines = [(places.get(entry["image"], -1), line) for file in (self.path, *parts) for entry, line in _read(file)]
+        for file in (self.path, *parts):
+            for entry, line in _read(file):
+                image = _identity(entry["image"])
+                # a kill after a merge leaves the parts, whose lines the file has already
+                if file == self.path or found[image] < max(1, wanted[image]):
+                    found[image] += 1
+                    # captions that an earlier run made of other images stay first
+                    lines.append((places.get(image, -1), line))
         lines.sort(key=lambda placed: placed[0])
-        write_file(str(self.path), b"".join(line for _, line in lines).decode())
+        write_text(self.path, b"".join(line for _, line in lines).decode())
         for part in parts:
             part.unlink()
-
-    def _part(self, rank: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.part-{rank}-of-{self.process.processes}")
+        for note in self._files(r"\.part-\d+-of-\d+\.(?:done|merging)"):
+            note.unlink(missing_ok=True)
 
     def _parts(self) -> list[Path]:
-        """Of whichever number of processes."""
-        name = re.compile(re.escape(self.path.name) + r"\.part-\d+-of-\d+")
+        """Of any number of processes."""
+        return self._files(r"\.part-\d+-of-\d+")
+
+    def _files(self, suffix: str) -> list[Path]:
+        name = re.compile(re.escape(self.path.name) + suffix)
         return sorted(file for file in self.path.parent.iterdir() if name.fullmatch(file.name))
 
-    def _done_note(self, rank: int) -> Path:
-        part = self._part(rank)
-        return part.with_name(f"{part.name}.done")
+
+def _part(path: Path, process: LaunchedProcess) -> Path:
+    """The file that a process writes."""
+    return (
+        path if process.processes == 1 else path.with_name(f"{path.name}.part-{process.rank}-of-{process.processes}")
+    )
 
 
-def json_line(entry: dict[str, Any]) -> str:
-    """`entry` as JSON that can be encoded, also where a file's name is no text."""
-    line = json.dumps(entry, ensure_ascii=False)
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        return json.dumps(entry)
-    return line
+def _note_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.done")
+
+
+def _identity(image: str) -> str:
+    """The same for all spellings of a file's path; a URL is itself."""
+    if "://" in image:
+        return image
+    folder, name = os.path.split(os.path.expanduser(image))
+    path = os.path.join(_real_folder(os.path.join(os.getcwd(), folder)), name)
+    return os.path.realpath(path) if os.path.islink(path) or name in ("", ".", "..") else path
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def _read(file: Path) -> Iterator[tuple[dict[str, Any], bytes]]:

@@ -1,23 +1,29 @@
 """
 An exported captioner: images in, captions out, with NumPy, Pillow, tokenizers and a runtime, and never torch.
 
-B: images, k: prompts an image, T = B*k: texts, L: tokens, H, W: height and width in pixels
+B: images, k: prompts per image, T = B*k: texts, L: tokens, H, W: height and width in pixels
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tokenizers import Tokenizer
 
-from fusion_captioner.image_loading import ImageSource, images_to_pixel_values
+from fusion_captioner.image_loading import ImageSource, check_processed_size, images_to_pixel_values
 from fusion_captioner.inference.decoder_states import DecoderStates
-from fusion_captioner.inference.runtimes import RUNTIMES
+from fusion_captioner.inference.runtimes import RUNTIMES, Part, reading_export
 from fusion_captioner.inference.token_search import SearchSettings, search_one_by_one, search_with_beams
 
 DESCRIPTION = "exported_captioner.json"
+# Names of the sizes that change from call to call, in the shapes of a description.
+IMAGES, TEXTS, PAST = "images", "texts", "past"
+# Numbers that a state holds per text: 2**24 are 64 MiB.
+MAX_STATE_SIZE = 2**24
 IMAGE_SETTINGS = "preprocessor_config.json"
 IMAGE_PART, DECODER_STEP = "image_part", "decoder_step"
 FORMAT = 1
@@ -46,14 +52,16 @@ class ExportedCaptioner:
     def __init__(self, folder: str | Path, num_threads: int | None = None) -> None:
         folder = Path(folder).expanduser()
         self.description = read_description(folder)
-        self.image_settings: dict[str, Any] = json.loads((folder / IMAGE_SETTINGS).read_text())
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
+        self.image_settings = _read_image_settings(folder / IMAGE_SETTINGS)
+        with reading_export(folder / "tokenizer.json"):
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.tokenizer.no_padding()
+            self.tokenizer.no_truncation()
         self.runtime: str = self.description["runtime"]
         load = RUNTIMES[self.runtime]
-        self._image_part = load(folder, IMAGE_PART, num_threads)
-        self._decoder_step = load(folder, DECODER_STEP, num_threads)
+        regions, states = len(self.description["regions"]), len(self.description["states"])
+        self._image_part = _checked(load(folder, IMAGE_PART, num_threads), folder / IMAGE_PART, regions)
+        self._decoder_step = _checked(load(folder, DECODER_STEP, num_threads), folder / DECODER_STEP, 1 + states)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -176,13 +184,13 @@ class ExportedCaptioner:
 
         Args:
             images: of any kind, see [`load_image`].
-            prompt: the words that captions begin with, or a question: one for all, or one an image.
+            prompt: the words that captions begin with, or a question: one for all, or one per image.
             seed, settings: as in `generate`.
         """
         pixel_values = self.preprocess(images)
         prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(images):
-            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one, or one an image.")
+            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one, or one per image.")
         input_ids, mask = self.encode(prompts)
         generated = self.generate(pixel_values, input_ids, mask, seed=seed, **settings)
         texts = self.decode(generated[:, input_ids.shape[1] :])
@@ -197,7 +205,7 @@ def is_export(folder: str | Path) -> bool:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """
-    What an export says of itself.
+    The description of an export.
 
     Raises:
         FileNotFoundError: the folder is no export.
@@ -206,19 +214,73 @@ def read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: has no {DESCRIPTION}; give a folder that `fusion-captioner export` wrote.")
-    try:
-        description = json.loads(path.read_text())
+    with reading_export(path):
+        description = json.loads(path.read_text(encoding="utf-8"))
         found = description["format"], description["runtime"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: is damaged ({type(error).__name__}: {error}); export the captioner again."
-        ) from error
     if found[0] != FORMAT or found[1] not in RUNTIMES:
         raise ValueError(
             f"{path}: is of format {found[0]} for the runtime {found[1]!r}, and this version reads format {FORMAT} for "
             f"{' and '.join(map(repr, RUNTIMES))}; export the captioner again."
         )
+    with reading_export(path):
+        _check_description(description)
     return description
+
+
+def _check_description(description: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError, KeyError, TypeError: a field is missing, of another type, or out of range.
+    """
+    vocab_size = description["vocab_size"]
+    tokenizer, generation = description["tokenizer"], description["generation"]
+    tokens = {
+        "pad_token_id": [tokenizer["pad_token_id"], generation["pad_token_id"]],
+        "bos_token_id": [tokenizer["bos_token_id"], generation["bos_token_id"] or 0],  # null where prompts bring it
+        "eos_token_ids": generation["eos_token_ids"],
+    }
+    for name, ids in tokens.items():
+        if any(type(token) is not int or not 0 <= token < vocab_size for token in ids):
+            raise ValueError(f"`{name}` ({ids!r:.60}) must be below `vocab_size` ({vocab_size!r:.60})")
+    for name, limit in (
+        ("max_positions", description["max_positions"]),
+        ("model_max_length", tokenizer["model_max_length"]),
+    ):
+        if limit is not None and type(limit) is not int:
+            raise ValueError(f"`{name}` ({limit!r:.60}) must be a number of tokens, or null")
+    SearchSettings(**generation["settings"])
+    if not isinstance(tokenizer["clean_up_tokenization_spaces"], bool) or not isinstance(description["regions"], list):
+        raise ValueError("`clean_up_tokenization_spaces` must be true or false, and `regions` a list")
+    for state in description["states"]:
+        sizes = [1 if size in (IMAGES, TEXTS, PAST) else size for size in state["shape"]]
+        if state["shape"][:2] != [IMAGES, TEXTS] or any(type(size) is not int or size < 0 for size in sizes):
+            raise ValueError(f"`shape` ({state['shape']!r:.60}) of a state must be {IMAGES!r}, {TEXTS!r} and sizes")
+        if not isinstance(state["name"], str) or prod(sizes) > MAX_STATE_SIZE:
+            raise ValueError(f"a state of {prod(sizes):,} numbers per text is too large")
+
+
+def _read_image_settings(path: Path) -> dict[str, Any]:
+    with reading_export(path):
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        check_processed_size(settings["size"], str(path))
+        # every setting is tried, so that none fails on an image and seems to be its fault
+        images_to_pixel_values([Image.new("RGB", (8, 8))], settings)
+    return settings
+
+
+def _checked(part: Part, path: Path, outputs: int) -> Part:
+    """A part whose outputs are as many as described, with no first one that is not finite."""
+
+    def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        results = part(arrays)
+        with reading_export(path):
+            if len(results) != outputs:
+                raise ValueError(f"{len(results)} outputs, and {outputs} in {DESCRIPTION}")
+            if not np.isfinite(results[0]).all():
+                raise ValueError("its results are not finite")
+        return results
+
+    return run
 
 
 def _clean_up_spaces(text: str) -> str:

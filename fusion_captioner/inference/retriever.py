@@ -6,7 +6,6 @@ B: images, T: texts, E: projection width
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,8 @@ import torch
 from PIL import Image
 
 from fusion_captioner.checkpoints.loading import load_config, load_head
+from fusion_captioner.files import fingerprint, without_volatile_keys
 from fusion_captioner.image_text_retrieval import FusionCaptionerForImageTextRetrieval
-
-# Keys of configs that name classes, places and versions, but change no embedding
-IDLE = ("processor_class", "auto_map", "transformers_version", "_name_or_path", "architectures", "dtype")
 
 
 class Retriever:
@@ -25,13 +22,13 @@ class Retriever:
     The two towers and the matching score of a checkpoint.
 
     Args:
-        name, revision: see `load_head`.
+        name, revision, trust_remote_code: see `load_head`.
 
     Raises:
         ValueError: the checkpoint was not trained for search; and what loading raises.
     """
 
-    def __init__(self, name: str, revision: str = "main") -> None:
+    def __init__(self, name: str, revision: str = "main", trust_remote_code: bool = False) -> None:
         config = load_config(name, revision)
         if not config.contrastive_loss_weight:
             raise ValueError(
@@ -41,7 +38,11 @@ class Retriever:
         self.name = name
         self.model: Any  # its outputs are typed as if each of their fields could be missing
         self.model, self.processor = load_head(
-            FusionCaptionerForImageTextRetrieval, name, revision, trained_to="search"
+            FusionCaptionerForImageTextRetrieval,
+            name,
+            revision,
+            trained_to="search",
+            trust_remote_code=trust_remote_code,
         )
 
     @property
@@ -51,7 +52,7 @@ class Retriever:
     @property
     def preprocessing(self) -> dict[str, Any]:
         """Settings of the image processor, as JSON has them."""
-        return json.loads(json.dumps(_active(self.image_processor.to_dict()), default=str))
+        return json.loads(json.dumps(without_volatile_keys(self.image_processor.to_dict()), default=str))
 
     @property
     def width(self) -> int:
@@ -60,7 +61,7 @@ class Retriever:
 
     @property
     def inverse_temperature(self) -> float:
-        """What cosine similarities are multiplied by to be logits."""
+        """The factor that makes cosine similarities logits."""
         return self.model.alignment.inverse_temperature.item()
 
     @property
@@ -71,13 +72,8 @@ class Retriever:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that embeddings and scores depend on: weights, config, preprocessing and tokenizer."""
-        about = [_active(self.model.config.to_dict()), self.preprocessing, self._tokenizer_content()]
-        digest = blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=8)
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            # As bytes: NumPy knows no bfloat16.
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        config = without_volatile_keys(self.model.config.to_dict())
+        return fingerprint([config, self.preprocessing, self._tokenizer_content()], self.model.state_dict())
 
     def _tokenizer_content(self) -> Any:
         tokenizer = self.processor.tokenizer
@@ -123,13 +119,6 @@ class Retriever:
     def _tokens(self, texts: Sequence[str], truncation: bool) -> dict[str, torch.Tensor]:
         inputs = self.processor(text=list(texts), add_eos=True, truncation=truncation, return_tensors="pt")
         return {name: inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
-
-
-def _active(document: dict[str, Any]) -> dict[str, Any]:
-    """Without the idle keys, at any depth."""
-    return {
-        key: _active(value) if isinstance(value, dict) else value for key, value in document.items() if key not in IDLE
-    }
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

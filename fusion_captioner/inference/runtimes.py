@@ -1,7 +1,8 @@
 """The runtimes that an exported part can run on, without torch: ONNX Runtime and OpenVINO."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,16 @@ def load_onnx(folder: Path, name: str, num_threads: int | None) -> Part:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads or 0
     options.log_severity_level = 3  # errors only: its warnings are about graphs, which nobody here can act on
-    session = onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
+    path = folder / f"{name}.onnx"
+    with reading_export(path):
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [argument.name for argument in session.get_inputs()]
-    return lambda arrays: session.run(None, dict(zip(names, arrays)))
+
+    def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        with reading_export(path):
+            return session.run(None, dict(zip(names, arrays, strict=True)))
+
+    return run
 
 
 def load_openvino(folder: Path, name: str, num_threads: int | None) -> Part:
@@ -29,11 +37,14 @@ def load_openvino(folder: Path, name: str, num_threads: int | None) -> Part:
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if num_threads:
         settings["INFERENCE_NUM_THREADS"] = num_threads
-    compiled = openvino.Core().compile_model(folder / f"{name}.xml", "CPU", settings)
-    request = compiled.create_infer_request()
+    path = folder / f"{name}.xml"
+    with reading_export(path):
+        compiled = openvino.Core().compile_model(path, "CPU", settings)
+        request = compiled.create_infer_request()
 
     def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        request.infer(dict(enumerate(arrays)), share_inputs=True)
+        with reading_export(path):
+            request.infer(dict(enumerate(arrays)), share_inputs=True)
         # copies: the request writes its next results into the same memory
         return [tensor.data.copy() for tensor in request.output_tensors]
 
@@ -43,6 +54,23 @@ def load_openvino(folder: Path, name: str, num_threads: int | None) -> Part:
 RUNTIMES: dict[str, Callable[[Path, str, int | None], Part]] = {"onnx": load_onnx, "openvino": load_openvino}
 
 
+@contextmanager
+def reading_export(path: Path) -> Iterator[None]:
+    """
+    While a file of an export is read, or run, which may come from anybody.
+
+    Raises:
+        ValueError: names the file, for all that parsers and runtimes raise.
+    """
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path}: is damaged ({lines[-1].strip()[:200]}); export the captioner again.") from error
+
+
 def import_runtime(package: str, extra: str) -> Any:
     """The module `package`, which the `extra` of that name installs.
 
@@ -50,7 +78,7 @@ def import_runtime(package: str, extra: str) -> Any:
         ImportError: says how to install it.
     """
     if package == "openvino" and package not in sys.modules:
-        # importing OpenVINO would send a message to its makers; whoever captions photos has not asked for that
+        # importing OpenVINO would send a message to its makers, which nobody has asked for
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         return import_module(package)

@@ -19,19 +19,24 @@ class TorchCaptioner:
     A captioner from a folder or the Hub.
 
     Args:
-        name, revision: see `load_captioner`.
+        name, revision, trust_remote_code: see `load_captioner`.
         num_threads: of torch, in the whole program; by default they stay as they are.
         dtype: of the image encoder: `"float32"`, `"bfloat16"`, or `"auto"`, which is what [`faster_dtype`] finds. The
             decoder stays in float32: its few rows gain little, and its states would add up the rounding.
     """
 
     def __init__(
-        self, name: str, revision: str = "main", num_threads: int | None = None, dtype: str = "float32"
+        self,
+        name: str,
+        revision: str = "main",
+        num_threads: int | None = None,
+        dtype: str = "float32",
+        trust_remote_code: bool = False,
     ) -> None:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self.model: Any  # GenerationMixin's types are narrower than what it takes
-        self.model, self.processor = load_captioner(name, revision)
+        self.model, self.processor = load_captioner(name, revision, trust_remote_code=trust_remote_code)
         chosen = faster_dtype() if dtype == "auto" else getattr(torch, dtype)
         if chosen != torch.float32:
             encoder = self.model.model.image_encoder.to(chosen)

@@ -2,46 +2,29 @@
 
 N: rows, E: projection width
 
-A shard is written aside, flushed to the disk and renamed: it is there whole or not at all.
+A shard is written atomically: it is there whole or not at all.
 """
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
-INCOMPLETE = ".incomplete"
+from fusion_captioner.files import atomic_write
+
 ROWS_PER_SHARD = 2048
 KEY, EMBEDDING = "key", "embedding"
 
 
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """The name to write `path` under: flushed to the disk and renamed at the end, removed if anything goes wrong.
-
-    Raises:
-        OSError: the disk is full, or the like.
-    """
-    aside = path.with_name(f"{path.name}{INCOMPLETE}")
-    try:
-        yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException as error:
-        aside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(f"{path}: cannot be written ({error.strerror or error}); make room there.") from error
-        raise
-
-
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write an Arrow stream as `datasets` reads it, aside and renamed."""
-    with written_aside(path) as aside, aside.open("wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+    """Write an Arrow stream as `datasets` reads it, atomically."""
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("wb") as file,
+        pa.ipc.new_stream(file, table.schema) as stream,
+    ):
         stream.write_table(table)
 
 

@@ -1,22 +1,22 @@
 """An index to search images and texts in, on disk.
 
-    INDEX/index.json            what made the index, and which generation of the files below is in force
+    INDEX/index.json            what made the index, and which generation of the files below is committed
     INDEX/images-00000.arrow    embeddings of images by content, and of texts in texts-00000.arrow: see embedding_shards.py
     INDEX/image_rows-1.arrow    generation 1: the images, row by row, and the texts in text_rows-1.arrow
-    INDEX/image_rows-1.faiss    FAISS index of the same rows; likewise text_rows-1.faiss
+    INDEX/image_rows-1.faiss    FAISS index of the same rows, and text_rows-1.faiss
     INDEX/image_hashes.feather  hashes of image files, so that none is read twice
 
-Every file is written aside and renamed, and `index.json` comes last: whoever is killed leaves the generation before in
-force and all complete shards in place, from which the next run goes on. Shards are what is computed; generations are
-made from them in moments, and made again where they are damaged.
+Every file is written atomically, and `index.json` comes last. A run that is killed leaves the committed generation and
+all complete shards, from which the next run continues. Shards hold what was computed; generations are made from them in
+moments, and made again where they are damaged.
 """
 
 import json
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from hashlib import blake2b, file_digest
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,22 +27,21 @@ import pyarrow as pa
 from datasets.search import FaissIndex
 from filelock import FileLock
 
-from fusion_captioner.files import check_output_folder
+from fusion_captioner.files import INCOMPLETE, atomic_write, check_output_folder, hash_file, write_json
+from fusion_captioner.inference.retriever import Retriever
 from fusion_captioner.search.embedding_shards import (
     EMBEDDING,
-    INCOMPLETE,
     KEY,
     EmbeddingShards,
     read_table,
     write_table,
-    written_aside,
 )
 
 FORMAT_VERSION = 1
 MANIFEST = "index.json"
 LOCK = ".lock"
 TEXT, TEXTS = datasets.Value("string"), datasets.List(datasets.Value("string"))
-# What is told of a row, besides its key. `split` and `row` say where an image stands that is no file.
+# Columns stored for each row. `split` and `row` locate images that are not files.
 ROW_FEATURES = {
     "images": datasets.Features(
         {"image": TEXT, "captions": TEXTS, "split": TEXT, "row": datasets.Value("int64"), KEY: TEXT}
@@ -54,7 +53,7 @@ NAMES = {"images": "image", "texts": "text"}
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `index.json` says.
+    """The content of `index.json`.
 
     Attributes:
         model, revision: checkpoint that made the embeddings, as it was named.
@@ -62,7 +61,7 @@ class Manifest:
         preprocessing: of its images.
         embedding_width: E.
         source, layout, split: the folder or data set that is indexed, as for the command.
-        generation: number of the files in force, 0 before the first are complete.
+        generation: number of the committed files, 0 before the first are complete.
         rows: kind → how many there are.
         digests: file of the generation → hash of its content.
         format_version: of this layout.
@@ -81,8 +80,22 @@ class Manifest:
     digests: dict = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
+    @classmethod
+    def of(cls, retriever: Retriever, source: str, layout: str, split: str | None, revision: str) -> "Manifest":
+        """That of a new index, without rows."""
+        return cls(
+            model=_absolute(retriever.name),
+            revision=revision,
+            fingerprint=retriever.fingerprint,
+            preprocessing=retriever.preprocessing,
+            embedding_width=retriever.width,
+            source=_absolute(source),
+            layout=layout,
+            split=split,
+        )
+
     def command(self, folder: Path) -> str:
-        """What brings the index in `folder` up to date."""
+        """The command that brings the index in `folder` up to date."""
         flags = [self.source, "--model", self.model, "--out", str(folder)]
         for name, value, default in (
             ("--layout", self.layout, "auto"),
@@ -118,13 +131,13 @@ def check_index_folder(folder: Path) -> None:
     check_output_folder(folder, "--out")
     if (folder / MANIFEST).is_file() or not folder.is_dir():
         return
-    # whoever was killed at the very start has left these
+    # a run that was killed at the very start has left these
     if any(path.name != LOCK and not path.name.endswith(INCOMPLETE) for path in folder.iterdir()):
         raise ValueError(f"--out ({folder}): is neither empty nor an index; name another folder.")
 
 
 class ImageIndex:
-    """An index that is there.
+    """An index that exists.
 
     Args:
         folder: of the index.
@@ -138,6 +151,30 @@ class ImageIndex:
         self.folder = folder
         self.manifest = _read_manifest(folder)
 
+    def check_source(self, source: str, split: str | None) -> None:
+        """
+        Raises:
+            ValueError: it is an index of other data.
+        """
+        was, now = (
+            f"{data} (split {part})" if part else data
+            for data, part in ((self.manifest.source, self.manifest.split), (_absolute(source), split))
+        )
+        if was != now:
+            raise ValueError(f"--out ({self.folder}): is an index of {was}, not of {now}; name another folder.")
+
+    def check_checkpoint(self, retriever: Retriever) -> None:
+        """
+        Raises:
+            ValueError: another checkpoint made the index.
+        """
+        manifest = self.manifest
+        if manifest.fingerprint != retriever.fingerprint:
+            raise ValueError(
+                f"{self.folder}: was built by another checkpoint, {manifest.model} ({manifest.fingerprint}), than "
+                f"{retriever.name} ({retriever.fingerprint}); give that one as --model, or index into another folder."
+            )
+
     @property
     def hashes_file(self) -> Path:
         return self.folder / "image_hashes.feather"
@@ -147,7 +184,7 @@ class ImageIndex:
         return EmbeddingShards(self.folder, kind, self.manifest.embedding_width)
 
     def rows(self, kind: str) -> datasets.Dataset:
-        """The rows in force.
+        """The committed rows.
 
         Raises:
             ValueError: there are none yet, or their file is damaged.
@@ -157,7 +194,7 @@ class ImageIndex:
         return read_table(self._checked(kind, ".arrow"), ROW_FEATURES[kind])
 
     def searchable(self, kind: str) -> datasets.Dataset:
-        """The rows in force with their FAISS index, named `EMBEDDING`.
+        """The committed rows with their FAISS index, named `EMBEDDING`.
 
         Raises:
             ValueError: there are no such rows, or a file is damaged.
@@ -171,13 +208,13 @@ class ImageIndex:
             manifest = _read_manifest(self.folder)
             if manifest == self.manifest:
                 raise
-            self.manifest = manifest  # another process has put other rows in force, and removed these
+            self.manifest = manifest  # another process has committed other rows, and removed these
             return self.searchable(kind)
         return rows
 
-    def put_in_force(self, rows: dict[str, list[dict[str, Any]]], shards: dict[str, EmbeddingShards]) -> None:
+    def commit(self, rows: dict[str, list[dict[str, Any]]], shards: dict[str, EmbeddingShards]) -> None:
         """
-        Put these rows in force; if it fails, or is killed, those before stay in force.
+        Commit these rows; if that fails, or is killed, those before stay committed.
 
         Args:
             rows: of images and of texts, with the columns of `ROW_FEATURES`; those that were there before should come
@@ -187,7 +224,7 @@ class ImageIndex:
         tables = {
             kind: pa.Table.from_pylist(rows[kind], schema=ROW_FEATURES[kind].arrow_schema) for kind in ROW_FEATURES
         }
-        if all(self._is_in_force(kind, table) for kind, table in tables.items()):
+        if all(self._is_committed(kind, table) for kind, table in tables.items()):
             return
         news = replace(
             self.manifest, generation=self.manifest.generation + 1, rows={kind: len(rows[kind]) for kind in rows}
@@ -196,13 +233,13 @@ class ImageIndex:
         for kind, table in tables.items():
             path = self.folder / _file(news, kind, ".arrow")
             write_table(path, table)
-            digests[path.name] = _digest(path)
+            digests[path.name] = hash_file(path)
             if rows[kind]:
                 path = path.with_suffix(".faiss")
                 index = self._faiss_index(kind, shards[kind].select([row[KEY] for row in rows[kind]]))
-                with written_aside(path) as aside:
-                    index.save(str(aside))
-                digests[path.name] = _digest(path)
+                with atomic_write(path) as temporary:
+                    index.save(str(temporary))
+                digests[path.name] = hash_file(path)
         _write_manifest(self.folder, replace(news, digests=digests))
         self.manifest = replace(news, digests=digests)
         for path in self.folder.glob("*_rows-*"):
@@ -224,7 +261,7 @@ class ImageIndex:
             index.add_vectors(news.with_format("numpy", columns=[EMBEDDING], dtype=np.float32), column=EMBEDDING)
         return index
 
-    def _is_in_force(self, kind: str, table: pa.Table) -> bool:
+    def _is_committed(self, kind: str, table: pa.Table) -> bool:
         try:
             if table.num_rows:
                 self._checked(kind, ".faiss")
@@ -237,10 +274,10 @@ class ImageIndex:
         return self.manifest.command(self.folder)
 
     def _checked(self, kind: str, suffix: str) -> Path:
-        """A file of the generation in force, whose content is what was written."""
+        """A file of the committed generation, after a check of its content."""
         path = self.folder / _file(self.manifest, kind, suffix)
         # before anything parses it: FAISS trusts the sizes that a file names
-        if not path.is_file() or _digest(path) != self.manifest.digests.get(path.name):
+        if not path.is_file() or hash_file(path) != self.manifest.digests.get(path.name):
             state = "is damaged" if path.is_file() else "is missing"
             raise ValueError(f"{path}: {state}; make it again from the embeddings with: {self._command}")
         return path
@@ -248,10 +285,10 @@ class ImageIndex:
 
 @contextmanager
 def updating(folder: Path, manifest: Manifest) -> Iterator[ImageIndex]:
-    """The index in `folder`, once no other process is at it, without what killed ones have left behind.
+    """The index in `folder`, once no other process updates it, without what killed ones have left behind.
 
     Args:
-        manifest: of the index that is made where there is none, without rows.
+        manifest: written where there is no index yet.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK):
@@ -266,14 +303,14 @@ def _file(manifest: Manifest, kind: str, suffix: str) -> str:
     return f"{NAMES[kind]}_rows-{manifest.generation}{suffix}"
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
-
-
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    with written_aside(folder / MANIFEST) as aside:
-        aside.write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False), encoding="utf-8")
+    write_json(folder / MANIFEST, asdict(manifest))
+
+
+def _absolute(name: str) -> str:
+    """The name of a folder or file that holds anywhere; names on the Hub stay."""
+    path = os.path.expanduser(name)
+    return os.path.abspath(path) if os.path.exists(path) else name
 
 
 def _read_manifest(folder: Path) -> Manifest:

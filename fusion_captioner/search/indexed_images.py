@@ -11,7 +11,7 @@ from PIL import Image
 from fusion_captioner.data.annotated_images import SkippedExample
 from fusion_captioner.data.caption_datasets import load_caption_dataset
 from fusion_captioner.data.image_files import find_images, open_image
-from fusion_captioner.data.image_hashes import hash_bytes
+from fusion_captioner.files import hash_bytes
 
 FOLDER = "folder"
 # What makes a folder of images a data set
@@ -96,7 +96,7 @@ def index_rows(
     images: IndexedImages, keys: dict[str, list[str | None]]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """
-    What is told of each image, by its name, and of each text, by itself; see `ROW_FEATURES`.
+    Rows of images by their names, and of texts by themselves, with the columns of `ROW_FEATURES`.
 
     Args:
         keys: split → hash of each image, None where it is to be left out.

@@ -44,6 +44,7 @@ class ModelArguments:
         preset: `"plain"` starts from `FusionCaptionerConfig.plain()`.
         image_size: side of the pictures in pixels, for an encoder without preprocessing of its own.
         resize_mode: `"squash"` or `"crop"`, for an encoder without preprocessing of its own.
+        trust_remote_code: run the Python code of tokenizers and image processors that are not transformers' own.
         config: fields of `FusionCaptionerConfig`.
     """
 
@@ -52,6 +53,7 @@ class ModelArguments:
     preset: str | None = None
     image_size: int = 224
     resize_mode: str = "squash"
+    trust_remote_code: bool = False
     config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fusion_captioner.data.collating import CaptionCollator, SelfCriticalCollato
 from fusion_captioner.data.feature_cache import cached_features
 from fusion_captioner.data.feature_shards import ImageFeatures
 from fusion_captioner.data.tokenizer_training import train_tokenizer
-from fusion_captioner.files import check_output_folder
+from fusion_captioner.files import check_output_folder, lock_output_folder
 from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
@@ -59,11 +60,13 @@ def train_from_yaml(path: str | Path, flags: Sequence[str] = (), resume: bool = 
     logging.getLogger("httpx").setLevel(logging.WARNING)
     run = read_run_arguments(path, flags)
     command = " ".join(["fusion-captioner train", str(path), *flags])
-    if isinstance(run, HeadRunArguments):
-        from fusion_captioner.training.train_head import train_head  # which builds on this file
+    output_dir = str(run.training.output_dir)
+    with lock_output_folder(output_dir, "`training.output_dir`") if run.training.process_index == 0 else nullcontext():
+        if isinstance(run, HeadRunArguments):
+            from fusion_captioner.training.train_head import train_head  # which builds on this file
 
-        return train_head(run, command, resume)
-    return train_captioner(run, command, resume)
+            return train_head(run, command, resume)
+        return train_captioner(run, command, resume)
 
 
 def train_captioner(run: RunArguments, command: str, resume: bool = False) -> dict[str, float]:
@@ -213,11 +216,13 @@ def build_processor(
         max_text_length: of a new tokenizer, in tokens.
     """
     if run.model.from_checkpoint is not None:
-        return load_processor(run.model.from_checkpoint)
+        return load_processor(run.model.from_checkpoint, trust_remote_code=run.model.trust_remote_code)
     vision_model = run.model.vision_model
     if vision_model is not None:
         _check_vision_model(vision_model)
-        image_processor = AutoImageProcessor.from_pretrained(vision_model)
+        image_processor = AutoImageProcessor.from_pretrained(
+            vision_model, trust_remote_code=run.model.trust_remote_code
+        )
         if not isinstance(image_processor, FusionCaptionerImageProcessor):
             size = image_processor.size
             image_processor = FusionCaptionerImageProcessor(
@@ -231,7 +236,9 @@ def build_processor(
             size={"height": run.model.image_size, "width": run.model.image_size}, resize_mode=run.model.resize_mode
         )
     if run.tokenizer.path is not None:
-        return FusionCaptionerProcessor(image_processor, _load_tokenizer(run.tokenizer.path))
+        return FusionCaptionerProcessor(
+            image_processor, _load_tokenizer(run.tokenizer.path, run.model.trust_remote_code)
+        )
     tokenizer = train_tokenizer(
         texts,
         kind=run.tokenizer.kind,
@@ -242,9 +249,9 @@ def build_processor(
     return FusionCaptionerProcessor(image_processor, tokenizer)
 
 
-def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # parsers of tokenizers raise KeyError, TypeError, plain Exception, ...
         raise OSError(
             f"`tokenizer.path` ({path}): no tokenizer can be loaded ({error}); give the folder or Hub name of one."
@@ -289,9 +296,16 @@ def build_head(
     """
     fields = {**config_fields, **arguments.config}
     if arguments.from_checkpoint is not None:
-        return load_head(head, arguments.from_checkpoint, may_lack_weights=True, trained_to="go on", **fields)[0]
+        return load_head(
+            head,
+            arguments.from_checkpoint,
+            may_lack_weights=True,
+            trained_to="go on",
+            trust_remote_code=arguments.trust_remote_code,
+            **fields,
+        )[0]
     if arguments.vision_model is not None:
-        fields.setdefault("vision_config", AutoConfig.from_pretrained(arguments.vision_model))
+        fields.setdefault("vision_config", AutoConfig.from_pretrained(arguments.vision_model, trust_remote_code=False))
     fields |= {
         "vocab_size": len(processor.tokenizer),
         "pad_token_id": processor.tokenizer.pad_token_id,

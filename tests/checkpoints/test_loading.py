@@ -1,13 +1,23 @@
-"""Checkpoints of one head given where another is wanted."""
+"""Checkpoints of one head given where another is wanted, and checkpoints of strangers."""
 
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_exports import tiny_processor
-from tiny_models import tiny_head
+from tiny_models import tiny_head, tiny_model
 
 from fusion_captioner import FusionCaptionerForMultipleChoice, FusionCaptionerForSequenceClassification
 from fusion_captioner.checkpoints.loading import load_head
+from fusion_captioner.cli import main
 
 
 def test_the_own_part_of_another_head_is_no_classifier_but_a_start_for_one(tmp_path: Path) -> None:
@@ -24,3 +34,142 @@ def test_the_own_part_of_another_head_is_no_classifier_but_a_start_for_one(tmp_p
     # of what they share, every weight must be there as it is
     with pytest.raises(ValueError, match=r"4 tensors .* another shape than config\.json says"):
         load_head(head, name, may_lack_weights=True, trained_to="go on", projection_dim=4)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sound") / "captioner"
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def captioner(sound: Path, tmp_path: Path) -> Path:
+    """A copy to tamper with."""
+    return shutil.copytree(sound, tmp_path / "captioner")
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> str:
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], captioner: Path, photo: str) -> Callable[[], str]:
+    """The one line of `caption` with the captioner; it names it."""
+
+    def run() -> str:
+        assert main(["caption", photo, "--model", str(captioner), "--max-new-tokens", "3"]) == 2
+        output = capsys.readouterr()
+        (line,) = output.err.splitlines()
+        assert output.out == "" and line.startswith(f"fusion-captioner: {captioner}")
+        return line
+
+    return run
+
+
+def change(file: Path, *keys: str, value: object) -> None:
+    document = place = json.loads(file.read_text())
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    file.write_text(json.dumps(document))
+
+
+def test_code_of_a_tokenizer_is_not_run_even_after_a_yes(
+    captioner: Path, photo: str, sound: Path, tmp_path: Path
+) -> None:
+    change(captioner / "tokenizer_config.json", "tokenizer_class", value="Evil")
+    change(captioner / "tokenizer_config.json", "auto_map", value={"AutoTokenizer": [None, "evil.Evil"]})
+    (captioner / "evil.py").write_text(
+        f"open({str(tmp_path / 'it-ran')!r}, 'w').close()\n"
+        "from transformers import PreTrainedTokenizerFast\n\nclass Evil(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    command = [sys.executable, "-m", "fusion_captioner.cli", "caption", photo, "--model", str(captioner)]
+    finished = subprocess.run(command, input="y\n" * 9, capture_output=True, text=True)
+    assert (finished.returncode, finished.stdout) == (2, ""), finished.stderr
+    (line,) = finished.stderr.splitlines()
+    assert "add --trust-remote-code if you trust it" in line
+    assert not (tmp_path / "it-ran").exists()
+    assert main([*command[3:], "--trust-remote-code", "--max-new-tokens", "3"]) == 0
+    assert (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("vocab_size",), 10**9),
+        (("hidden_size",), 2**20),
+        (("projection_dim",), 2**28),
+        (("num_hidden_layers",), 10**7),
+        (("num_hidden_layers",), 9_000),
+        (("num_labels",), 10**9),
+        (("vision_config", "depths"), [10**7, 1]),
+        (("vision_config", "hidden_sizes"), [2**20, 2**20]),
+        (("max_frames",), 10**9),
+        (("max_position_embeddings",), 2**35),
+    ],
+)
+def test_a_config_of_more_than_the_weights_is_refused_before_it_is_built(
+    captioner: Path, refused: Callable[[], str], keys: tuple[str, ...], value: object
+) -> None:
+    if keys[0] == "max_position_embeddings":
+        transformer = tiny_model(decoder_type="transformer")
+        transformer.save_pretrained(captioner)
+    change(captioner / "config.json", *keys, value=value)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    line = refused()
+    assert "config.json" in line
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # KiB
+
+
+def test_images_of_gigapixels_are_refused(captioner: Path, refused: Callable[[], str]) -> None:
+    change(captioner / "processor_config.json", "image_processor", "size", value={"height": 60_000, "width": 60_000})
+    assert "`size` ({'height': 60000, 'width': 60000}) must be" in refused()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *((name, b"[" * 200_000) for name in ("config.json", "generation_config.json", "tokenizer.json")),
+        *((name, b'{"a":' * 200_000) for name in ("config.json", "tokenizer_config.json", "processor_config.json")),
+        ("special_tokens_map.json", b"{"),
+    ],
+)
+def test_json_that_is_none_or_nested_too_deep(
+    captioner: Path, refused: Callable[[], str], file: str, content: bytes
+) -> None:
+    (captioner / file).write_bytes(content)
+    assert f"{file}: is not valid JSON" in refused()
+
+
+@pytest.mark.parametrize(
+    "content", [b"no weights", b"", b"\x80\x04cos\nsystem\n(S'true'\ntR.", b"PK\x03\x04" + b"\0" * 99]
+)
+def test_a_bin_file_that_holds_no_weights(captioner: Path, refused: Callable[[], str], content: bytes) -> None:
+    (captioner / "model.safetensors").unlink()
+    (captioner / "pytorch_model.bin").write_bytes(content)
+    assert "its model cannot be loaded" in refused()
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("value", ["2", [1, "2"], 1.5, 10**9, -1, {"a": 1}, [[1]], True])
+def test_an_end_token_that_is_none(captioner: Path, refused: Callable[[], str], file: str, value: object) -> None:
+    change(captioner / file, "eos_token_id", value=value)
+    assert "eos_token_id" in refused()
+
+
+@pytest.mark.parametrize("key", ["num_beams", "max_new_tokens", "length_penalty", "temperature", "top_k"])
+def test_a_setting_of_generation_that_is_no_number(captioner: Path, refused: Callable[[], str], key: str) -> None:
+    change(captioner / "generation_config.json", key, value="many")
+    assert key in refused()
+
+
+def test_weights_that_are_not_finite(captioner: Path, refused: Callable[[], str]) -> None:
+    weights = load_file(captioner / "model.safetensors")
+    key = next(key for key in weights if "decoder" in key)
+    weights[key][0] = torch.nan
+    save_file(weights, captioner / "model.safetensors", metadata={"format": "pt"})
+    assert f"its weight '{key}' is not finite" in refused()

@@ -6,7 +6,7 @@ import torch
 from tiny_captioner import caption_rows, tiny_model, tiny_processor
 
 from fusion_captioner.data.caption_sampling import CaptionDataset
-from fusion_captioner.data.collating import CaptionCollator, GenerationCollator
+from fusion_captioner.data.collating import CaptionCollator
 
 
 @pytest.fixture
@@ -49,16 +49,6 @@ def test_features_in_place_of_images(rows: list[dict]):
         assert torch.equal(batch["image_hidden_states"], features.to(dtype))
 
 
-def test_generation_sees_no_caption(rows: list[dict]):
-    collate = GenerationCollator(tiny_processor(), prompt="picture of")
-    batch = collate(rows)
-    assert batch["image_ids"] == [row["image_id"] for row in rows]
-    assert batch["input_ids"].shape == (3, 3)
-    for row in rows:
-        del row["captions"]
-    assert all(torch.equal(value, batch[name]) for name, value in collate(rows).items() if name != "image_ids")
-
-
 def spoil(rows: list[dict], kind: str) -> str:
     path = Path(rows[1]["image"]["path"])
     if kind == "truncated":
@@ -71,20 +61,19 @@ def spoil(rows: list[dict], kind: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["truncated", "no image", "missing"])
-@pytest.mark.parametrize("collator", [CaptionCollator, GenerationCollator])
-def test_a_bad_image_is_named_or_left_out(rows: list[dict], kind: str, collator, caplog: pytest.LogCaptureFixture):
+def test_a_bad_image_is_named_or_left_out(rows: list[dict], kind: str, caplog: pytest.LogCaptureFixture):
     named = spoil(rows, kind)
     with pytest.raises((ValueError, OSError), match="--skip-bad-images") as caught:
-        collator(tiny_processor())(rows)
+        CaptionCollator(tiny_processor())(rows)
     assert str(caught.value).startswith(named)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, FileNotFoundError) == (kind == "missing")
 
-    collate = collator(tiny_processor(), skip_bad_images=True)
+    collate = CaptionCollator(tiny_processor(), skip_bad_images=True)
     with caplog.at_level(logging.WARNING):
         batch = collate(rows)
     assert batch["pixel_values"].shape[0] == 2
-    assert batch["input_ids"].shape[0] == (4 if collator is CaptionCollator else 2)
+    assert batch["input_ids"].shape[0] == 4
     assert collate.num_skipped == 1
     assert named in caplog.text
 

@@ -1,5 +1,6 @@
 import errno
 import logging
+import os
 import pickle
 import shutil
 import threading
@@ -204,10 +205,11 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(
     model, image_processor, splits, cache_dir, monkeypatch: pytest.MonkeyPatch
 ):
     def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if any(os.path.samestat(os.fstat(descriptor), path.stat()) for path in cache_dir.rglob("features-*")):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("fusion_captioner.data.feature_shards.os.fsync", full)
-    with pytest.raises(OSError, match=r"the disk filled up.*make room"):
+    monkeypatch.setattr("fusion_captioner.files.os.fsync", full)
+    with pytest.raises(OSError, match=r"features-00000.arrow: cannot be written .*make room"):
         cached_features(splits, model, image_processor, cache_dir)
     assert not [path for path in cache_dir.rglob("features-*")]
 

@@ -13,18 +13,19 @@ from fake_captioner import FakeCaptioner
 from PIL import Image
 
 from fusion_captioner.cli import main
-from fusion_captioner.commands import caption as caption_command
-from fusion_captioner.inference.caption_file import CaptionFile, json_line
-from fusion_captioner.inference.image_batches import Tally
+from fusion_captioner.inference import captioner as captioners
+from fusion_captioner.inference.caption_file import CaptionFile
+from fusion_captioner.inference.image_batches import Summary
 from fusion_captioner.inference.launched_process import LaunchedProcess, launched_process
+from fusion_captioner.printing import json_line
 
 # the command in a process of its own, with the fake captioner
 SCRIPT = """
 import sys
 from fake_captioner import FakeCaptioner
 from fusion_captioner.cli import main
-from fusion_captioner.commands import caption as caption_command
-caption_command.load = lambda *arguments: FakeCaptioner(seconds_a_batch=0.2)
+from fusion_captioner.inference import captioner as captioners
+captioners.load_on_runtime = lambda *arguments, **settings: FakeCaptioner(seconds_a_batch=0.2)
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -42,7 +43,7 @@ def album(tmp_path: Path) -> Path:
 @pytest.fixture
 def captioner(monkeypatch: pytest.MonkeyPatch) -> FakeCaptioner:
     captioner = FakeCaptioner()
-    monkeypatch.setattr(caption_command, "load", lambda *arguments: captioner)
+    monkeypatch.setattr(captioners, "load_on_runtime", lambda *arguments, **settings: captioner)
     return captioner
 
 
@@ -51,6 +52,8 @@ def run(album: Path, out: Path, *flags: str) -> int:
 
 
 def run_as(monkeypatch: pytest.MonkeyPatch, rank: int, processes: int, *arguments) -> int:
+    if processes == 1:
+        return run(*arguments)
     with monkeypatch.context() as patch:
         patch.setenv("RANK", str(rank))
         patch.setenv("WORLD_SIZE", str(processes))
@@ -98,7 +101,7 @@ def test_resume_with_nothing_left_loads_no_captioner(
 ) -> None:
     out = tmp_path / "captions.jsonl"
     assert run(album, out) == 0
-    monkeypatch.setattr(caption_command, "load", None)
+    monkeypatch.setattr(captioners, "load_on_runtime", None)
     assert run(album, out, "--resume") == 0
     assert captioned(out) == EVERYTHING
 
@@ -166,16 +169,95 @@ def test_of_processes_that_end_together_one_merges(tmp_path: Path) -> None:
         files = [CaptionFile(str(out), images, process, resume=False) for process in processes]
         together = Barrier(4)
 
-        def end(rank: int, files: list[CaptionFile] = files, together: Barrier = together) -> Tally | None:
+        def end(rank: int, files: list[CaptionFile] = files, together: Barrier = together) -> Summary | None:
             files[rank].write({"image": images[rank], "caption": "a"})
             together.wait()
-            return files[rank].finish(Tally(1, 0))
+            return files[rank].finish(Summary(1, 0))
 
         with ThreadPoolExecutor(4) as threads:
-            tallies = list(threads.map(end, range(4)))
-        assert [tally for tally in tallies if tally is not None] == [Tally(4, 0)]
+            summaries = list(threads.map(end, range(4)))
+        assert [summary for summary in summaries if summary is not None] == [Summary(4, 0)]
         assert [json.loads(line)["image"] for line in out.read_text().splitlines()] == images
     assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_kill_between_the_merge_and_the_removal_of_the_parts_doubles_nothing(
+    album: Path, captioner: FakeCaptioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    assert run_as(monkeypatch, 1, 2, album, out) == 0
+
+    unlink = Path.unlink
+
+    def killed(self: Path, missing_ok: bool = False) -> None:
+        if self.suffix.startswith(".part-"):
+            raise KeyboardInterrupt
+        unlink(self, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        assert run_as(monkeypatch, 0, 2, album, out) == 130
+    assert captioned(out) == EVERYTHING and (tmp_path / "captions.jsonl.part-0-of-2").exists()
+
+    for rank in range(processes):
+        assert run_as(monkeypatch, rank, processes, album, out, "--resume") == 0
+    assert captioned(out) == EVERYTHING
+    assert not [file for file in tmp_path.iterdir() if file.suffix.startswith(".part")]
+
+
+def test_an_image_named_twice_is_captioned_twice_by_any_number_of_processes(
+    album: Path, captioner: FakeCaptioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, out = album / "03.png", tmp_path / "captions.jsonl"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        assert main(["caption", str(image), str(image), "--model", "fake", "--out", str(out)]) == 0
+    assert captioned(out) == [("03", "red 3")] * 2
+
+
+def test_resume_knows_an_image_however_its_path_is_written(
+    album: Path, captioner: FakeCaptioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(album)
+    (tmp_path / "photo.png").symlink_to(album / "11.png")
+    assert run(Path("album"), out) == 0
+    captioner.batches.clear()
+    for spelling in (album, Path("album/../album"), Path("link"), Path("photo.png")):
+        assert run(spelling, out, "--resume") == 0
+    assert captioner.captions == [] and captioned(out) == EVERYTHING
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3)])
+def test_a_second_run_into_the_same_file_is_refused(
+    album: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    first: int,
+    second: int,
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    command = ["caption", str(album), "--model", "fake", "--batch-size", "1", "--out", str(out)]
+    path = os.pathsep.join((str(Path(__file__).parents[1]), *sys.path))
+    ranks = {} if first == 1 else {"RANK": "1", "WORLD_SIZE": str(first)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path} | ranks,
+    )
+    assert process.stderr is not None and process.stderr.readline() == "a batch begins\n"
+    try:
+        assert run_as(monkeypatch, 1 if second > 1 else 0, second, album, out, "--resume") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"is being written by process {process.pid} on " in line and "name another output" in line
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize(

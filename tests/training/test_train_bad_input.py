@@ -132,8 +132,8 @@ def test_images_that_are_cut_off_are_named_or_left_out(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--out", "file"], ["`out` (file)", "is a file; name a folder"]),
-        (["--out", "file/below"], ["`out` (file/below)", "is a file; name a folder"]),
+        (["--out", "file"], ["--out (file)", "is a file; name a folder"]),
+        (["--out", "file/below"], ["--out (file/below)", "is a file; name a folder"]),
         (["--out", "new", "--weights", "file"], ["(file) is not a PyTorch state dict", "name the .pth"]),
         (["--out", "new", "--weights", "empty"], ["(empty) is not a file"]),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, resource, sys
-from fusion_captioner.memory_reuse import keep_freed_memory
+from fusion_captioner.process_setup import keep_freed_memory
 told = keep_freed_memory() if sys.argv[1] == "keep" else True
 assert told
 libc = ctypes.CDLL(None)

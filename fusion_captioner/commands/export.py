@@ -1,0 +1,60 @@
+"""`fusion-captioner export`: a captioner as files that run without torch."""
+
+import argparse
+from pathlib import Path
+
+from fusion_captioner.commands.shared_flags import add_hub_flags
+
+HELP = "write a captioner that runs without torch"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Write a captioner as a folder that `caption --model FOLDER` runs without torch."
+    parser.epilog = (
+        "Each runtime is a package: pip install 'fusion-captioner[openvino]' or 'fusion-captioner[onnx]'; --int8 needs the\n"
+        "latter for both."
+    )
+    parser.add_argument("model", metavar="CHECKPOINT", help="folder or Hub name of the captioner")
+    parser.add_argument("--to", required=True, choices=["onnx", "openvino"], help="runtime to export for")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--int8", action="store_true", help="write int8, a quarter of the bytes; needs --calibration")
+    parser.add_argument(
+        "--calibration", metavar="FOLDER", help="some hundreds of images like those to caption, for --int8"
+    )
+    add_hub_flags(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    import logging
+
+    from fusion_captioner.checkpoints.loading import load_captioner
+    from fusion_captioner.export.captioner import export_captioner
+    from fusion_captioner.files import lock_output_folder
+    from fusion_captioner.process_setup import keep_stderr_quiet
+
+    keep_stderr_quiet(reads_data=True)
+    # the exporter names every operator of packages that are not installed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    images = _calibration_images(options)
+    with lock_output_folder(options.out, "--out"):
+        model, processor = load_captioner(options.model, options.revision, trust_remote_code=options.trust_remote_code)
+        print(export_captioner(model, processor, options.to, options.out, images))
+    return 0
+
+
+def _calibration_images(options: argparse.Namespace) -> list[str] | None:
+    from fusion_captioner.data.image_files import find_images
+    from fusion_captioner.export.int8 import MAX_CALIBRATION_IMAGES
+
+    if not options.int8:
+        if options.calibration is not None:
+            raise ValueError(f"--calibration ({options.calibration}) goes with --int8; add it, or leave both out.")
+        return None
+    if options.calibration is None:
+        raise ValueError(
+            "--int8 needs --calibration FOLDER, with some hundreds of images like those to caption; "
+            f"{MAX_CALIBRATION_IMAGES} of them are used."
+        )
+    if not Path(options.calibration).expanduser().is_dir():
+        raise FileNotFoundError(f"--calibration ({options.calibration}): no such folder; name one with images.")
+    return list(find_images([options.calibration]))

@@ -1,0 +1,70 @@
+"""A captioner on the runtime that it is for: torch, or one of an export."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from PIL import Image
+
+from fusion_captioner.inference.exported_captioner import ExportedCaptioner, is_export
+
+
+class Captioner(Protocol):
+    """What captioning needs, on any runtime."""
+
+    @property
+    def image_settings(self) -> Mapping[str, Any]: ...
+
+    def caption(
+        self, images: list[Image.Image], prompt: str, *, seed: int | None = None, **settings: Any
+    ) -> list[list[str]]: ...
+
+
+def load_on_runtime(
+    model: str,
+    revision: str = "main",
+    runtime: str | None = None,
+    *,
+    num_threads: int | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> Captioner:
+    """
+    The captioner of a checkpoint, on torch, or of an export, on its runtime without torch.
+
+    Args:
+        model: folder or Hub name of a checkpoint, or folder of an export.
+        revision: branch, tag or commit of a Hub model.
+        runtime: `"torch"`, `"onnx"` or `"openvino"`; by default the one that `model` is for.
+        num_threads: threads of the runtime; by default it chooses.
+        dtype: type of the image encoder on torch, by default float32; see [`TorchCaptioner`].
+        trust_remote_code: run the code of a checkpoint's tokenizer.
+
+    Raises:
+        ValueError: `model` is for another runtime, or is an export, which has its own type; and what loading raises.
+    """
+    exported = is_export(model)
+    if exported and dtype is not None:
+        raise ValueError(
+            f"--dtype ({dtype}) is for torch, and {model} is an export with a type of its own; leave it out."
+        )
+    if exported and runtime != "torch":
+        captioner = ExportedCaptioner(model, num_threads)
+        if runtime is not None and captioner.runtime != runtime:
+            raise ValueError(
+                f"{model}: was exported for --runtime {captioner.runtime}, not {runtime}; leave --runtime out, or export the "
+                f"checkpoint with --to {runtime}."
+            )
+        return captioner
+    if exported:
+        raise ValueError(
+            f"{model}: is an export, which torch does not run; leave --runtime out, or name the checkpoint."
+        )
+    if runtime in ("onnx", "openvino"):
+        raise ValueError(
+            f"{model}: is no export; write one with: fusion-captioner export {model} --to {runtime} --out FOLDER"
+        )
+    from fusion_captioner.inference.torch_captioner import TorchCaptioner
+    from fusion_captioner.process_setup import keep_stderr_quiet
+
+    keep_stderr_quiet(reads_data=False)
+    return TorchCaptioner(model, revision, num_threads, dtype or "float32", trust_remote_code)

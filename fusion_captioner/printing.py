@@ -1,0 +1,46 @@
+"""Lines that commands print: results as JSON on stdout, notes on stderr. No name of a file can confuse a terminal."""
+
+import json
+import re
+import sys
+from typing import Any, TextIO
+
+# Control characters, such as ESC; separators of lines; characters that turn the direction of writing; lone surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def json_line(entry: Any, encoding: str = "utf-8", indent: int | None = None) -> str:
+    """`entry` as JSON; what `encoding` does not have, and what a terminal obeys, is escaped."""
+    line = json.dumps(entry, ensure_ascii=False, indent=indent)
+    line = "\n".join(printable(part) for part in line.split("\n"))  # breaks come from `indent` alone
+    try:
+        line.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(entry, indent=indent)
+    return line
+
+
+def print_json(entry: Any, indent: int | None = None) -> None:
+    """Print `entry` as JSON on stdout, in one line by default."""
+    print_line(json_line(entry, sys.stdout.encoding or "utf-8", indent), sys.stdout)
+
+
+def print_note(text: str) -> None:
+    """Print a note of the command in one line on stderr."""
+    print_line(f"fusion-captioner: {printable(' '.join(text.split()))}", sys.stderr)
+
+
+def printable(text: str) -> str:
+    """`text` with every character escaped that a terminal obeys or cannot show."""
+    return _UNPRINTABLE.sub(lambda character: f"\\u{ord(character[0]):04x}", text)
+
+
+def print_line(line: str, file: TextIO) -> None:
+    """Print a line at once; progress bars are drawn again below it."""
+    if "tqdm" in sys.modules:  # no bar without it, and it takes longer to load than --help takes
+        from tqdm import tqdm
+
+        tqdm.write(line, file=file)
+    else:
+        print(line, file=file)
+    file.flush()
