@@ -5,7 +5,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hub_server import hub  # noqa: F401
 from tiny_exports import Export, tiny_processor
 from tiny_models import tiny_model
 

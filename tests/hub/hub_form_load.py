@@ -1,8 +1,8 @@
 """Loads captioners where `fusion_captioner` cannot be imported, as one does who has only a folder or a name.
 
-`python hub_form_load.py REQUEST.json ANSWER.json`. The request holds `image` (a path), `sources` (keyword arguments of
-`from_pretrained`, one an entry), and optionally `save_to`, a folder to save the first one to, `snippet`, code to run, and
-`heads`, folders by the `Auto*` class to load them with.
+`python hub_form_load.py REQUEST.json ANSWER.json`. The request holds `image` (a path), `sources` (`name` and `revision`
+of each captioner), and optionally `save_to`, a folder to save the first captioner to, `snippet`, code to run, and `heads`,
+with `auto_class`, `name` and `save_to` of each.
 """
 
 import contextlib
@@ -87,9 +87,7 @@ def main() -> None:
     sys.meta_path.insert(0, Absent())
     request = json.loads(Path(sys.argv[1]).read_text())
     image = request["image"]
-    answer = {"loaded": [], "printed": "", "heads": {}}
-    for auto_class, name in request.get("heads", {}).items():
-        answer["heads"][auto_class] = load_head(name, auto_class, f"{name}_again")
+    answer = {"loaded": [], "printed": "", "heads": [load_head(**head) for head in request.get("heads", [])]}
     for source in request["sources"]:
         first = not answer["loaded"]
         answer["loaded"].append(load(image, source, request.get("save_to") if first else None))
