@@ -63,16 +63,25 @@ def load_head(name: str, auto_class: str, save_to: str) -> dict:
 
 
 def load(image: str, source: dict, save_to: str | None) -> dict:
-    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        pipeline,
+    )
 
     name, keywords = source["name"], {"trust_remote_code": True, "revision": source.get("revision", "main")}
     config = AutoConfig.from_pretrained(name, **keywords)
     base_model = AutoModel.from_pretrained(name, **keywords)
     model = AutoModelForImageTextToText.from_pretrained(name, **keywords)
     processor = AutoProcessor.from_pretrained(name, **keywords)
+    image_processor = AutoImageProcessor.from_pretrained(name, **keywords)
     captioner = pipeline("image-text-to-text", model=name, **keywords)
     answer = captioner(images=image, text="", generate_kwargs={"max_new_tokens": MAX_NEW_TOKENS})
-    objects = [config, base_model, model, processor, processor.image_processor, captioner.model, captioner.processor]
+    image_processors = [processor.image_processor, image_processor]
+    objects = [config, base_model, model, processor, *image_processors, captioner.model, captioner.processor]
     if save_to is not None:
         model.save_pretrained(save_to)
         processor.save_pretrained(save_to)

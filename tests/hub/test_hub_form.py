@@ -34,6 +34,7 @@ CLASSES = [
     "FusionCaptionerForConditionalGeneration",
     "FusionCaptionerProcessor",
     "FusionCaptionerImageProcessor",
+    "FusionCaptionerImageProcessor",
     "FusionCaptionerForConditionalGeneration",
     "FusionCaptionerProcessor",
 ]

@@ -25,10 +25,10 @@ def test_what_is_read_ahead_is_bounded_and_read_while_the_caller_works() -> None
     results = read_ahead(iter(range(100)), lambda number: begun.release(), ahead=6, readers=2)
     next(results)
     for _ in range(7):  # the first and six ahead
-        assert begun.acquire(timeout=5)
+        assert begun.acquire(timeout=60)
     assert not begun.acquire(timeout=0.05)
     next(results)
-    assert begun.acquire(timeout=5)
+    assert begun.acquire(timeout=60)
     assert not begun.acquire(timeout=0.05)
     results.close()
     assert not begun.acquire(timeout=0.05)
