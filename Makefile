@@ -1,14 +1,21 @@
 # `make demo` and `make test` are all a newcomer needs; each makes its own .venv first.
-PYTHON ?= python3.11
+# The first of these that is 3.11 or newer and can make a .venv is taken.
+PYTHON ?= python3.11 python3.12 python3.13 python3
+FITS := import sys, ensurepip; sys.exit(sys.version_info < (3, 11))
+FOUND = $(shell for python in $(PYTHON); do $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# two processes of one thread each
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 DATA ?=
 
-.PHONY: demo test lint format clean
+.PHONY: demo check test lint format clean
 
-$(BIN)/.package: setup.cfg constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(BIN)/python:
+	$(or $(FOUND),$(error No Python from 3.11 on with ensurepip among: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3)) -m venv $(VENV)
+
+$(BIN)/.package: setup.cfg constraints.txt | $(BIN)/python
 	$(PIP) torch
 	$(PIP) -e .
 	touch $@
@@ -28,8 +35,11 @@ $(BIN)/.lint: $(BIN)/.package
 demo: $(BIN)/.demo ## caption photographs with the bundled checkpoint; train a small captioner end to end, print its captions, save it and load it back
 	$(BIN)/fusion-captioner demo $(if $(DATA),--data $(DATA))
 
-test: $(BIN)/.test ## the whole suite, in two processes of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+check: lint $(BIN)/.test ## lint, and every test that is not slow
+	$(PYTEST) -m 'not slow'
+
+test: $(BIN)/.test ## the whole suite
+	$(PYTEST)
 
 lint: $(BIN)/.lint ## ruff (format and check) and mypy
 	$(BIN)/ruff format --check .

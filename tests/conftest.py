@@ -5,11 +5,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hub_server import hub  # noqa: F401
+import torch
 from tiny_exports import Export, tiny_processor
 from tiny_models import tiny_model
 
 from fusion_captioner.export.captioner import export_captioner
+
+# Models this tiny gain nothing from threads, and on a busy machine threads wait for one another.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 
 @pytest.fixture(scope="session")

@@ -234,7 +234,7 @@ def contrastive_result(loss_type: str, rows: slice) -> tuple[torch.Tensor, dict[
 
 def one_of_two_processes(rank: int, folder: str) -> None:
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(minutes=2)
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(minutes=10)
     )
     try:
         results = {}
@@ -256,6 +256,7 @@ def second_process(_: int, folder: str) -> None:
     one_of_two_processes(1, folder)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_on_the_joint_batch(tmp_path: Path) -> None:
     joint = {loss_type: contrastive_result(loss_type, slice(None)) for loss_type in LOSS_TYPES}
     other = multiprocessing.spawn(second_process, args=(str(tmp_path),), nprocs=1, join=False)

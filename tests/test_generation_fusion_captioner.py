@@ -213,7 +213,7 @@ def test_words_are_streamed_one_by_one() -> None:
 
 def test_text_is_streamed_as_transformers_does() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=10)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600)
     generated = model.generate(pixel_values=pixels(1), max_new_tokens=5, min_new_tokens=5, streamer=streamer)
     text = "".join(streamer)
     assert text == tokenizer.decode(generated[0, 1:], skip_special_tokens=True)

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 KNOWN = """
 from transformers import AutoConfig, AutoModelForImageTextToText
 from fusion_captioner import FusionCaptionerConfig

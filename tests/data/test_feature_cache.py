@@ -330,7 +330,7 @@ def test_waiting_for_another_process_is_said(model, splits, image_processor, cac
     run = threading.Thread(target=lambda: found.append(cached_features(splits, model, image_processor, cache_dir)))
     with caplog.at_level(logging.INFO), FileLock(folder / ".lock"):
         run.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while "waiting for another process" not in caplog.text and time.monotonic() < deadline:
             time.sleep(0.02)
         assert "waiting for another process" in caplog.text

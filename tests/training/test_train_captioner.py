@@ -164,7 +164,7 @@ def test_a_feature_cache_of_an_encoder_that_is_trained_from_the_start_is_refused
 
 
 HALF_WRITTEN = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from transformers import TrainerState
 from fusion_captioner.cli import main
@@ -176,13 +176,14 @@ def save_or_wait(self, path):
     if Path(path).parent.name != "checkpoint-6":
         return save(self, path)
     print("half-written", flush=True)
-    time.sleep(120)
+    signal.pause()
 
 TrainerState.save_to_json = save_or_wait
 main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_saves_is_resumed_as_if_unbroken(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     settings = {"save_strategy": "steps", "save_steps": 3, "ema_decay": 0.5}

@@ -1,8 +1,8 @@
 """Loads captioners where `fusion_captioner` cannot be imported, as one does who has only a folder or a name.
 
-`python hub_form_load.py REQUEST.json ANSWER.json`. The request holds `image` (a path), `sources` (keyword arguments of
-`from_pretrained`, one an entry), and optionally `save_to`, a folder to save the first one to, `snippet`, code to run, and
-`heads`, folders by the `Auto*` class to load them with.
+`python hub_form_load.py REQUEST.json ANSWER.json`. The request holds `image` (a path), `sources` (`name` and `revision`
+of each captioner), and optionally `save_to`, a folder to save the first captioner to, `snippet`, code to run, and `heads`,
+with `auto_class`, `name` and `save_to` of each.
 """
 
 import contextlib
@@ -63,16 +63,25 @@ def load_head(name: str, auto_class: str, save_to: str) -> dict:
 
 
 def load(image: str, source: dict, save_to: str | None) -> dict:
-    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        pipeline,
+    )
 
     name, keywords = source["name"], {"trust_remote_code": True, "revision": source.get("revision", "main")}
     config = AutoConfig.from_pretrained(name, **keywords)
     base_model = AutoModel.from_pretrained(name, **keywords)
     model = AutoModelForImageTextToText.from_pretrained(name, **keywords)
     processor = AutoProcessor.from_pretrained(name, **keywords)
+    image_processor = AutoImageProcessor.from_pretrained(name, **keywords)
     captioner = pipeline("image-text-to-text", model=name, **keywords)
     answer = captioner(images=image, text="", generate_kwargs={"max_new_tokens": MAX_NEW_TOKENS})
-    objects = [config, base_model, model, processor, processor.image_processor, captioner.model, captioner.processor]
+    image_processors = [processor.image_processor, image_processor]
+    objects = [config, base_model, model, processor, *image_processors, captioner.model, captioner.processor]
     if save_to is not None:
         model.save_pretrained(save_to)
         processor.save_pretrained(save_to)
@@ -87,9 +96,7 @@ def main() -> None:
     sys.meta_path.insert(0, Absent())
     request = json.loads(Path(sys.argv[1]).read_text())
     image = request["image"]
-    answer = {"loaded": [], "printed": "", "heads": {}}
-    for auto_class, name in request.get("heads", {}).items():
-        answer["heads"][auto_class] = load_head(name, auto_class, f"{name}_again")
+    answer = {"loaded": [], "printed": "", "heads": [load_head(**head) for head in request.get("heads", [])]}
     for source in request["sources"]:
         first = not answer["loaded"]
         answer["loaded"].append(load(image, source, request.get("save_to") if first else None))

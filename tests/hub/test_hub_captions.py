@@ -4,13 +4,17 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-from huggingface_hub import HfApi, close_session, constants
+from hub_server import TOKEN, HubServer
+from huggingface_hub import HfApi, close_session
 from PIL import Image
+
+pytestmark = pytest.mark.slow
 
 LOAD = """
 import json, sys
@@ -37,7 +41,13 @@ def picture(colour: int) -> bytes:
 
 
 @pytest.fixture
-def repository(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    with HubServer(tmp_path / "home") as server:
+        yield server
+
+
+@pytest.fixture
+def repository(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for split, numbers in {"train": (1, 2), "validation": (3,)}.items():
         columns = {
             "image": [{"bytes": picture(number), "path": None} for number in numbers],
@@ -46,20 +56,18 @@ def repository(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         }
         table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
         table.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     close_session()  # a session reads the proxies when it is made
-    api = HfApi(endpoint=hub.url, token=hub.token)
+    api = HfApi(endpoint=hub.url, token=TOKEN)
     api.create_repo("user/captions", repo_type="dataset")
     api.upload_folder(repo_id="user/captions", repo_type="dataset", folder_path=tmp_path / "data", path_in_repo="data")
     close_session()
     return "user/captions"
 
 
-def test_a_repository_loads_by_name_and_as_a_stream(hub, repository: str, tmp_path: Path):
-    environment = hub.environment | {"HF_HOME": str(tmp_path / "home")}
+def test_a_repository_loads_by_name_and_as_a_stream(hub: HubServer, repository: str, tmp_path: Path):
     command = [sys.executable, "-c", LOAD, repository]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=hub.environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])
     expected = [

@@ -1,0 +1,40 @@
+"""`make` finds a Python by itself."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+MAKE = shutil.which("make")
+pytestmark = pytest.mark.skipif(MAKE is None, reason="make is not installed")
+
+
+def make_venv(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """What `make` would run to make a .venv, where `folder` holds all programs but make and the shell's own."""
+    shutil.copy(Path(__file__).parents[1] / "Makefile", folder)
+    command = [MAKE, "--dry-run", ".venv/bin/python", *options]
+    return subprocess.run(command, cwd=folder, env={"PATH": str(folder)}, capture_output=True, text=True)
+
+
+def write_python(folder: Path, name: str, fits: bool) -> None:
+    program = folder / name
+    program.write_text(f"#!/bin/sh\nexit {0 if fits else 1}\n")
+    program.chmod(0o755)
+
+
+def test_first_python_that_fits_is_taken(tmp_path: Path) -> None:
+    write_python(tmp_path, "python3.12", fits=False)
+    write_python(tmp_path, "python3", fits=True)
+    assert make_venv(tmp_path).stdout == "python3 -m venv .venv\n"
+    write_python(tmp_path, "python3.13", fits=True)
+    assert make_venv(tmp_path).stdout == "python3.13 -m venv .venv\n"
+
+
+def test_no_python_that_fits_is_said_in_one_line(tmp_path: Path) -> None:
+    write_python(tmp_path, "python3.10", fits=False)
+    done = make_venv(tmp_path, "PYTHON=python3.10")
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "No Python from 3.11 on" in done.stderr and "python3.10" in done.stderr
