@@ -17,9 +17,24 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .causal_layers import SequenceDropout, State
 from .configuration_fusion_captioner import FusionCaptionerConfig
-from .packed_linear import FewRowLinear
 
 FusionOutput = tuple[torch.Tensor, torch.Tensor | None, State | None]
+
+
+def count_texts(texts: int, images: int) -> int:
+    """Texts per image.
+
+    Raises:
+        ValueError: if the texts do not divide evenly among the images.
+    """
+    if images == 0 or texts == 0:
+        raise ValueError(f"the batch is empty ({images} images, {texts} texts); give at least one of each.")
+    if texts % images:
+        raise ValueError(
+            f"{texts} rows of `input_ids` do not divide among {images} images; give the same number of texts for "
+            "each image, those of one image next to each other."
+        )
+    return texts // images
 
 
 class Fusion(GradientCheckpointingLayer):
@@ -78,7 +93,7 @@ class SumFusion(PooledFusion):
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__()
         self.image_projection = nn.Linear(config.hidden_size, config.hidden_size)
-        self.text_projection = FewRowLinear(config.hidden_size, config.hidden_size)
+        self.text_projection = nn.Linear(config.hidden_size, config.hidden_size)
 
     def project_pooled(self, pooled):
         return self.image_projection(pooled)
@@ -88,19 +103,18 @@ class SumFusion(PooledFusion):
 
 
 class ConcatFusion(PooledFusion):
-    """`ReLU(W·[v̄ ; t])`, its matrix applied to the two halves apart, so that the image's half is computed once."""
+    """`ReLU(W·[v̄ ; t])`"""
 
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__()
-        self.projection = FewRowLinear(2 * config.hidden_size, config.hidden_size)
+        self.projection = nn.Linear(2 * config.hidden_size, config.hidden_size)
 
     def project_pooled(self, pooled):
-        width = pooled.shape[-1]
-        return nn.functional.linear(pooled, self.projection.weight[:, :width], self.projection.bias)
+        return pooled
 
     def join(self, text_states, image):
-        width = text_states.shape[-1]
-        return nn.functional.relu(image + nn.functional.linear(text_states, self.projection.weight[:, width:]))
+        # not by the two halves of the matrix: adapters and quantisation replace the layer, and would be missed
+        return nn.functional.relu(self.projection(torch.cat((image.expand_as(text_states), text_states), dim=-1)))
 
 
 class GatedFusion(PooledFusion):
@@ -111,7 +125,7 @@ class GatedFusion(PooledFusion):
         width = config.hidden_size
         # value and gate of one modality come from one product
         self.image_projection = nn.Linear(width, 2 * width)
-        self.text_projection = FewRowLinear(width, 2 * width)
+        self.text_projection = nn.Linear(width, 2 * width)
 
     def project_pooled(self, pooled):
         return self.image_projection(pooled)
@@ -129,8 +143,8 @@ class BilinearFusion(PooledFusion):
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__()
         self.image_projection = nn.Linear(config.hidden_size, config.bilinear_rank)
-        self.text_projection = FewRowLinear(config.hidden_size, config.bilinear_rank)
-        self.output = FewRowLinear(config.bilinear_rank, config.hidden_size)
+        self.text_projection = nn.Linear(config.hidden_size, config.bilinear_rank)
+        self.output = nn.Linear(config.bilinear_rank, config.hidden_size)
 
     def project_pooled(self, pooled):
         return torch.tanh(self.image_projection(pooled))
@@ -150,9 +164,9 @@ class AttentionFusion(Fusion):
         self.num_heads = config.num_attention_heads
         self.attention_dropout = config.attention_dropout
         self.region_norm = nn.LayerNorm(config.hidden_size)
-        self.query = FewRowLinear(config.hidden_size, config.hidden_size)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.output = FewRowLinear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
         self.joint_norm = nn.LayerNorm(config.hidden_size)
         self.dropout = SequenceDropout(config.dropout)
 
@@ -202,7 +216,7 @@ class CoAttentionFusion(AttentionFusion):
 
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__(config)
-        self.output = FewRowLinear(2 * config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(2 * config.hidden_size, config.hidden_size)
 
     def forward(self, text_states, projected, attention_mask=None, state=None, output_attentions=False):
         key, value = projected

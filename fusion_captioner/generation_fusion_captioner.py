@@ -4,9 +4,13 @@ and the cache is a `CaptionCache`."""
 # mypy: disable-error-code="attr-defined, misc, override"
 # GenerationMixin types `self` as the finished model, which a mixin is not yet.
 
+from functools import wraps
+
 from transformers import GenerationMixin
 
 from .caption_cache import CaptionCache
+from .fusion import count_texts
+from .packed_linear import packed_weights
 
 
 class FusionCaptionerGenerationMixin(GenerationMixin):
@@ -16,6 +20,13 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
     Pixels become regions before anything else happens. Regions are left out of the expansion to beams and samples:
     rows of text, `k` times as many as images, find their image by their order.
     """
+
+    # the function inside transformers' `no_grad`, which `generate.__wrapped__` is for those who want gradients
+    @wraps(GenerationMixin.generate.__wrapped__)
+    def generate(self, *args, **kwargs):
+        # what each step multiplies by
+        with packed_weights((self.model.text_encoder, self.model.fusion, self.decoder, self.lm_head)):
+            return super().generate(*args, **kwargs)
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
         pixel_values = model_kwargs.pop("pixel_values", None)
@@ -70,19 +81,3 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
         names = ("image_hidden_states", "audio_hidden_states")
         regions = {name: kwargs.pop(name) for name in names if name in kwargs}
         return super().prepare_inputs_for_generation(input_ids, next_sequence_length, **kwargs) | regions
-
-
-def count_texts(texts: int, images: int) -> int:
-    """Texts an image.
-
-    Raises:
-        ValueError: if the texts do not divide evenly among the images.
-    """
-    if images == 0 or texts == 0:
-        raise ValueError(f"the batch is empty ({images} images, {texts} texts); give at least one of each.")
-    if texts % images:
-        raise ValueError(
-            f"{texts} rows of `input_ids` do not divide among {images} images; give the same number of texts for "
-            "each image, those of one image next to each other."
-        )
-    return texts // images

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig
 
+from .placed_weights import compute_dtype
+
 
 class ImageEncoder(nn.Module):
     """
@@ -74,7 +76,7 @@ class ImageEncoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Data type of the weights, and so of the pixels."""
-        return next(self.backbone.parameters()).dtype
+        return compute_dtype(self.backbone)
 
     def train(self, mode: bool = True) -> "ImageEncoder":
         """A frozen encoder stays in evaluation mode: its BatchNorm must not follow the statistics of the batches."""

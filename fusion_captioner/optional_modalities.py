@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .alignment import TEXT_POOLINGS
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .modeling_fusion_captioner import FusionCaptionerModel, FusionCaptionerPreTrainedModel
+from .placed_weights import own_parameter
+from .text_encoder import TEXT_POOLINGS
 
 
 def drop_modalities(present: torch.Tensor, probability: float) -> torch.Tensor:
@@ -100,7 +101,7 @@ class OptionalModalitiesModel(FusionCaptionerPreTrainedModel):
         embedded: dict[str, torch.Tensor] = {}
         present: dict[str, torch.Tensor] = {}
         if pixel_values is not None or image_hidden_states is not None:
-            embedded["image"] = base.embed_regions(base._image_regions(pixel_values, image_hidden_states))
+            embedded["image"] = base.embed_regions(base.image_regions(pixel_values, image_hidden_states))
         if input_ids is not None:
             embedded["text"], _, _ = base.text_encoder(base.check_input_ids(input_ids), attention_mask)
         if input_features is not None:
@@ -163,7 +164,7 @@ class OptionalModalitiesModel(FusionCaptionerPreTrainedModel):
 
     def _fill(self, name: str, states: torch.Tensor | None, shown: torch.Tensor, size: int) -> torch.Tensor:
         """States `(rows, size, D)` with the placeholder in all of a row's places where it is not shown."""
-        placeholder = self.placeholders[name]
+        placeholder = own_parameter(self.placeholders, name)
         if states is None:
             return placeholder.expand(len(shown), size, -1)
         return torch.where(shown[:, None, None], states, placeholder.to(states.dtype))

@@ -430,7 +430,7 @@ def test_image_dropout_hides_features_of_all_regions_in_training_only() -> None:
     assert set(kept.unique().tolist()) == {0.0, 2.0}
     assert torch.equal(kept, kept[:, :1].expand_as(kept))
     assert kept[:, 0].mean().item() == pytest.approx(1, abs=0.15)
-    assert not torch.equal(model._embed_image(regions)[0], model._embed_image(regions)[0])
+    assert not torch.equal(model.embed_image(regions)[0], model.embed_image(regions)[0])
 
 
 def test_fresh_text_states_weigh_as_much_as_the_image() -> None:

@@ -1,0 +1,81 @@
+"""
+What the models return. Classification and multiple choice return transformers' own outputs.
+
+B: images, T: texts, L: tokens, P: regions, Dv: width of a region, D: hidden size, E: projection width, V: vocabulary
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+from .caption_cache import CaptionCache
+
+
+@dataclass
+class FusionCaptionerModelOutput(ModelOutput):
+    """
+    Args:
+        fused_hidden_states (`torch.FloatTensor` of shape `(T, L, D)`): joint representations, one a token.
+        text_hidden_states (`torch.FloatTensor` of shape `(T, L, D)`): states of the text encoder.
+        embeddings (`torch.FloatTensor` of shape `(T, L, D)`): word embeddings.
+        image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)`): grid regions of the backbone, for video those of
+            all frames.
+        projected_regions (tuple of `torch.FloatTensor`): what the fusion made of the regions.
+        image_embeds (`torch.FloatTensor` of shape `(B, E)`): projected and normalised.
+        text_embeds (`torch.FloatTensor` of shape `(T, E)`): projected and normalised.
+        attentions (tuple of one `torch.FloatTensor` of shape `(T, heads, L, P)`): where each token looked; the regions
+            of a sound, where there is one, come after those of the image.
+        past_key_values (`CaptionCache`).
+    """
+
+    fused_hidden_states: torch.Tensor | None = None
+    text_hidden_states: torch.Tensor | None = None
+    embeddings: torch.Tensor | None = None
+    image_hidden_states: torch.Tensor | None = None
+    projected_regions: tuple[torch.Tensor, ...] | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    past_key_values: CaptionCache | None = None
+
+
+@dataclass
+class FusionCaptionerOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): the weighted sum of `loss_terms`, when `labels` are given.
+        logits (`torch.FloatTensor` of shape `(T, L, V)`): scores of the word after each token.
+        loss_terms (`dict` of scalars): each term that is on, unweighted.
+        hidden_states (tuple of `torch.FloatTensor` of shape `(T, L, D)`): text states, joint representations and
+            decoder states, with `output_hidden_states=True`.
+        attentions, image_embeds, text_embeds, past_key_values: see `FusionCaptionerModelOutput`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    loss_terms: dict[str, torch.Tensor] | None = None
+    past_key_values: CaptionCache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+
+
+@dataclass
+class FusionCaptionerRetrievalOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): the weighted sum of `loss_terms`, with `return_loss=True`.
+        logits_per_image (`torch.FloatTensor` of shape `(B, T)`): scaled similarities.
+        logits_per_text (`torch.FloatTensor` of shape `(T, B)`): the same, transposed.
+        image_embeds (`torch.FloatTensor` of shape `(B, E)`), text_embeds (`(T, E)`): projected and normalised.
+        loss_terms (`dict` of scalars): each term that is on, unweighted.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    loss_terms: dict[str, torch.Tensor] | None = None
