@@ -47,5 +47,5 @@ class AudioEncoder(nn.Module):
             regions of shape `(B, A, Da)`, in the order of time.
         """
         inputs = {self.encoder.main_input_name: input_features.to(compute_dtype(self.encoder))}
-        steps = self.encoder(**inputs).last_hidden_state  # (B, S, Da)
+        steps = self.encoder(**inputs, return_dict=True).last_hidden_state  # (B, S, Da)
         return nn.functional.adaptive_avg_pool1d(steps.transpose(1, 2), self.num_regions).transpose(1, 2)

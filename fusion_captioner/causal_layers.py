@@ -137,7 +137,7 @@ class CausalRecurrent(GradientCheckpointingLayer):
         """The output `(B, 1, D)` and the state after one token, layer by layer."""
         recurrent, hidden = self.recurrent, inputs[:, 0]
         if state is None:
-            zeros = inputs.new_zeros(len(inputs), recurrent.num_layers, recurrent.hidden_size)
+            zeros = inputs.new_zeros(inputs.shape[0], recurrent.num_layers, recurrent.hidden_size)
             state = (zeros,) * (2 if self.recurrent_class is nn.LSTM else 1)
         layers = []
         for layer, weights in enumerate(recurrent.all_weights):

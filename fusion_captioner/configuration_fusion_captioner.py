@@ -210,6 +210,16 @@ class FusionCaptionerConfig(PreTrainedConfig):
 
     model_type = "fusion_captioner"
     _auto_class = "AutoConfig"
+    # what `Trainer` leaves out of predictions, so that they are the logits
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "loss_terms",
+        "past_key_values",
+        "hidden_states",
+        "attentions",
+        "logits_per_text",
+        "image_embeds",
+        "text_embeds",
+    ]
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet"),
         "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper", optional=True),

@@ -14,7 +14,7 @@ from .configuration_fusion_captioner import FusionCaptionerConfig
 from .fusion import count_texts
 from .losses import weighted_sum
 from .modeling_fusion_captioner import FusionCaptionerModel, FusionCaptionerPreTrainedModel
-from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerRetrievalOutput
+from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerRetrievalOutput, returns_output
 
 
 class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
@@ -95,6 +95,7 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
         encoded = self._encoded(text_hidden_states, regions)
         return self.alignment.matching(texts, images, encoded, attention_mask, self.model.fuse)
 
+    @returns_output
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -102,9 +103,9 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         image_hidden_states: torch.Tensor | None = None,
         return_loss: bool | None = None,
-        return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs,
-    ) -> FusionCaptionerRetrievalOutput | tuple:
+    ) -> FusionCaptionerRetrievalOutput:
         """
         Args:
             input_ids, attention_mask (`torch.LongTensor` of shape `(T, L)`).
@@ -116,6 +117,8 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
         Raises:
             ValueError: if text or image is missing; with `return_loss`, if the texts do not divide among the images.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         input_ids = self.model.check_input_ids(input_ids)
         regions = self.model.flatten_frames(self.model.image_regions(pixel_values, image_hidden_states))
         image_embeds = self.model.embed_image(regions)
@@ -129,15 +132,15 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
             encoded = self._encoded(text_states, regions, image_embeds=image_embeds, text_embeds=text_embeds)
             loss_terms = self.alignment(encoded, attention_mask, self.model.fuse)
             loss = weighted_sum(loss_terms, self.config)
-        result = FusionCaptionerRetrievalOutput(
+        return FusionCaptionerRetrievalOutput(
             loss=loss,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             loss_terms=loss_terms,
+            hidden_states=(text_states,) if output_hidden_states else None,
         )
-        return result.to_tuple() if return_dict is False else result
 
     def _encoded(self, text_states: torch.Tensor, regions: torch.Tensor, **embeds: Any) -> FusionCaptionerModelOutput:
         """What the losses read of texts and images, which are projected for the fusion only where it is needed."""

@@ -32,7 +32,7 @@ from .generation_fusion_captioner import FusionCaptionerGenerationMixin
 from .image_encoder import ImageEncoder
 from .losses import caption_loss, weighted_sum
 from .matching import WordRegionMatching
-from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerOutput
+from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerOutput, returns_output
 from .placed_weights import compute_dtype, execution_device, own_parameter
 from .text_encoder import TEXT_POOLINGS, TextEncoder
 
@@ -171,7 +171,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         """What the fusion needs of images and, where there are any, their sounds: one row an image."""
         regions = self.embed_regions(image_hidden_states)
         if audio_hidden_states is not None:
-            if len(audio_hidden_states) != len(regions):
+            if audio_hidden_states.shape[0] != regions.shape[0]:
                 raise ValueError(
                     f"{len(audio_hidden_states)} sounds do not fit {len(regions)} images; give one sound an image."
                 )
@@ -182,7 +182,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         self, text_states: torch.Tensor, projected: tuple[torch.Tensor, ...], attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Joint representations `(T, L, D)` of text states and what `project_regions` made of the images."""
-        return self.fusion(text_states, projected, attention_mask)[0]
+        return self.fusion(text_states, *projected, attention_mask=attention_mask)[0]
 
     def get_audio_hidden_states(self, input_features: torch.Tensor) -> torch.Tensor:
         """
@@ -198,8 +198,9 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             )
         return self.audio_encoder(input_features)
 
+    @returns_output
     def get_image_features(
-        self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None
+        self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """
         Image embeddings in the space shared with texts.
@@ -214,8 +215,9 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         regions = self.flatten_frames(self.image_regions(pixel_values, image_hidden_states))
         return BaseModelOutputWithPooling(last_hidden_state=regions, pooler_output=self.embed_image(regions))
 
+    @returns_output
     def get_text_features(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """
         Text embeddings in the space shared with images.
@@ -231,6 +233,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             last_hidden_state=states, pooler_output=self.embed_text(states, attention_mask)
         )
 
+    @returns_output
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -242,6 +245,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         past_key_values: CaptionCache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_embeds: bool = True,
         **kwargs,
     ) -> FusionCaptionerModelOutput:
@@ -254,19 +258,21 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             input_features (`torch.FloatTensor` with B rows, *optional*): sounds, as the audio encoder takes them, or
             audio_hidden_states (`torch.FloatTensor` of shape `(B, A, Da)`): what the audio encoder made of them.
             past_key_values (`CaptionCache`, *optional*): of the tokens so far; images and sounds are then in it.
-            use_cache, output_attentions (`bool`).
+            use_cache, output_attentions, output_hidden_states (`bool`).
             return_embeds (`bool`): whether `image_embeds` and `text_embeds` are wanted.
 
         Raises:
             ValueError: if text or image is missing, both forms of the image are given, or rows do not match.
         """
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         input_ids = self.check_input_ids(input_ids)
         cache = past_key_values
         regions = None
         if cache is None:
             regions = self.flatten_frames(self.image_regions(pixel_values, image_hidden_states))
-            count_texts(len(input_ids), len(regions))
+            self._check_rows(input_ids, regions)
             if input_features is not None:
                 audio_hidden_states = self.get_audio_hidden_states(input_features)
             projected = self.project_regions(regions, audio_hidden_states)
@@ -280,13 +286,17 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             )
         else:
             projected = cache.projected_regions
-            count_texts(len(input_ids), len(projected[0]))
+            self._check_rows(input_ids, projected[0])
 
         text_states, embeddings, text_state = self.text_encoder(
             input_ids, attention_mask, None if cache is None else cache.text_state, cache is not None
         )
         fused, weights, fusion_state = self.fusion(
-            text_states, projected, attention_mask, None if cache is None else cache.fusion_state, output_attentions
+            text_states,
+            *projected,
+            attention_mask=attention_mask,
+            state=None if cache is None else cache.fusion_state,
+            output_attentions=output_attentions,
         )
         if cache is not None:
             cache.text_state, cache.fusion_state = text_state, fusion_state
@@ -305,6 +315,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             text_embeds=text_embeds,
             attentions=(weights,) if weights is not None else None,
             past_key_values=cache,
+            hidden_states=(text_states, fused) if output_hidden_states else None,
         )
 
     def image_regions(
@@ -360,6 +371,12 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         """From states `(T, L, D)` of the text encoder to embeddings `(T, E)` of length 1."""
         pooled = TEXT_POOLINGS[self.config.text_pooling](states, attention_mask)
         return nn.functional.normalize(self.text_projection(pooled), dim=-1)
+
+    @staticmethod
+    def _check_rows(input_ids: torch.Tensor, images: torch.Tensor) -> None:
+        """In an export the number of rows is open, and checking it would fix it."""
+        if not torch.compiler.is_compiling():
+            count_texts(len(input_ids), len(images))
 
     def check_token_ids(self, token_ids: torch.Tensor) -> None:
         """On a CPU an id out of range is read from beside the embedding's memory or fails without naming the id; on
@@ -448,6 +465,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         )
         return self.alignment.matching(texts, images, outputs, attention_mask, self.model.fuse).sigmoid()
 
+    @returns_output
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -461,12 +479,11 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
-    ) -> FusionCaptionerOutput | tuple:
+    ) -> FusionCaptionerOutput:
         """
         Args:
             input_ids, attention_mask, pixel_values, image_hidden_states, input_features, audio_hidden_states,
@@ -484,7 +501,9 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             ValueError: as the base model, and for labels that do not fit `input_ids` or the vocabulary.
         """
         if use_cache is None:
-            use_cache = self.config.use_cache and not self.training and labels is None
+            # what is exported is one whole text
+            whole = self.training or labels is not None or torch.compiler.is_exporting()
+            use_cache = self.config.use_cache and not whole
         if self.training and self.config.modality_dropout and past_key_values is None:
             regions = self.model.image_regions(pixel_values, image_hidden_states)
             shown = torch.rand(len(regions), device=regions.device) >= self.config.modality_dropout
@@ -500,6 +519,8 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             use_cache=use_cache,
             output_attentions=output_attentions,
             return_embeds=labels is not None and self.alignment.is_active,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         cache = outputs.past_key_values
         hidden_states, decoder_state = self.decoder(
@@ -520,21 +541,16 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         if labels is not None:
             loss_terms = self._loss_terms(outputs, hidden_states, logits, labels, attention_mask, num_items_in_batch)
             loss = weighted_sum(loss_terms, self.config)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        result = FusionCaptionerOutput(
+        return FusionCaptionerOutput(
             loss=loss,
             logits=logits,
             loss_terms=loss_terms,
             past_key_values=cache,
-            hidden_states=(outputs.text_hidden_states, outputs.fused_hidden_states, hidden_states)
-            if output_hidden_states
-            else None,
+            hidden_states=None if outputs.hidden_states is None else (*outputs.hidden_states, hidden_states),
             attentions=outputs.attentions,
             image_embeds=outputs.image_embeds,
             text_embeds=outputs.text_embeds,
         )
-        return result.to_tuple() if return_dict is False else result
 
     def _loss_terms(
         self, outputs, hidden_states, logits, labels, attention_mask, num_items_in_batch
@@ -576,6 +592,7 @@ def auto_classes() -> dict[str, type[FusionCaptionerPreTrainedModel]]:
     return {
         "AutoModel": FusionCaptionerModel,
         "AutoModelForImageTextToText": FusionCaptionerForConditionalGeneration,
+        "AutoModelForMultimodalLM": FusionCaptionerForConditionalGeneration,
         "AutoModelForZeroShotImageClassification": FusionCaptionerForImageTextRetrieval,
         "AutoModelForSequenceClassification": FusionCaptionerForSequenceClassification,
         "AutoModelForImageClassification": FusionCaptionerForSequenceClassification,

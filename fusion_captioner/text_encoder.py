@@ -66,7 +66,7 @@ def last_token(states: torch.Tensor, attention_mask: torch.Tensor | None) -> tor
         return states[:, -1]
     steps = torch.arange(states.shape[1], device=states.device)
     index = (attention_mask[:, -states.shape[1] :].long() * steps).argmax(dim=1)
-    return states[torch.arange(len(states), device=states.device), index]
+    return states[torch.arange(states.shape[0], device=states.device), index]
 
 
 def mean_of_tokens(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
