@@ -1,4 +1,5 @@
-"""The matrix products of one step of generation, by `nn.Linear` and by packed weights, for a few rows.
+"""The matrix products of one step of generation, by `nn.Linear` and by packed weights, for a few rows; and the packing,
+which every call of `generate` pays for once.
 
     python benchmarks/packed_linear.py
 
@@ -13,11 +14,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from fusion_captioner.packed_linear import few_row_linear
+from fusion_captioner.packed_linear import MAX_ROWS, MIN_ROWS, packed_weights
 from fusion_captioner.process_setup import keep_freed_memory
 
 SHAPES = [(2048, 512)] * 4 + [(512, 512)] * 2 + [(4000, 512)]
-ROWS = (1, 3, 8, 24, 48, 96, 192)
+ROWS = (MIN_ROWS, 8, 24, 48, 96, MAX_ROWS)
 
 
 def milliseconds(step: Callable[[], object]) -> float:
@@ -34,21 +35,22 @@ def milliseconds(step: Callable[[], object]) -> float:
 @torch.no_grad()
 def main() -> None:
     keep_freed_memory()
-    weights = [torch.randn(shape) for shape in SHAPES]
-    biases = [torch.randn(shape[0]) for shape in SHAPES]
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    layers = nn.ModuleList(nn.Linear(inputs, outputs) for outputs, inputs in SHAPES)
+    pack = milliseconds(lambda: [torch.ops.mkldnn._reorder_linear_weight(layer.weight) for layer in layers])
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; packing: {pack:.1f} ms\n")
     print("| rows | nn.Linear | packed | times faster |\n|---|---|---|---|")
     for rows in ROWS:
-        usual, packed = (
-            milliseconds(partial(multiply, linear, torch.randn(rows, 512), weights, biases))
-            for linear in (nn.functional.linear, few_row_linear)
-        )
+        inputs = torch.randn(rows, SHAPES[0][1])
+        step = partial(multiply, layers, inputs)
+        usual = milliseconds(step)
+        with packed_weights([layers]):
+            packed = milliseconds(step)
         print(f"| {rows} | {usual:.2f} | {packed:.2f} | {usual / packed:.1f} |")
 
 
-def multiply(linear: Callable, inputs: torch.Tensor, weights: list[torch.Tensor], biases: list[torch.Tensor]) -> None:
-    for weight, bias in zip(weights, biases, strict=True):
-        linear(inputs, weight, bias)
+def multiply(layers: nn.ModuleList, inputs: torch.Tensor) -> None:
+    for layer in layers:
+        layer(inputs)
 
 
 if __name__ == "__main__":

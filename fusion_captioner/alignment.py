@@ -4,11 +4,12 @@ Alignment: what ties image and text embeddings to each other beside the caption.
 B: images, T = B·k: texts, L: tokens, Dv: width of a region, D: hidden size, E: projection width
 """
 
+from typing import Any
+
 import torch
 from torch import distributed, nn
 
 from .configuration_fusion_captioner import FusionCaptionerConfig
-from .fusion import Fusion
 from .losses import (
     hardest_negative_loss,
     info_nce_loss,
@@ -17,7 +18,8 @@ from .losses import (
     reconstruction_loss,
     reverse_gradient,
 )
-from .matching import MATCHINGS
+from .matching import MATCHINGS, Fuse
+from .placed_weights import own_parameter
 
 
 class _Gather(torch.autograd.Function):
@@ -51,26 +53,6 @@ def gather_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     if not (distributed.is_available() and distributed.is_initialized()):
         return tensor
     return _Gather.apply(tensor)
-
-
-def last_token(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """The state `(B, D)` of each row's last real token, from states `(B, L, D)` padded on either side."""
-    if attention_mask is None:
-        return states[:, -1]
-    steps = torch.arange(states.shape[1], device=states.device)
-    index = (attention_mask[:, -states.shape[1] :].long() * steps).argmax(dim=1)
-    return states[torch.arange(len(states), device=states.device), index]
-
-
-def mean_of_tokens(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """The mean `(B, D)` of each row's states at real tokens, from states `(B, L, D)` padded on either side."""
-    if attention_mask is None:
-        return states.mean(dim=1)
-    mask = attention_mask[:, -states.shape[1] :].unsqueeze(-1).to(states.dtype)
-    return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-
-
-TEXT_POOLINGS = {"last": last_token, "mean": mean_of_tokens}
 
 
 class AlignmentLosses(nn.Module):
@@ -109,27 +91,19 @@ class AlignmentLosses(nn.Module):
             )
         )
 
-    def forward(
-        self,
-        image_embeds: torch.Tensor,
-        text_embeds: torch.Tensor,
-        text_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        regions: torch.Tensor,
-        projected: tuple[torch.Tensor, ...],
-        fusion: Fusion,
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, outputs: Any, attention_mask: torch.Tensor | None, fuse: Fuse) -> dict[str, torch.Tensor]:
         """
         Args:
-            image_embeds (`(B, E)`), text_embeds (`(T, E)`): normalised.
-            text_states (`(T, L, D)`), attention_mask (`(T, L)`): of the texts.
-            regions (`(B, P, Dv)`): of the images, as the backbone gives them.
-            projected, fusion: what fused states are made by; see `fusion.py`.
+            outputs (`FusionCaptionerModelOutput`): of the base model; embeddings, text states, regions and, for the matching term, projected regions
+                are read.
+            attention_mask (`torch.LongTensor` of shape `(T, L)`, *optional*): of the texts.
+            fuse: `FusionCaptionerModel.fuse`.
 
         Returns:
-            one unweighted scalar a term that is on.
+            one unweighted scalar per term that is on.
         """
         terms: dict[str, torch.Tensor] = {}
+        image_embeds, text_embeds = outputs.image_embeds, outputs.text_embeds
         text_images = torch.arange(len(text_embeds), device=text_embeds.device) // (
             len(text_embeds) // len(image_embeds)
         )
@@ -143,40 +117,18 @@ class AlignmentLosses(nn.Module):
             )
         if self.config.reconstruction_loss_weight:
             terms["reconstruction"] = reconstruction_loss(
-                self.generator(text_embeds), regions.mean(dim=1)[text_images]
+                self.generator(text_embeds), outputs.image_hidden_states.mean(dim=1)[text_images]
             )
         if self.config.matching_loss_weight:
             texts, images, matches = self._drawn_pairs(image_embeds, text_embeds, text_images)
-            scores = self.match(texts, images, text_states, attention_mask, regions, projected, fusion)
+            scores = self.matching(texts, images, outputs, attention_mask, fuse)
             terms["matching"] = matching_loss(scores, matches)
         return terms
 
     @property
     def inverse_temperature(self) -> torch.Tensor:
         """What cosine similarities are multiplied by; bounded, as CLIP's."""
-        return self.logit_scale.exp().clamp(max=100.0)
-
-    def match(
-        self,
-        texts: torch.Tensor,
-        images: torch.Tensor,
-        text_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        regions: torch.Tensor,
-        projected: tuple[torch.Tensor, ...],
-        fusion: Fusion,
-    ) -> torch.Tensor:
-        """
-        Args:
-            texts, images (`torch.LongTensor` of shape `(N,)`): row of the text and row of the image of each pair.
-            text_states, attention_mask, regions, projected, fusion: see `forward`.
-
-        Returns:
-            matching logits `(N,)`.
-        """
-        if self.config.matching_type == "fusion":
-            return self.matching(texts, images, text_states, attention_mask, projected, fusion)
-        return self.matching(texts, images, text_states, attention_mask, regions)
+        return own_parameter(self, "logit_scale").exp().clamp(max=100.0)
 
     def _contrastive(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         texts = len(text_embeds) // len(image_embeds)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig
 
+from .placed_weights import compute_dtype
+
 AUDIO_INPUTS = ("input_features", "input_values")
 
 
@@ -48,6 +50,6 @@ class AudioEncoder(nn.Module):
         Returns:
             regions of shape `(B, A, Da)`, in the order of time.
         """
-        inputs = {self.encoder.main_input_name: input_features.to(self.encoder.dtype)}
-        steps = self.encoder(**inputs).last_hidden_state  # (B, S, Da)
+        inputs = {self.encoder.main_input_name: input_features.to(compute_dtype(self.encoder))}
+        steps = self.encoder(**inputs, return_dict=True).last_hidden_state  # (B, S, Da)
         return nn.functional.adaptive_avg_pool1d(steps.transpose(1, 2), self.num_regions).transpose(1, 2)

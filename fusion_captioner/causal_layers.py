@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .packed_linear import FewRowLinear, few_row_linear
+from .packed_linear import few_row_linear
 
 # What a layer carries from one call to the next: each tensor has the batch in its first dimension,
 # so that a cache can reorder it without knowing what it is.
@@ -83,7 +83,7 @@ class CausalRecurrent(GradientCheckpointingLayer):
             outputs of shape `(B, L, D)`, and the state or `None`.
         """
         length = inputs.shape[1]
-        if length == 1 and return_state and not self.training:
+        if length == 1 and return_state and not self.training and self._is_plain():
             outputs, state_after = self._step(inputs, state)
             return outputs, self._keep_unseen(state_after, attention_mask, state, length)
         hidden = None if state is None else self._to_recurrent(state)
@@ -126,12 +126,18 @@ class CausalRecurrent(GradientCheckpointingLayer):
             outputs[rows, :longest] = group.to(outputs.dtype)
         return outputs
 
+    def _is_plain(self) -> bool:
+        """Whether the weights may be read past the layer: quantisation and adapters put another layer in its place,
+        offloading another `forward`, pruning a hook."""
+        recurrent = self.recurrent
+        hooks = recurrent._forward_pre_hooks or recurrent._forward_hooks
+        return type(recurrent) is self.recurrent_class and "forward" not in vars(recurrent) and not hooks
+
     def _step(self, inputs: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
         """The output `(B, 1, D)` and the state after one token, layer by layer."""
         recurrent, hidden = self.recurrent, inputs[:, 0]
         if state is None:
-            zeros = inputs.new_zeros(len(inputs), recurrent.num_layers, recurrent.hidden_size)
-            # not `isinstance`: adapters wrap layers that they train whole
+            zeros = inputs.new_zeros(inputs.shape[0], recurrent.num_layers, recurrent.hidden_size)
             state = (zeros,) * (2 if self.recurrent_class is nn.LSTM else 1)
         layers = []
         for layer, weights in enumerate(recurrent.all_weights):
@@ -205,11 +211,11 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.num_heads = num_heads
         self.attention_dropout = attention_dropout
         self.attention_norm = nn.LayerNorm(hidden_size)
-        self.query_key_value = FewRowLinear(hidden_size, 3 * hidden_size)
-        self.output = FewRowLinear(hidden_size, hidden_size)
+        self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
         self.feed_forward_norm = nn.LayerNorm(hidden_size)
         self.feed_forward = nn.Sequential(
-            FewRowLinear(hidden_size, intermediate_size), nn.GELU(), FewRowLinear(intermediate_size, hidden_size)
+            nn.Linear(hidden_size, intermediate_size), nn.GELU(), nn.Linear(intermediate_size, hidden_size)
         )
         self.dropout = nn.Dropout(dropout)
 
@@ -247,7 +253,8 @@ class CausalTransformer(nn.Module):
         max_positions: int,
     ) -> None:
         super().__init__()
-        self.input_projection = FewRowLinear(input_size, hidden_size) if input_size != hidden_size else nn.Identity()
+        self.input_projection = nn.Linear(input_size, hidden_size) if input_size != hidden_size else nn.Identity()
+        self.max_positions = max_positions
         self.position_embedding = nn.Embedding(max_positions, hidden_size)
         self.layers = nn.ModuleList(
             TransformerLayer(hidden_size, num_heads, intermediate_size, dropout, attention_dropout)
@@ -265,10 +272,9 @@ class CausalTransformer(nn.Module):
         """Same arguments as `CausalRecurrent.forward`; the state is every layer's keys and values, in turn."""
         length = inputs.shape[1]
         total = length + (state[0].shape[2] if state is not None else 0)
-        max_positions = len(self.position_embedding.weight)  # adapters have no `num_embeddings`
-        if total > max_positions:
+        if total > self.max_positions:
             raise ValueError(
-                f"a text of {total} tokens is longer than `max_position_embeddings` ({max_positions}); "
+                f"a text of {total} tokens is longer than `max_position_embeddings` ({self.max_positions}); "
                 "shorten it, or train with a larger `max_position_embeddings`."
             )
         steps = torch.arange(total, device=inputs.device)

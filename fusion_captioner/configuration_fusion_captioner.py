@@ -14,18 +14,28 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Keys that transformers itself passes to, or stores beside, a config's own fields.
+# Keys that transformers and PEFT themselves pass to a config, set on it or read from it, beyond its own fields.
 TRANSFORMERS_KEYS = {
+    "aggregation_labels",
     "attn_implementation",
     "auto_map",
+    "custom_pipelines",
+    "distributed_config",
     "experts_implementation",
+    "function_to_apply",
+    "fusion_config",
+    "gradient_checkpointing",
+    "is_causal",
+    "loss_type",
     "model_type",
     "name_or_path",
     "num_labels",
     "output_attentions",
     "per_layer_config",
+    "pretraining_tp",
     "quantization_config",
     "torch_dtype",
+    "transformers_weights",
 }
 # Keys that transformers 4 stored in every config and version 5 no longer defines: configs on the Hub are full of them.
 TRANSFORMERS_4_KEYS = {
@@ -87,9 +97,10 @@ def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
 
 def unknown_keys(config_class: type[PreTrainedConfig], keys: Iterable[str]) -> list[str]:
     """Those of `keys` that neither `config_class` nor transformers' config machinery defines, in order."""
-    known = TRANSFORMERS_KEYS | set(GenerationConfig().to_dict()) | set(config_class.__dataclass_fields__)
+    known = TRANSFORMERS_KEYS | TRANSFORMERS_4_KEYS | set(GenerationConfig().to_dict())
+    known |= set(config_class.__dataclass_fields__)
     if config_class is not FusionCaptionerConfig:
-        known |= TRANSFORMERS_4_KEYS | set(config_class.attribute_map) | set(signature(config_class).parameters)
+        known |= set(config_class.attribute_map) | set(signature(config_class).parameters)
     unknown = sorted(key for key in keys if key not in known and not key.startswith("_"))
     if unknown and config_class is not FusionCaptionerConfig:
         # what a class derives from its fields is saved beside them, such as `stage_names` of backbones
@@ -210,6 +221,16 @@ class FusionCaptionerConfig(PreTrainedConfig):
 
     model_type = "fusion_captioner"
     _auto_class = "AutoConfig"
+    # what `Trainer` leaves out of predictions, so that they are the logits
+    keys_to_ignore_at_inference = [  # noqa: RUF012 (transformers' own form)
+        "loss_terms",
+        "past_key_values",
+        "hidden_states",
+        "attentions",
+        "logits_per_text",
+        "image_embeds",
+        "text_embeds",
+    ]
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet"),
         "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper", optional=True),
@@ -284,6 +305,12 @@ class FusionCaptionerConfig(PreTrainedConfig):
             if unknown := unknown_keys(CONFIG_MAPPING[model_type], sub_config):
                 raise unknown_key_error(CONFIG_MAPPING[model_type], unknown[0], sub_config[unknown[0]], f"{name}.")
 
+    def __setattr__(self, key: str, value: Any) -> None:
+        # what is set is saved, and what is saved must load again
+        if not key.startswith("_") and not hasattr(type(self), key) and unknown_keys(type(self), [key]):
+            raise unknown_key_error(type(self), key, value)
+        super().__setattr__(key, value)
+
     @classmethod
     def own_fields(cls) -> set[str]:
         """Names of the fields that this class adds to transformers' config."""
@@ -321,6 +348,10 @@ class FusionCaptionerConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Part of the `@strict` validation: ranges, and what must divide what."""
         super().validate_architecture()
+        for name in self.sub_configs_defaults:
+            if isinstance(sub_config := getattr(self, name), PreTrainedConfig):
+                for key in unknown_keys(type(sub_config), vars(sub_config)):
+                    raise unknown_key_error(type(sub_config), key, getattr(sub_config, key), f"{name}.")
         for name in POSITIVE_FIELDS:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` ({getattr(self, name)}) must be at least 1.")

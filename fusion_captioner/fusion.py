@@ -17,9 +17,24 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .causal_layers import SequenceDropout, State
 from .configuration_fusion_captioner import FusionCaptionerConfig
-from .packed_linear import FewRowLinear
 
 FusionOutput = tuple[torch.Tensor, torch.Tensor | None, State | None]
+
+
+def count_texts(texts: int, images: int) -> int:
+    """Texts per image.
+
+    Raises:
+        ValueError: if the texts do not divide evenly among the images.
+    """
+    if images == 0 or texts == 0:
+        raise ValueError(f"the batch is empty ({images} images, {texts} texts); give at least one of each.")
+    if texts % images:
+        raise ValueError(
+            f"{texts} rows of `input_ids` do not divide among {images} images; give the same number of texts for "
+            "each image, those of one image next to each other."
+        )
+    return texts // images
 
 
 class Fusion(GradientCheckpointingLayer):
@@ -32,7 +47,7 @@ class Fusion(GradientCheckpointingLayer):
     def forward(
         self,
         text_states: torch.Tensor,
-        projected: State,
+        *projected: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         state: State | None = None,
         output_attentions: bool = False,
@@ -40,7 +55,8 @@ class Fusion(GradientCheckpointingLayer):
         """
         Args:
             text_states (`torch.FloatTensor` of shape `(B*k, L, D)`).
-            projected: what `project_regions` returned for the B images.
+            projected: what `project_regions` returned for the B images, one by one, since reentrant gradient
+                checkpointing follows gradients to tensors that are arguments only.
             attention_mask (`torch.LongTensor` of shape `(B*k, L)`, *optional*): 1 at tokens, 0 at padding.
             state: what an earlier call returned as its third value; only co-attention carries one.
             output_attentions (`bool`): whether the weights over the regions are wanted.
@@ -65,7 +81,7 @@ class PooledFusion(Fusion):
     def project_regions(self, regions: torch.Tensor) -> State:
         return (self.project_pooled(regions.mean(dim=1)),)
 
-    def forward(self, text_states, projected, attention_mask=None, state=None, output_attentions=False):
+    def forward(self, text_states, *projected, attention_mask=None, state=None, output_attentions=False):
         rows, images = text_states.shape[0], projected[0].shape[0]
         # as `repeat_interleave` does, which the ONNX exporter gets wrong where the number of texts is dynamic
         image = projected[0].unsqueeze(1).expand(-1, rows // images, -1).reshape(rows, 1, -1)
@@ -78,7 +94,7 @@ class SumFusion(PooledFusion):
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__()
         self.image_projection = nn.Linear(config.hidden_size, config.hidden_size)
-        self.text_projection = FewRowLinear(config.hidden_size, config.hidden_size)
+        self.text_projection = nn.Linear(config.hidden_size, config.hidden_size)
 
     def project_pooled(self, pooled):
         return self.image_projection(pooled)
@@ -88,19 +104,18 @@ class SumFusion(PooledFusion):
 
 
 class ConcatFusion(PooledFusion):
-    """`ReLU(W·[v̄ ; t])`, its matrix applied to the two halves apart, so that the image's half is computed once."""
+    """`ReLU(W·[v̄ ; t])`"""
 
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__()
-        self.projection = FewRowLinear(2 * config.hidden_size, config.hidden_size)
+        self.projection = nn.Linear(2 * config.hidden_size, config.hidden_size)
 
     def project_pooled(self, pooled):
-        width = pooled.shape[-1]
-        return nn.functional.linear(pooled, self.projection.weight[:, :width], self.projection.bias)
+        return pooled
 
     def join(self, text_states, image):
-        width = text_states.shape[-1]
-        return nn.functional.relu(image + nn.functional.linear(text_states, self.projection.weight[:, width:]))
+        # not by the two halves of the matrix: adapters and quantisation replace the layer, and would be missed
+        return nn.functional.relu(self.projection(torch.cat((image.expand_as(text_states), text_states), dim=-1)))
 
 
 class GatedFusion(PooledFusion):
@@ -111,7 +126,7 @@ class GatedFusion(PooledFusion):
         width = config.hidden_size
         # value and gate of one modality come from one product
         self.image_projection = nn.Linear(width, 2 * width)
-        self.text_projection = FewRowLinear(width, 2 * width)
+        self.text_projection = nn.Linear(width, 2 * width)
 
     def project_pooled(self, pooled):
         return self.image_projection(pooled)
@@ -129,8 +144,8 @@ class BilinearFusion(PooledFusion):
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__()
         self.image_projection = nn.Linear(config.hidden_size, config.bilinear_rank)
-        self.text_projection = FewRowLinear(config.hidden_size, config.bilinear_rank)
-        self.output = FewRowLinear(config.bilinear_rank, config.hidden_size)
+        self.text_projection = nn.Linear(config.hidden_size, config.bilinear_rank)
+        self.output = nn.Linear(config.bilinear_rank, config.hidden_size)
 
     def project_pooled(self, pooled):
         return torch.tanh(self.image_projection(pooled))
@@ -150,9 +165,9 @@ class AttentionFusion(Fusion):
         self.num_heads = config.num_attention_heads
         self.attention_dropout = config.attention_dropout
         self.region_norm = nn.LayerNorm(config.hidden_size)
-        self.query = FewRowLinear(config.hidden_size, config.hidden_size)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.output = FewRowLinear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
         self.joint_norm = nn.LayerNorm(config.hidden_size)
         self.dropout = SequenceDropout(config.dropout)
 
@@ -162,7 +177,7 @@ class AttentionFusion(Fusion):
         key, value = projected.permute(2, 0, 3, 1, 4)  # (B, heads, P, D/heads) each
         return key.contiguous(), value.contiguous()
 
-    def forward(self, text_states, projected, attention_mask=None, state=None, output_attentions=False):
+    def forward(self, text_states, *projected, attention_mask=None, state=None, output_attentions=False):
         key, value = projected
         rows, length, width = text_states.shape
         query = self._split(self.query(text_states), key.shape[0])  # (B, heads, k*L, D/heads)
@@ -170,9 +185,9 @@ class AttentionFusion(Fusion):
         weights = None
         if output_attentions:
             scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-            weights = scores.float().softmax(dim=-1).to(query.dtype)
-            context = nn.functional.dropout(weights, dropout, self.training) @ value
-            weights = self._by_text(weights, rows)
+            weights = self._by_text(scores.float().softmax(dim=-1).to(query.dtype), rows)
+            # what is returned is what is used, so that it has a gradient
+            context = nn.functional.dropout(self._by_image(weights, key.shape[0]), dropout, self.training) @ value
         else:
             context = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         context = self.output(context.transpose(1, 2).reshape(rows, length, width))
@@ -188,6 +203,12 @@ class AttentionFusion(Fusion):
         by_text = weights.view(images, heads, rows // images, -1, regions).transpose(1, 2)
         return by_text.reshape(rows, heads, -1, regions)
 
+    def _by_image(self, weights: torch.Tensor, images: int) -> torch.Tensor:
+        """`(B*k, heads, L, P)` → `(B, heads, k*L, P)`"""
+        rows, heads, _, regions = weights.shape
+        by_image = weights.view(images, rows // images, heads, -1, regions).transpose(1, 2)
+        return by_image.reshape(images, heads, -1, regions)
+
 
 class CoAttentionFusion(AttentionFusion):
     """
@@ -202,16 +223,17 @@ class CoAttentionFusion(AttentionFusion):
 
     def __init__(self, config: FusionCaptionerConfig) -> None:
         super().__init__(config)
-        self.output = FewRowLinear(2 * config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(2 * config.hidden_size, config.hidden_size)
 
-    def forward(self, text_states, projected, attention_mask=None, state=None, output_attentions=False):
+    def forward(self, text_states, *projected, attention_mask=None, state=None, output_attentions=False):
         key, value = projected
         rows, length, width = text_states.shape
         texts = rows // key.shape[0]
         query = self._split(self.query(text_states), key.shape[0])
         affinities = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).float()  # (B, heads, k*L, P)
-        weights = affinities.softmax(dim=-1).to(query.dtype)
-        context = nn.functional.dropout(weights, self.attention_dropout, self.training) @ value
+        weights = self._by_text(affinities.softmax(dim=-1).to(query.dtype), rows)
+        shown = self._by_image(weights, key.shape[0])
+        context = nn.functional.dropout(shown, self.attention_dropout, self.training) @ value
 
         seen = self._by_text(affinities, rows).mean(dim=1)  # (B*k, L, P)
         if attention_mask is not None:
@@ -229,7 +251,7 @@ class CoAttentionFusion(AttentionFusion):
         context = context.transpose(1, 2).reshape(rows, length, width)
         joined = self.output(torch.cat((context, reweighted), dim=-1))
         joint = self.joint_norm(text_states + self.dropout(joined))
-        return joint, self._by_text(weights, rows) if output_attentions else None, (seen[:, -1],)
+        return joint, weights if output_attentions else None, (seen[:, -1],)
 
 
 FUSIONS: dict[str, type[Fusion]] = {

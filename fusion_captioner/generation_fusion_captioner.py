@@ -4,9 +4,60 @@ and the cache is a `CaptionCache`."""
 # mypy: disable-error-code="attr-defined, misc, override"
 # GenerationMixin types `self` as the finished model, which a mixin is not yet.
 
-from transformers import GenerationMixin
+from functools import wraps
+
+import torch
+from transformers import GenerationMixin, LogitsProcessor
+from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from .caption_cache import CaptionCache
+from .fusion import count_texts
+from .packed_linear import packed_weights
+
+
+class HiddenImageGuidance(LogitsProcessor):
+    """
+    Classifier-free guidance (Sanchez et al., 2023, eq. 7) away from what the text alone predicts, the image hidden.
+
+    The text is read anew for each word: a cache of its own would not follow the beams.
+
+    Args:
+        guidance_scale (`float`): 1 changes nothing, more moves further away.
+        model (`FusionCaptionerForConditionalGeneration`).
+        prompt_length (`int`): tokens before the first new one.
+        attention_mask (`torch.LongTensor` of shape `(T, prompt_length)`, *optional*): of the prompts.
+        negative_ids, negative_mask (`torch.LongTensor`, *optional*): prompts to read in place of the own ones.
+    """
+
+    def __init__(self, guidance_scale, model, prompt_length, attention_mask, negative_ids, negative_mask) -> None:
+        self.guidance_scale = guidance_scale
+        self.model = model
+        self.prompt_length = prompt_length
+        self.negative_ids = negative_ids
+        self.prompt_mask = attention_mask if negative_ids is None else negative_mask
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Guided logarithms of the probabilities `(T, V)`."""
+        prompt, words = input_ids[:, : self.prompt_length], input_ids[:, self.prompt_length :]
+        if self.negative_ids is not None:
+            prompt = self._expanded(self.negative_ids, input_ids)
+        mask = None
+        if self.prompt_mask is not None:
+            mask = torch.cat((self._expanded(self.prompt_mask, input_ids), torch.ones_like(words)), dim=1)
+        unguided = self.model(
+            input_ids=torch.cat((prompt, words), dim=1),
+            attention_mask=mask,
+            image_hidden_states=self.model.hidden_image(1),
+            use_cache=False,
+            logits_to_keep=1,
+            return_dict=True,
+        ).logits[:, -1]
+        unguided = unguided.to(scores).log_softmax(dim=-1)
+        return unguided + self.guidance_scale * (scores.log_softmax(dim=-1) - unguided)
+
+    @staticmethod
+    def _expanded(tensor: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        return tensor.to(input_ids.device).repeat_interleave(len(input_ids) // len(tensor), dim=0)
 
 
 class FusionCaptionerGenerationMixin(GenerationMixin):
@@ -16,6 +67,13 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
     Pixels become regions before anything else happens. Regions are left out of the expansion to beams and samples:
     rows of text, `k` times as many as images, find their image by their order.
     """
+
+    # the function inside transformers' `no_grad`, which `generate.__wrapped__` is for those who want gradients
+    @wraps(GenerationMixin.generate.__wrapped__)
+    def generate(self, *args, **kwargs):
+        # what each step multiplies by
+        with packed_weights((self.model.text_encoder, self.model.fusion, self.decoder, self.lm_head)):
+            return super().generate(*args, **kwargs)
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
         pixel_values = model_kwargs.pop("pixel_values", None)
@@ -48,6 +106,31 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
             "audio_hidden_states": audio_hidden_states,
         }
 
+    def _get_logits_processor(
+        self,
+        generation_config,
+        input_ids_seq_length=None,
+        *args,
+        model_kwargs=None,
+        negative_prompt_ids=None,
+        negative_prompt_attention_mask=None,
+        **kwargs,
+    ):
+        processors = super()._get_logits_processor(
+            generation_config, input_ids_seq_length, *args, model_kwargs=model_kwargs, **kwargs
+        )
+        for index, processor in enumerate(processors):
+            if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+                processors[index] = HiddenImageGuidance(
+                    generation_config.guidance_scale,
+                    self,
+                    input_ids_seq_length,
+                    (model_kwargs or {}).get("attention_mask"),
+                    negative_prompt_ids,
+                    negative_prompt_attention_mask,
+                )
+        return processors
+
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         regions, sounds = model_kwargs.get("image_hidden_states"), model_kwargs.get("audio_hidden_states")
         if generation_config.cache_implementation is not None:
@@ -70,19 +153,3 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
         names = ("image_hidden_states", "audio_hidden_states")
         regions = {name: kwargs.pop(name) for name in names if name in kwargs}
         return super().prepare_inputs_for_generation(input_ids, next_sequence_length, **kwargs) | regions
-
-
-def count_texts(texts: int, images: int) -> int:
-    """Texts an image.
-
-    Raises:
-        ValueError: if the texts do not divide evenly among the images.
-    """
-    if images == 0 or texts == 0:
-        raise ValueError(f"the batch is empty ({images} images, {texts} texts); give at least one of each.")
-    if texts % images:
-        raise ValueError(
-            f"{texts} rows of `input_ids` do not divide among {images} images; give the same number of texts for "
-            "each image, those of one image next to each other."
-        )
-    return texts // images

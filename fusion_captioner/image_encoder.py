@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig
 
+from .placed_weights import compute_dtype
+
 
 class ImageEncoder(nn.Module):
     """
@@ -43,7 +45,7 @@ class ImageEncoder(nn.Module):
         self.backbone.eval()
         try:
             with torch.no_grad():
-                outputs = torch.func.functional_call(self.backbone, shapes, (pixel_values,))
+                outputs = torch.func.functional_call(self.backbone, shapes, (pixel_values,), {"return_dict": True})
             regions = self._to_regions(outputs, pixel_values)
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
@@ -74,7 +76,7 @@ class ImageEncoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Data type of the weights, and so of the pixels."""
-        return next(self.backbone.parameters()).dtype
+        return compute_dtype(self.backbone)
 
     def train(self, mode: bool = True) -> "ImageEncoder":
         """A frozen encoder stays in evaluation mode: its BatchNorm must not follow the statistics of the batches."""
@@ -112,7 +114,7 @@ class ImageEncoder(nn.Module):
         frames = pixel_values.flatten(0, -4).to(self.dtype)
         # CNNs on CPUs and tensor cores run faster on channels-last data; their layers keep the format they are given
         frames = frames.contiguous(memory_format=torch.channels_last)
-        regions = self._to_regions(self.backbone(frames), frames)
+        regions = self._to_regions(self.backbone(frames, return_dict=True), frames)
         return regions.unflatten(0, pixel_values.shape[:-3])
 
     def _to_regions(self, outputs, frames: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,14 @@ import numbers
 import os
 from collections.abc import Sequence
 from typing import Any, TypedDict
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, SizeDict
+from transformers.processing_utils import ImagesKwargs
 
 from .image_loading import RESIZE_MODES, images_to_pixel_values
 
@@ -34,8 +36,10 @@ class FusionCaptionerImageProcessorKwargs(TypedDict, total=False):
 
 
 SETTINGS = tuple(FusionCaptionerImageProcessorKwargs.__annotations__)
-# What transformers itself writes beside the settings
-_MACHINERY = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")
+# What transformers itself writes and sets beside the settings
+_MACHINERY = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class", "use_fast")
+# The processor that each image processor is part of. Pipelines hold the parts of a processor, and save those alone.
+_WHOLES: WeakKeyDictionary = WeakKeyDictionary()
 _REPLACEMENTS = {
     "crop_size": "`size` with `resize_mode='crop'`",
     "do_center_crop": "`resize_mode='crop'`",
@@ -78,14 +82,35 @@ class FusionCaptionerImageProcessor(PilBackend):
     image_std = IMAGENET_DEFAULT_STD
 
     def __init__(self, **kwargs: Any) -> None:
-        for key in kwargs:
-            if key not in SETTINGS and key not in _MACHINERY and not key.startswith("_"):
-                raise ValueError(_unknown(key))
+        for key, value in kwargs.items():
+            _check_known(key, value)
         given = {name: kwargs[name] for name in SETTINGS if kwargs.get(name) is not None}
         defaults = {name: getattr(type(self), name) for name in SETTINGS}
         super().__init__(**{**kwargs, **_checked({**defaults, **given})})
 
-    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+    def belong_to(self, processor: Any) -> None:
+        """Make `save_pretrained` save all of `processor`, which this is a part of."""
+        _WHOLES[self] = ref(processor)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """As in transformers; as part of a processor, the processor with its tokenizer and its chat template."""
+        processor = _WHOLES[self]() if self in _WHOLES else None
+        save = super().save_pretrained if processor is None else processor.save_pretrained
+        return save(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        # what is set is saved, and what is saved must load again
+        if not hasattr(type(self), key):
+            _check_known(key, value)
+        super().__setattr__(key, value)
+
+    def preprocess(
+        self,
+        images: Any,
+        return_tensors: str | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
         """Reads and prepares one or many images, or videos as lists of frames.
 
         Args:
@@ -93,6 +118,8 @@ class FusionCaptionerImageProcessor(PilBackend):
                 one more dimension) for videos: one list of frames a video, as many frames in each. Lists of one image
                 each count as images.
             return_tensors: `"pt"` for torch tensors, `"np"` or None for NumPy arrays.
+            input_data_format: `"channels_first"` or `"channels_last"`, how arrays and tensors are laid out; by default
+                their shape tells.
             kwargs: settings of this class, for this call.
 
         Returns:
@@ -102,13 +129,13 @@ class FusionCaptionerImageProcessor(PilBackend):
             ValueError: an image that cannot be read (or FileNotFoundError, OSError); no images; videos of different
                 numbers of frames; images of different sizes with `do_resize=False`; a setting that does not fit.
         """
-        for key in kwargs:
+        for key, value in kwargs.items():
             if key not in SETTINGS:
-                raise ValueError(_unknown(key))
-        overrides = {name: value for name, value in kwargs.items() if value is not None}
+                _check_known(key, value)
+        overrides = {name: kwargs[name] for name in SETTINGS if kwargs.get(name) is not None}
         settings = _checked({name: getattr(self, name) for name in SETTINGS} | overrides)
         videos, are_videos = _as_videos(images)
-        frames = [frame for video in videos for frame in video]
+        frames = [_channels_last(frame, input_data_format) for video in videos for frame in video]
         pixel_values = images_to_pixel_values(frames, settings, _names(videos, are_videos))
         if are_videos:
             pixel_values = pixel_values.reshape(len(videos), -1, *pixel_values.shape[1:])
@@ -151,6 +178,25 @@ def _names(videos: list[list[Any]], are_videos: bool) -> list[str | None]:
             position = f"images[{index}][{frame_index}]" if are_videos else f"images[{index}]"
             names.append(None if has_path else position)
     return names
+
+
+def _channels_last(frame: Any, layout: str | ChannelDimension | None) -> Any:
+    """The frame as an array `(H, W, C)` where it is an array or tensor whose layout is given, else as it is."""
+    if layout is None or _dimensions(frame) != 3:
+        return frame
+    try:
+        first = ChannelDimension(layout) is ChannelDimension.FIRST
+    except ValueError as error:
+        raise ValueError(f"`input_data_format` ({layout!r}) must be 'channels_first' or 'channels_last'.") from error
+    array = np.asarray(frame)
+    return np.moveaxis(array, 0, -1) if first else array
+
+
+def _check_known(key: str, value: Any) -> None:
+    """Refuse what is no setting, unless it is transformers' own, or a setting of other image processors left unset."""
+    unset = value is None and key in ImagesKwargs.__annotations__
+    if key not in SETTINGS and key not in _MACHINERY and not key.startswith("_") and not unset:
+        raise ValueError(_unknown(key))
 
 
 def _unknown(key: str) -> str:

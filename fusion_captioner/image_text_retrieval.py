@@ -4,35 +4,17 @@ Retrieval head: images and texts in one space to search in, and a closer look at
 B: images, T: texts, L: tokens, P: regions, Dv: width of a region, D: hidden size, E: projection width, N: pairs
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
 
 from .alignment import AlignmentLosses
 from .configuration_fusion_captioner import FusionCaptionerConfig
-from .generation_fusion_captioner import count_texts
+from .fusion import count_texts
+from .losses import weighted_sum
 from .modeling_fusion_captioner import FusionCaptionerModel, FusionCaptionerPreTrainedModel
-
-
-@dataclass
-class FusionCaptionerRetrievalOutput(ModelOutput):
-    """
-    Args:
-        loss (`torch.FloatTensor` of shape `()`): the weighted sum of `loss_terms`, with `return_loss=True`.
-        logits_per_image (`torch.FloatTensor` of shape `(B, T)`): scaled similarities.
-        logits_per_text (`torch.FloatTensor` of shape `(T, B)`): the same, transposed.
-        image_embeds (`torch.FloatTensor` of shape `(B, E)`), text_embeds (`(T, E)`): projected and normalised.
-        loss_terms (`dict` of scalars): each term that is on, unweighted.
-    """
-
-    loss: torch.Tensor | None = None
-    logits_per_image: torch.Tensor | None = None
-    logits_per_text: torch.Tensor | None = None
-    image_embeds: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    loss_terms: dict[str, torch.Tensor] | None = None
+from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerRetrievalOutput, returns_output
 
 
 class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
@@ -109,12 +91,11 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
             )
         texts, images = pairs.to(text_hidden_states.device).unbind(dim=1)
         needed, images = images.unique(return_inverse=True)
-        regions = self.model.check_regions(image_hidden_states[needed])
-        flat_regions, projected = self.model.flatten_frames(regions), self._projected(regions)
-        return self.alignment.match(
-            texts, images, text_hidden_states, attention_mask, flat_regions, projected, self.model.fusion
-        )
+        regions = self.model.flatten_frames(self.model.check_regions(image_hidden_states[needed]))
+        encoded = self._encoded(text_hidden_states, regions)
+        return self.alignment.matching(texts, images, encoded, attention_mask, self.model.fuse)
 
+    @returns_output
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -122,9 +103,9 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         image_hidden_states: torch.Tensor | None = None,
         return_loss: bool | None = None,
-        return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs,
-    ) -> FusionCaptionerRetrievalOutput | tuple:
+    ) -> FusionCaptionerRetrievalOutput:
         """
         Args:
             input_ids, attention_mask (`torch.LongTensor` of shape `(T, L)`).
@@ -136,41 +117,40 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
         Raises:
             ValueError: if text or image is missing; with `return_loss`, if the texts do not divide among the images.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         input_ids = self.model.check_input_ids(input_ids)
-        regions = self.model._image_regions(pixel_values, image_hidden_states)
-        flat_regions = self.model.flatten_frames(regions)
-        image_embeds = self.model._embed_image(flat_regions)
+        regions = self.model.flatten_frames(self.model.image_regions(pixel_values, image_hidden_states))
+        image_embeds = self.model.embed_image(regions)
         text_states, _, _ = self.model.text_encoder(input_ids, attention_mask)
-        text_embeds = self.model._embed_text(text_states, attention_mask)
+        text_embeds = self.model.embed_text(text_states, attention_mask)
         logits_per_text = self.alignment.inverse_temperature * text_embeds @ image_embeds.T
 
         loss, loss_terms = None, None
         if return_loss:
             count_texts(len(text_embeds), len(image_embeds))
-            loss_terms = self.alignment(
-                image_embeds,
-                text_embeds,
-                text_states,
-                attention_mask,
-                flat_regions,
-                self._projected(regions),
-                self.model.fusion,
-            )
-            loss = sum(getattr(self.config, f"{name}_loss_weight") * term for name, term in loss_terms.items())
-        result = FusionCaptionerRetrievalOutput(
+            encoded = self._encoded(text_states, regions, image_embeds=image_embeds, text_embeds=text_embeds)
+            loss_terms = self.alignment(encoded, attention_mask, self.model.fuse)
+            loss = weighted_sum(loss_terms, self.config)
+        return FusionCaptionerRetrievalOutput(
             loss=loss,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             loss_terms=loss_terms,
+            hidden_states=(text_states,) if output_hidden_states else None,
         )
-        return result.to_tuple() if return_dict is False else result
 
-    def _projected(self, image_hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What the fusion needs of the images, if it is needed itself."""
+    def _encoded(self, text_states: torch.Tensor, regions: torch.Tensor, **embeds: Any) -> FusionCaptionerModelOutput:
+        """What the losses read of texts and images, which are projected for the fusion only where it is needed."""
         fuses = self.config.matching_loss_weight and self.config.matching_type == "fusion"
-        return self.model.project_regions(image_hidden_states) if fuses else ()
+        return FusionCaptionerModelOutput(
+            text_hidden_states=text_states,
+            image_hidden_states=regions,
+            projected_regions=self.model.project_regions(regions) if fuses else None,
+            **embeds,
+        )
 
 
 __all__ = ["FusionCaptionerForImageTextRetrieval"]

@@ -4,13 +4,19 @@ The training losses: pure functions of tensors, each returns a scalar.
 B: images, T = B·k: texts (the k texts of an image stand together), L: tokens, V: vocabulary, E: projection width
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch.autograd import Function
 from torch.nn import functional as F
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+
+
+def weighted_sum(terms: Mapping[str, torch.Tensor], config: Any) -> torch.Tensor:
+    """The loss of named terms, each times the config's `<term>_loss_weight`."""
+    return sum(getattr(config, f"{name}_loss_weight") * term for name, term in terms.items())  # type: ignore[return-value]
 
 
 def caption_loss(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:

@@ -5,13 +5,17 @@ T: texts, L: tokens, B: images, P: regions, Dv: width of a region, D: hidden siz
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from .causal_layers import SequenceDropout
 from .configuration_fusion_captioner import FusionCaptionerConfig
-from .fusion import Fusion
+
+# `FusionCaptionerModel.fuse`: text states, projected regions and attention mask to joint representations
+Fuse = Callable[[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None], torch.Tensor]
 
 
 class FusionMatching(nn.Module):
@@ -29,23 +33,23 @@ class FusionMatching(nn.Module):
         self,
         texts: torch.Tensor,
         images: torch.Tensor,
-        text_states: torch.Tensor,
+        outputs: Any,
         attention_mask: torch.Tensor | None,
-        projected: tuple[torch.Tensor, ...],
-        fusion: Fusion,
+        fuse: Fuse,
     ) -> torch.Tensor:
         """
         Args:
             texts, images (`torch.LongTensor` of shape `(N,)`): row of the text and row of the image of each pair.
-            text_states (`torch.FloatTensor` of shape `(T, L, D)`).
+            outputs (`FusionCaptionerModelOutput`): of the base model, of which text states and projected regions are read.
             attention_mask (`torch.LongTensor` of shape `(T, L)`, *optional*).
-            projected: what `fusion` needs of the images, one row an image.
+            fuse: `FusionCaptionerModel.fuse`.
 
         Returns:
             logits `(N,)`.
         """
         mask = None if attention_mask is None else attention_mask[texts]
-        joint, _, _ = fusion(text_states[texts], tuple(tensor[images] for tensor in projected), mask)
+        projected = tuple(tensor[images] for tensor in outputs.projected_regions)
+        joint = fuse(outputs.text_hidden_states[texts], projected, mask)
         scores = self.head(joint).squeeze(-1)  # (N, L)
         if mask is None:
             return scores.mean(dim=1)
@@ -79,19 +83,13 @@ class WordRegionMatching(nn.Module):
         self,
         texts: torch.Tensor,
         images: torch.Tensor,
-        text_states: torch.Tensor,
+        outputs: Any,
         attention_mask: torch.Tensor | None,
-        regions: torch.Tensor,
+        fuse: Fuse,
     ) -> torch.Tensor:
-        """
-        Args:
-            texts, images, text_states, attention_mask: see `FusionMatching.forward`.
-            regions (`torch.FloatTensor` of shape `(B, P, Dv)`).
-
-        Returns:
-            logits `(N,)`.
-        """
-        regions = self.region_dropout(regions)
+        """As `FusionMatching.forward`; text states and regions are read, and nothing is fused."""
+        text_states = outputs.text_hidden_states
+        regions = self.region_dropout(outputs.image_hidden_states)
         words = nn.functional.normalize(self.word_projection(text_states), dim=-1)
         places = nn.functional.normalize(self.region_projection(regions), dim=-1)
         word_logits = self.word_weight(text_states).squeeze(-1)  # (T, L)

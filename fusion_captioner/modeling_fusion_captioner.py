@@ -14,77 +14,27 @@ Under teacher forcing every part runs over the whole text in one call; there is 
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
 
-from .alignment import TEXT_POOLINGS, AlignmentLosses
+from .alignment import AlignmentLosses
 from .audio_encoder import AudioEncoder
 from .caption_cache import CaptionCache
 from .causal_layers import SequenceDropout
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .decoder import CaptionDecoder
-from .fusion import FUSIONS
-from .generation_fusion_captioner import FusionCaptionerGenerationMixin, count_texts
+from .fusion import FUSIONS, count_texts
+from .generation_fusion_captioner import FusionCaptionerGenerationMixin
 from .image_encoder import ImageEncoder
-from .losses import caption_loss
+from .losses import caption_loss, weighted_sum
 from .matching import WordRegionMatching
-from .packed_linear import FewRowLinear
-from .text_encoder import TextEncoder
-
-
-@dataclass
-class FusionCaptionerModelOutput(ModelOutput):
-    """
-    Args:
-        fused_hidden_states (`torch.FloatTensor` of shape `(T, L, D)`): joint representations, one a token.
-        text_hidden_states (`torch.FloatTensor` of shape `(T, L, D)`): states of the text encoder.
-        embeddings (`torch.FloatTensor` of shape `(T, L, D)`): word embeddings.
-        image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)`): grid regions of the backbone.
-        projected_regions (tuple of `torch.FloatTensor`): what the fusion made of the regions.
-        image_embeds (`torch.FloatTensor` of shape `(B, E)`): projected and normalised.
-        text_embeds (`torch.FloatTensor` of shape `(T, E)`): projected and normalised.
-        attentions (tuple of one `torch.FloatTensor` of shape `(T, heads, L, P)`): where each token looked; the regions
-            of a sound, where there is one, come after those of the image.
-        past_key_values (`CaptionCache`).
-    """
-
-    fused_hidden_states: torch.Tensor | None = None
-    text_hidden_states: torch.Tensor | None = None
-    embeddings: torch.Tensor | None = None
-    image_hidden_states: torch.Tensor | None = None
-    projected_regions: tuple[torch.Tensor, ...] | None = None
-    image_embeds: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    past_key_values: CaptionCache | None = None
-
-
-@dataclass
-class FusionCaptionerOutput(ModelOutput):
-    """
-    Args:
-        loss (`torch.FloatTensor` of shape `()`): the weighted sum of `loss_terms`, when `labels` are given.
-        logits (`torch.FloatTensor` of shape `(T, L, V)`): scores of the word after each token.
-        loss_terms (`dict` of scalars): each term that is on, unweighted.
-        hidden_states (tuple of `torch.FloatTensor` of shape `(T, L, D)`): text states, joint representations and
-            decoder states, with `output_hidden_states=True`.
-        attentions, image_embeds, text_embeds, past_key_values: see `FusionCaptionerModelOutput`.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    loss_terms: dict[str, torch.Tensor] | None = None
-    past_key_values: CaptionCache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    image_embeds: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
+from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerOutput, returns_output
+from .placed_weights import compute_dtype, execution_device, own_parameter
+from .text_encoder import TEXT_POOLINGS, TextEncoder
 
 
 class FusionCaptionerPreTrainedModel(PreTrainedModel):
@@ -136,6 +86,12 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
 
     @property
+    def device(self) -> torch.device:
+        """Where the model computes: for offloaded weights, where accelerate brings them."""
+        device = super().device
+        return execution_device(self) or device if device.type == "meta" else device
+
+    @property
     def _image_encoder(self) -> ImageEncoder:
         return self.base_model.image_encoder  # type: ignore[return-value]
 
@@ -177,6 +133,11 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.post_init()
 
+    @property
+    def fusion_dtype(self) -> torch.dtype:
+        """The type of everything behind the encoders of images and sounds, which may have others."""
+        return compute_dtype(self.region_projection, self.text_encoder, self.fusion)
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_encoder.embedding
 
@@ -192,16 +153,17 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
                 f"{image_hidden_states.shape[1]} frames are more than `max_frames` ({self.config.max_frames}); "
                 "sample fewer frames, or train with a larger `max_frames`."
             )
-        return (image_hidden_states + self.frame_embedding[: image_hidden_states.shape[1]]).flatten(1, 2)
+        frames = own_parameter(self, "frame_embedding")[: image_hidden_states.shape[1]]
+        return (image_hidden_states + frames).flatten(1, 2)
 
     def embed_regions(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
         """From `image_hidden_states` to regions `(B, P, D)` for the fusion."""
-        regions = self.flatten_frames(image_hidden_states.to(self.region_projection.weight.dtype))
+        regions = self.flatten_frames(image_hidden_states.to(self.fusion_dtype))
         return self.region_projection(self.image_dropout(regions))
 
     def embed_audio(self, audio_hidden_states: torch.Tensor) -> torch.Tensor:
         """From `audio_hidden_states (B, A, Da)` to further regions `(B, A, D)` for the fusion."""
-        return self.audio_projection(audio_hidden_states.to(self.audio_projection.weight.dtype))
+        return self.audio_projection(audio_hidden_states.to(self.fusion_dtype))
 
     def project_regions(
         self, image_hidden_states: torch.Tensor, audio_hidden_states: torch.Tensor | None = None
@@ -209,12 +171,18 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         """What the fusion needs of images and, where there are any, their sounds: one row an image."""
         regions = self.embed_regions(image_hidden_states)
         if audio_hidden_states is not None:
-            if len(audio_hidden_states) != len(regions):
+            if audio_hidden_states.shape[0] != regions.shape[0]:
                 raise ValueError(
                     f"{len(audio_hidden_states)} sounds do not fit {len(regions)} images; give one sound an image."
                 )
             regions = torch.cat((regions, self.embed_audio(audio_hidden_states)), dim=1)
         return self.fusion.project_regions(regions)
+
+    def fuse(
+        self, text_states: torch.Tensor, projected: tuple[torch.Tensor, ...], attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Joint representations `(T, L, D)` of text states and what `project_regions` made of the images."""
+        return self.fusion(text_states, *projected, attention_mask=attention_mask)[0]
 
     def get_audio_hidden_states(self, input_features: torch.Tensor) -> torch.Tensor:
         """
@@ -230,8 +198,9 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             )
         return self.audio_encoder(input_features)
 
+    @returns_output
     def get_image_features(
-        self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None
+        self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """
         Image embeddings in the space shared with texts.
@@ -243,11 +212,12 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         Returns:
             `last_hidden_state`: the regions; `pooler_output (B, E)`: the embedding, of length 1.
         """
-        regions = self.flatten_frames(self._image_regions(pixel_values, image_hidden_states))
-        return BaseModelOutputWithPooling(last_hidden_state=regions, pooler_output=self._embed_image(regions))
+        regions = self.flatten_frames(self.image_regions(pixel_values, image_hidden_states))
+        return BaseModelOutputWithPooling(last_hidden_state=regions, pooler_output=self.embed_image(regions))
 
+    @returns_output
     def get_text_features(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """
         Text embeddings in the space shared with images.
@@ -260,9 +230,10 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         """
         states, _, _ = self.text_encoder(input_ids, attention_mask)
         return BaseModelOutputWithPooling(
-            last_hidden_state=states, pooler_output=self._embed_text(states, attention_mask)
+            last_hidden_state=states, pooler_output=self.embed_text(states, attention_mask)
         )
 
+    @returns_output
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -274,6 +245,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         past_key_values: CaptionCache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_embeds: bool = True,
         **kwargs,
     ) -> FusionCaptionerModelOutput:
@@ -286,19 +258,21 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             input_features (`torch.FloatTensor` with B rows, *optional*): sounds, as the audio encoder takes them, or
             audio_hidden_states (`torch.FloatTensor` of shape `(B, A, Da)`): what the audio encoder made of them.
             past_key_values (`CaptionCache`, *optional*): of the tokens so far; images and sounds are then in it.
-            use_cache, output_attentions (`bool`).
+            use_cache, output_attentions, output_hidden_states (`bool`).
             return_embeds (`bool`): whether `image_embeds` and `text_embeds` are wanted.
 
         Raises:
             ValueError: if text or image is missing, both forms of the image are given, or rows do not match.
         """
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         input_ids = self.check_input_ids(input_ids)
         cache = past_key_values
         regions = None
         if cache is None:
-            regions = self._image_regions(pixel_values, image_hidden_states)
-            count_texts(len(input_ids), len(regions))
+            regions = self.flatten_frames(self.image_regions(pixel_values, image_hidden_states))
+            self._check_rows(input_ids, regions)
             if input_features is not None:
                 audio_hidden_states = self.get_audio_hidden_states(input_features)
             projected = self.project_regions(regions, audio_hidden_states)
@@ -312,21 +286,25 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             )
         else:
             projected = cache.projected_regions
-            count_texts(len(input_ids), len(projected[0]))
+            self._check_rows(input_ids, projected[0])
 
         text_states, embeddings, text_state = self.text_encoder(
             input_ids, attention_mask, None if cache is None else cache.text_state, cache is not None
         )
         fused, weights, fusion_state = self.fusion(
-            text_states, projected, attention_mask, None if cache is None else cache.fusion_state, output_attentions
+            text_states,
+            *projected,
+            attention_mask=attention_mask,
+            state=None if cache is None else cache.fusion_state,
+            output_attentions=output_attentions,
         )
         if cache is not None:
             cache.text_state, cache.fusion_state = text_state, fusion_state
             cache.seen_tokens += input_ids.shape[1]
         image_embeds, text_embeds = None, None
         if return_embeds and regions is not None:
-            image_embeds = self._embed_image(self.flatten_frames(regions))
-            text_embeds = self._embed_text(text_states, attention_mask)
+            image_embeds = self.embed_image(regions)
+            text_embeds = self.embed_text(text_states, attention_mask)
         return FusionCaptionerModelOutput(
             fused_hidden_states=fused,
             text_hidden_states=text_states,
@@ -337,11 +315,18 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             text_embeds=text_embeds,
             attentions=(weights,) if weights is not None else None,
             past_key_values=cache,
+            hidden_states=(text_states, fused) if output_hidden_states else None,
         )
 
-    def _image_regions(
+    def image_regions(
         self, pixel_values: torch.Tensor | None, image_hidden_states: torch.Tensor | None
     ) -> torch.Tensor:
+        """
+        Regions `(B, P, Dv)`, or `(B, F, P, Dv)` of video, from either form of the images; see `forward`.
+
+        Raises:
+            ValueError: if both forms or neither are given, or the images do not fit this model.
+        """
         if pixel_values is not None and image_hidden_states is not None:
             raise ValueError("the model takes either `pixel_values` or `image_hidden_states`, and got both.")
         if pixel_values is not None:
@@ -361,7 +346,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
                 f"`input_ids` {'is missing' if input_ids is None else 'holds no token'}; give at least the BOS token "
                 "of each text."
             )
-        self._check_token_ids(input_ids)
+        self.check_token_ids(input_ids)
         return input_ids
 
     def check_regions(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
@@ -375,22 +360,30 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
                 f"`image_hidden_states` are {image_hidden_states.shape[-1]} wide and this model's image encoder gives "
                 f"{self.image_encoder.hidden_size}; compute them with `get_image_hidden_states` of this model."
             )
-        return image_hidden_states.to(self.image_projection.weight.dtype)
+        return image_hidden_states.to(self.fusion_dtype)
 
-    def _embed_image(self, regions: torch.Tensor) -> torch.Tensor:
+    def embed_image(self, regions: torch.Tensor) -> torch.Tensor:
+        """From regions `(B, P, Dv)` to embeddings `(B, E)` of length 1."""
         pooled = self.image_dropout(regions.mean(dim=1, keepdim=True)).squeeze(1)
         return nn.functional.normalize(self.image_projection(pooled), dim=-1)
 
-    def _embed_text(self, states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def embed_text(self, states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """From states `(T, L, D)` of the text encoder to embeddings `(T, E)` of length 1."""
         pooled = TEXT_POOLINGS[self.config.text_pooling](states, attention_mask)
         return nn.functional.normalize(self.text_projection(pooled), dim=-1)
 
-    def _check_token_ids(self, token_ids: torch.Tensor) -> None:
+    @staticmethod
+    def _check_rows(input_ids: torch.Tensor, images: torch.Tensor) -> None:
+        """In an export the number of rows is open, and checking it would fix it."""
+        if not torch.compiler.is_compiling():
+            count_texts(len(input_ids), len(images))
+
+    def check_token_ids(self, token_ids: torch.Tensor) -> None:
         """On a CPU an id out of range is read from beside the embedding's memory or fails without naming the id; on
         a GPU the check itself would stall the device, which reports the id by an assertion of its own."""
         if token_ids.device.type == "cpu" and not torch.compiler.is_compiling() and token_ids.numel():
             low, high = torch.aminmax(token_ids)
-            vocab_size = len(self.text_encoder.embedding.weight)  # adapters have no `num_embeddings`
+            vocab_size = self.config.vocab_size
             if low < 0 or high >= vocab_size:
                 wrong = int(low) if low < 0 else int(high)
                 raise ValueError(
@@ -419,7 +412,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         self.model = FusionCaptionerModel(config)
         self.alignment = AlignmentLosses(config, self.model.image_encoder.hidden_size)
         self.decoder = CaptionDecoder(config)
-        self.lm_head = FewRowLinear(config.hidden_size, config.vocab_size)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -461,20 +454,18 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         """
         if not self.config.matching_loss_weight:
             raise ValueError("`matching_loss_weight` (0) gave this model no matching head; train with it above 0.")
-        regions = self.model._image_regions(pixel_values, image_hidden_states)
+        regions = self.model.flatten_frames(self.model.image_regions(pixel_values, image_hidden_states))
         states, _, _ = self.model.text_encoder(self.model.check_input_ids(input_ids), attention_mask)
         texts = torch.arange(len(states), device=states.device)
         images = texts // count_texts(len(states), len(regions))
-        return self.alignment.match(
-            texts,
-            images,
-            states,
-            attention_mask,
-            self.model.flatten_frames(regions),
-            self.model.project_regions(regions),
-            self.model.fusion,
-        ).sigmoid()
+        outputs = FusionCaptionerModelOutput(
+            text_hidden_states=states,
+            image_hidden_states=regions,
+            projected_regions=self.model.project_regions(regions),
+        )
+        return self.alignment.matching(texts, images, outputs, attention_mask, self.model.fuse).sigmoid()
 
+    @returns_output
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -488,12 +479,11 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
-    ) -> FusionCaptionerOutput | tuple:
+    ) -> FusionCaptionerOutput:
         """
         Args:
             input_ids, attention_mask, pixel_values, image_hidden_states, input_features, audio_hidden_states,
@@ -511,9 +501,11 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             ValueError: as the base model, and for labels that do not fit `input_ids` or the vocabulary.
         """
         if use_cache is None:
-            use_cache = self.config.use_cache and not self.training and labels is None
+            # what is exported is one whole text
+            whole = self.training or labels is not None or torch.compiler.is_exporting()
+            use_cache = self.config.use_cache and not whole
         if self.training and self.config.modality_dropout and past_key_values is None:
-            regions = self.model._image_regions(pixel_values, image_hidden_states)
+            regions = self.model.image_regions(pixel_values, image_hidden_states)
             shown = torch.rand(len(regions), device=regions.device) >= self.config.modality_dropout
             image_hidden_states, pixel_values = regions * shown.view(-1, *[1] * (regions.dim() - 1)), None
         outputs = self.model(
@@ -527,6 +519,8 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             use_cache=use_cache,
             output_attentions=output_attentions,
             return_embeds=labels is not None and self.alignment.is_active,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         cache = outputs.past_key_values
         hidden_states, decoder_state = self.decoder(
@@ -546,22 +540,17 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         loss, loss_terms = None, None
         if labels is not None:
             loss_terms = self._loss_terms(outputs, hidden_states, logits, labels, attention_mask, num_items_in_batch)
-            loss = sum(getattr(self.config, f"{name}_loss_weight") * term for name, term in loss_terms.items())
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        result = FusionCaptionerOutput(
+            loss = weighted_sum(loss_terms, self.config)
+        return FusionCaptionerOutput(
             loss=loss,
             logits=logits,
             loss_terms=loss_terms,
             past_key_values=cache,
-            hidden_states=(outputs.text_hidden_states, outputs.fused_hidden_states, hidden_states)
-            if output_hidden_states
-            else None,
+            hidden_states=None if outputs.hidden_states is None else (*outputs.hidden_states, hidden_states),
             attentions=outputs.attentions,
             image_embeds=outputs.image_embeds,
             text_embeds=outputs.text_embeds,
         )
-        return result.to_tuple() if return_dict is False else result
 
     def _loss_terms(
         self, outputs, hidden_states, logits, labels, attention_mask, num_items_in_batch
@@ -572,7 +561,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
                 f"{tuple(outputs.fused_hidden_states.shape[:2])}, without `past_key_values` and with `logits_to_keep` "
                 "at 0."
             )
-        self.model._check_token_ids(labels.masked_fill(labels == -100, 0))
+        self.model.check_token_ids(labels.masked_fill(labels == -100, 0))
         terms: dict[str, torch.Tensor] = {}
         targets = labels[:, 1:]
         labelled = targets != -100
@@ -582,15 +571,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             )  # (N, V)
             terms["caption"] = caption_loss(scores, targets[labelled], self.config.label_smoothing)
         if self.alignment.is_active:
-            terms |= self.alignment(
-                outputs.image_embeds,
-                outputs.text_embeds,
-                outputs.text_hidden_states,
-                attention_mask,
-                self.model.flatten_frames(outputs.image_hidden_states),
-                outputs.projected_regions,
-                self.model.fusion,
-            )
+            terms |= self.alignment(outputs, attention_mask, self.model.fuse)
         if num_items_in_batch is not None:
             share = labelled.sum() / num_items_in_batch
             terms = {name: term * share for name, term in terms.items()}
@@ -611,6 +592,7 @@ def auto_classes() -> dict[str, type[FusionCaptionerPreTrainedModel]]:
     return {
         "AutoModel": FusionCaptionerModel,
         "AutoModelForImageTextToText": FusionCaptionerForConditionalGeneration,
+        "AutoModelForMultimodalLM": FusionCaptionerForConditionalGeneration,
         "AutoModelForZeroShotImageClassification": FusionCaptionerForImageTextRetrieval,
         "AutoModelForSequenceClassification": FusionCaptionerForSequenceClassification,
         "AutoModelForImageClassification": FusionCaptionerForSequenceClassification,

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.modeling_outputs import MultipleChoiceModelOutput
 
 from .configuration_fusion_captioner import FusionCaptionerConfig
+from .modeling_outputs import returns_output
 from .optional_modalities import OptionalModalitiesModel, classification_layers
 
 
@@ -31,6 +32,7 @@ class FusionCaptionerForMultipleChoice(OptionalModalitiesModel):
         self.classifier = classification_layers(config, 1)
         self.post_init()
 
+    @returns_output
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -42,9 +44,9 @@ class FusionCaptionerForMultipleChoice(OptionalModalitiesModel):
         has_audio: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         output_attentions: bool | None = None,
-        return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs,
-    ) -> MultipleChoiceModelOutput | tuple:
+    ) -> MultipleChoiceModelOutput:
         """
         Args:
             input_ids, attention_mask (`torch.LongTensor` of shape `(B, N, L)`): a choice of padding alone is none.
@@ -69,13 +71,11 @@ class FusionCaptionerForMultipleChoice(OptionalModalitiesModel):
                 f"`attention_mask` {tuple(attention_mask.shape)} must have the shape of `input_ids` "
                 f"{tuple(input_ids.shape)}."
             )
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
         valid = torch.ones(input_ids.shape[:2], dtype=torch.bool, device=input_ids.device)
         if attention_mask is not None:
             valid = attention_mask.any(dim=-1)
         self._check_choices(valid, labels)
-        state, weights = self.fuse(
+        state, attentions, hidden_states = self.fuse(
             input_ids.flatten(0, 1),  # type: ignore[arg-type]  # whole numbers as they were
             None if attention_mask is None else attention_mask.flatten(0, 1),
             pixel_values,
@@ -86,6 +86,7 @@ class FusionCaptionerForMultipleChoice(OptionalModalitiesModel):
             texts_per_row=input_ids.shape[1],
             keeps_text=True,
             output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
         scores = self.classifier(state).view(input_ids.shape[:2])
         logits = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
@@ -93,10 +94,7 @@ class FusionCaptionerForMultipleChoice(OptionalModalitiesModel):
         if labels is not None:
             loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
             loss = loss / (labels != -100).sum().clamp(min=1)
-        result = MultipleChoiceModelOutput(
-            loss=loss, logits=logits, attentions=(weights,) if weights is not None else None
-        )
-        return result.to_tuple() if return_dict is False else result
+        return MultipleChoiceModelOutput(loss=loss, logits=logits, hidden_states=hidden_states, attentions=attentions)
 
     @staticmethod
     def _check_choices(valid: torch.Tensor, labels: torch.Tensor | None) -> None:

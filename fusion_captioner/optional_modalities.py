@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .alignment import TEXT_POOLINGS
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .modeling_fusion_captioner import FusionCaptionerModel, FusionCaptionerPreTrainedModel
+from .placed_weights import own_parameter
+from .text_encoder import TEXT_POOLINGS
 
 
 def drop_modalities(present: torch.Tensor, probability: float) -> torch.Tensor:
@@ -80,7 +81,8 @@ class OptionalModalitiesModel(FusionCaptionerPreTrainedModel):
         texts_per_row: int = 1,
         keeps_text: bool = False,
         output_attentions: bool | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        output_hidden_states: bool | None = None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
         """
         Args:
             input_ids, attention_mask (`torch.LongTensor` of shape `(T, L)`): a row of padding alone has no text.
@@ -91,27 +93,33 @@ class OptionalModalitiesModel(FusionCaptionerPreTrainedModel):
             keeps_text (`bool`): whether `modality_dropout` leaves texts alone.
 
         Returns:
-            the fused state that stands for each text (`text_pooling`), `(T, D)`, and attention weights or `None`.
+            the fused state that stands for each text (`text_pooling`), `(T, D)`; `attentions`; and `hidden_states`, text
+            states and joint representations `(T, L, D)`; the config says whether these two are wanted, where the
+            arguments do not.
 
         Raises:
             ValueError: if a row has no modality at all, or numbers of rows differ.
         """
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         base = self.model
         embedded: dict[str, torch.Tensor] = {}
         present: dict[str, torch.Tensor] = {}
         if pixel_values is not None or image_hidden_states is not None:
-            embedded["image"] = base.embed_regions(base._image_regions(pixel_values, image_hidden_states))
+            embedded["image"] = base.embed_regions(base.image_regions(pixel_values, image_hidden_states))
         if input_ids is not None:
             embedded["text"], _, _ = base.text_encoder(base.check_input_ids(input_ids), attention_mask)
         if input_features is not None:
             embedded["audio"] = base.embed_audio(base.get_audio_hidden_states(input_features))
-        rows = {name: len(states) // (texts_per_row if name == "text" else 1) for name, states in embedded.items()}
+        rows = {n: states.shape[0] // (texts_per_row if n == "text" else 1) for n, states in embedded.items()}
         if not rows:
             raise ValueError(
                 "there is neither image, text nor sound; give `pixel_values` (or `image_hidden_states`), `input_ids` or "
                 "`input_features`."
             )
-        if len(set(rows.values())) > 1:
+        if not torch.compiler.is_compiling() and len(set(rows.values())) > 1:
             raise ValueError(
                 f"the modalities have different numbers of rows ({', '.join(f'{n}: {c}' for n, c in rows.items())}); "
                 "give each row its image, text and sound, and mark what it lacks by `has_image`, `has_audio` or an "
@@ -158,12 +166,18 @@ class OptionalModalitiesModel(FusionCaptionerPreTrainedModel):
         elif attention_mask is not None:
             # a placeholder is no padding
             attention_mask = attention_mask.masked_fill(~has_text.unsqueeze(1), 1)
-        joint, weights, _ = base.fusion(states, projected, attention_mask, None, bool(output_attentions))
-        return TEXT_POOLINGS[self.config.text_pooling](joint, attention_mask), weights
+        joint, weights, _ = base.fusion(
+            states, *projected, attention_mask=attention_mask, output_attentions=bool(output_attentions)
+        )
+        return (
+            TEXT_POOLINGS[self.config.text_pooling](joint, attention_mask),
+            None if weights is None else (weights,),
+            (states, joint) if output_hidden_states else None,
+        )
 
     def _fill(self, name: str, states: torch.Tensor | None, shown: torch.Tensor, size: int) -> torch.Tensor:
         """States `(rows, size, D)` with the placeholder in all of a row's places where it is not shown."""
-        placeholder = self.placeholders[name]
+        placeholder = own_parameter(self.placeholders, name)
         if states is None:
-            return placeholder.expand(len(shown), size, -1)
+            return placeholder.expand(shown.shape[0], size, -1)
         return torch.where(shown[:, None, None], states, placeholder.to(states.dtype))

@@ -4,42 +4,48 @@ Legend: B: images, k: texts an image, L: tokens, F: frames of a video, N: choice
 """
 
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 from transformers.image_processing_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, TextKwargs
+
+from .image_processing_fusion_captioner import FusionCaptionerImageProcessor
 
 # Plain words, since a captioner's tokenizer has no tokens for turns: "question: what is it? answer: a dog question: ...
 # answer:". What is said without a question before it, by system or assistant, stands alone, and a chat that holds
 # images and no text is the empty prompt, which asks for a caption.
 CHAT_TEMPLATE = """\
-{%- set chat = namespace(text='', asked=false) -%}
+{%- set chat = namespace(begun=false, asked=false) -%}
 {%- for message in messages -%}
 {%- set content = message['content'] or '' -%}
 {%- if content is not string -%}
 {%- set content = content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') -%}
 {%- endif -%}
 {%- if content | trim -%}
-{%- if message['role'] == 'user' -%}
-{%- set prefix = 'question: ' -%}
-{%- elif message['role'] == 'assistant' and chat.asked -%}
-{%- set prefix = 'answer: ' -%}
-{%- elif message['role'] in ('system', 'assistant') -%}
-{%- set prefix = '' -%}
-{%- else -%}
+{%- if message['role'] not in ('system', 'user', 'assistant') -%}
 {{- raise_exception("the role of a message is '" ~ message['role'] ~ "'; it must be system, user or assistant") -}}
 {%- endif -%}
-{%- set chat.text = chat.text ~ (' ' if chat.text else '') ~ prefix ~ content -%}
+{{- ' ' if chat.begun else '' -}}
+{%- if message['role'] == 'assistant' -%}
+{{- 'answer: ' if chat.asked else '' -}}
+{%- generation -%}{{- content -}}{%- endgeneration -%}
+{%- else -%}
+{{- ('question: ' if message['role'] == 'user' else '') ~ content -}}
+{%- endif -%}
+{%- set chat.begun = true -%}
 {%- set chat.asked = message['role'] == 'user' -%}
 {%- endif -%}
 {%- endfor -%}
-{{- chat.text -}}
 {%- if add_generation_prompt and chat.asked -%}{{- ' answer:' -}}{%- endif -%}
 """
 
 IGNORED = -100  # what `labels` hold where nothing is learned
 # Tokenizers without a maximum say 10^30
 NO_LIMIT = 10**9
+# What transformers passes to any processor and changes nothing here, and what other processors know: that may be unset
+WITHOUT_EFFECT = {"return_text_replacement_offsets", "verbose"}
+OTHER_SETTINGS = {*TextKwargs.__annotations__, *ImagesKwargs.__annotations__, *ProcessingKwargs.__annotations__}
 
 
 class FusionCaptionerProcessor(ProcessorMixin):
@@ -60,6 +66,8 @@ class FusionCaptionerProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        if isinstance(image_processor, FusionCaptionerImageProcessor):
+            image_processor.belong_to(self)
         if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
             raise ValueError(
                 "`tokenizer` has neither `eos_token` nor `sep_token` to end a caption with; add one by "
@@ -95,16 +103,11 @@ class FusionCaptionerProcessor(ProcessorMixin):
         *,
         choices: list[list[str]] | None = None,
         add_eos: bool = False,
-        padding: bool | str = True,
-        truncation: bool | None = None,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        return_tensors: str | None = None,
-        add_special_tokens: bool = True,
-        sanitize_control_tokens: bool = False,
         videos: None = None,
         audio: None = None,
+        text_kwargs: dict[str, Any] | None = None,
         images_kwargs: dict[str, Any] | None = None,
+        common_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Prepares prompts to continue (`text`), or captions to learn (`text_target`), with or without their images.
@@ -129,7 +132,12 @@ class FusionCaptionerProcessor(ProcessorMixin):
             add_special_tokens: False leaves BOS out, for a `text` that brings its own.
             sanitize_control_tokens: set by `apply_chat_template`, which explains it.
             videos, audio: not supported: frames are given as `images`.
-            images_kwargs, kwargs: settings of the image processor for this call, such as `size`.
+            return_attention_mask: False leaves `attention_mask` out.
+            padding_side: `"left"` or `"right"`; by default left for prompts, and right for everything else.
+            return_offsets_mapping: adds `offset_mapping`: where in its text, first to behind the last character, each
+                token stands; (0, 0) for special tokens.
+            text_kwargs, images_kwargs, common_kwargs: the settings above, those of the image processor for this call, such
+                as `size`, and `return_tensors`; they may as well stand in `kwargs`, each in one place.
 
         Returns:
             those that apply of
@@ -151,11 +159,51 @@ class FusionCaptionerProcessor(ProcessorMixin):
             raise ValueError("`choices` and `text_target` are for different heads; give one of them.")
         if add_eos and (text is None or text_target is not None or choices is not None):
             raise ValueError("`add_eos` (True) is for `text` alone; captions in `text_target` end in EOS anyway.")
-        image_settings = {**(images_kwargs or {}), **kwargs}
-        unknown = [name for name in image_settings if name not in self.image_processor.valid_kwargs.__annotations__]
-        if unknown:
-            raise ValueError(f"`{unknown[0]}` is no argument of this processor or of its image processor.")
+        settings = self._settings(kwargs, common_kwargs, text_kwargs, images_kwargs)
+        image_settings = {name: settings.pop(name) for name in self._image_settings & settings.keys()}
+        return self._prepare(images, text, text_target, choices, add_eos, image_settings, **settings)
 
+    @property
+    def _image_settings(self) -> set[str]:
+        return {*self.image_processor.valid_kwargs.__annotations__, "input_data_format"}
+
+    def _settings(self, *groups: dict[str, Any] | None) -> dict[str, Any]:
+        """All settings of a call, whichever group they stand in."""
+        settings: dict[str, Any] = {}
+        known = self._image_settings | set(signature(self._prepare).parameters)
+        for group in groups:
+            for name, value in (group or {}).items():
+                if name in settings:
+                    raise ValueError(f"`{name}` is given twice; leave it out of the call or of the group of settings.")
+                if name in known:
+                    settings[name] = value
+                elif name not in WITHOUT_EFFECT and (name not in OTHER_SETTINGS or value):
+                    raise ValueError(f"`{name}` is no argument of this processor or of its image processor.")
+        return settings
+
+    def _prepare(
+        self,
+        images: Any,
+        text: str | list[str] | None,
+        text_target: str | list[str] | list[list[str]] | None,
+        choices: list[list[str]] | None,
+        add_eos: bool,
+        image_settings: dict[str, Any],
+        *,
+        padding: bool | str = True,
+        padding_side: str | None = None,
+        truncation: bool | None = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str | None = None,
+        return_attention_mask: bool = True,
+        return_offsets_mapping: bool = False,
+        add_special_tokens: bool = True,
+        sanitize_control_tokens: bool = False,
+    ) -> BatchFeature:
+        """What `__call__` returns for settings that are known."""
+        if padding_side not in (None, "left", "right"):
+            raise ValueError(f"`padding_side` ({padding_side!r}) must be 'left' or 'right'.")
         data: dict[str, Any] = {}
         if images is not None:
             data.update(self.image_processor(images, return_tensors=return_tensors or "np", **image_settings))
@@ -181,13 +229,18 @@ class FusionCaptionerProcessor(ProcessorMixin):
             width = _padded_width(rows, padding, limit, pad_to_multiple_of)
             if choices is not None:
                 rows, labels = _with_missing_choices(rows, counts), None
-            on_the_left = captions is None and not add_eos
+            on_the_left = captions is None and not add_eos if padding_side is None else padding_side == "left"
             data["input_ids"] = _padded(rows, width, self.tokenizer.pad_token_id, on_the_left)
-            data["attention_mask"] = _padded([[1] * len(row) for row in rows], width, 0, on_the_left)
+            if return_attention_mask:
+                data["attention_mask"] = _padded([[1] * len(row) for row in rows], width, 0, on_the_left)
             if labels is not None:
                 data["labels"] = _padded(labels, width, IGNORED, on_the_left)
+            if return_offsets_mapping:
+                if captions is not None:
+                    raise ValueError("`return_offsets_mapping` (True) is for `text` alone; leave it out.")
+                data["offset_mapping"] = _padded(self._offsets(prompts, rows, len(start)), width, (0, 0), on_the_left)
             if choices is not None:
-                for name in ("input_ids", "attention_mask"):
+                for name in {"input_ids", "attention_mask"} & data.keys():
                     data[name] = [data[name][i : i + max(counts)] for i in range(0, len(rows), max(counts))]
         return BatchFeature(data, tensor_type=return_tensors)
 
@@ -226,6 +279,15 @@ class FusionCaptionerProcessor(ProcessorMixin):
         return self.tokenizer(
             texts, add_special_tokens=False, padding=False, truncation=False, verbose=False, **kwargs
         )["input_ids"]
+
+    def _offsets(self, prompts: list[str], rows: list[list[int]], first: int) -> list[list[tuple[int, int]]]:
+        """Where in its prompt each token of a row stands; `first` is the number of special tokens before the prompt."""
+        encoded = self.tokenizer(prompts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets = []
+        for row, spans in zip(rows, encoded["offset_mapping"]):
+            spans = [(0, 0)] * first + [tuple(span) for span in spans]
+            offsets.append((spans + [(0, 0)] * len(row))[: len(row)])
+        return offsets
 
     @cached_property
     def _joins_without_space(self) -> bool:
@@ -355,7 +417,7 @@ def _padded_width(
     return width if pad_to_multiple_of is None else -(-width // pad_to_multiple_of) * pad_to_multiple_of
 
 
-def _padded(rows: list[list[int]], width: int | None, value: int, on_the_left: bool) -> list[list[int]]:
+def _padded(rows: list[list[Any]], width: int | None, value: Any, on_the_left: bool) -> list[list[Any]]:
     if width is None:
         return rows
     if on_the_left:

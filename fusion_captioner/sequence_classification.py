@@ -9,6 +9,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .losses import ProblemType, classification_loss
+from .modeling_outputs import returns_output
 from .optional_modalities import OptionalModalitiesModel, classification_layers
 
 
@@ -34,6 +35,7 @@ class FusionCaptionerForSequenceClassification(OptionalModalitiesModel):
         self.classifier = classification_layers(config, config.num_labels)  # type: ignore[arg-type]  # set by now
         self.post_init()
 
+    @returns_output
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -45,9 +47,9 @@ class FusionCaptionerForSequenceClassification(OptionalModalitiesModel):
         has_audio: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
-        return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs,
-    ) -> SequenceClassifierOutput | tuple:
+    ) -> SequenceClassifierOutput:
         """
         Args:
             input_ids, attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*): a row of padding alone has no
@@ -62,9 +64,7 @@ class FusionCaptionerForSequenceClassification(OptionalModalitiesModel):
         Raises:
             ValueError: if a row has no modality at all, or `labels` do not fit `problem_type` and `num_labels`.
         """
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        state, weights = self.fuse(
+        state, attentions, hidden_states = self.fuse(
             input_ids,
             attention_mask,
             pixel_values,
@@ -73,6 +73,7 @@ class FusionCaptionerForSequenceClassification(OptionalModalitiesModel):
             has_image,
             has_audio,
             output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
         logits = self.classifier(state)
         loss = None
@@ -84,10 +85,7 @@ class FusionCaptionerForSequenceClassification(OptionalModalitiesModel):
             if class_weights is not None:
                 class_weights = torch.tensor(class_weights, dtype=torch.float32, device=logits.device)
             loss = classification_loss(logits, labels, problem_type, class_weights)
-        result = SequenceClassifierOutput(
-            loss=loss, logits=logits, attentions=(weights,) if weights is not None else None
-        )
-        return result.to_tuple() if return_dict is False else result
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states, attentions=attentions)
 
     def _infer_problem_type(self, labels: torch.Tensor) -> ProblemType:
         if self.config.num_labels == 1:

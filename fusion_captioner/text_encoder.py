@@ -58,3 +58,23 @@ class TextEncoder(nn.Module):
             return embeddings, embeddings, () if return_state else None
         states, state = self.layers(embeddings, attention_mask, state, return_state)
         return self.dropout(self.norm(states)), embeddings, state
+
+
+def last_token(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """The state `(B, D)` of each row's last real token, from states `(B, L, D)` padded on either side."""
+    if attention_mask is None:
+        return states[:, -1]
+    steps = torch.arange(states.shape[1], device=states.device)
+    index = (attention_mask[:, -states.shape[1] :].long() * steps).argmax(dim=1)
+    return states[torch.arange(states.shape[0], device=states.device), index]
+
+
+def mean_of_tokens(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """The mean `(B, D)` of each row's states at real tokens, from states `(B, L, D)` padded on either side."""
+    if attention_mask is None:
+        return states.mean(dim=1)
+    mask = attention_mask[:, -states.shape[1] :].unsqueeze(-1).to(states.dtype)
+    return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+TEXT_POOLINGS = {"last": last_token, "mean": mean_of_tokens}

@@ -10,8 +10,9 @@ import torch
 from tiny_models import pixels, tiny_model, tokens
 from torch import distributed, multiprocessing
 
-from fusion_captioner.alignment import AlignmentLosses, last_token, mean_of_tokens
+from fusion_captioner.alignment import AlignmentLosses
 from fusion_captioner.losses import matching_loss, modality_critic_loss, reconstruction_loss
+from fusion_captioner.text_encoder import last_token, mean_of_tokens
 
 TERMS = {
     "caption": set(),
@@ -159,9 +160,9 @@ def test_as_many_negatives_are_drawn_as_asked_for_and_the_batch_has(
 ) -> None:
     model, ids = tiny_model(**weights("contrastive", "matching"), matching_negatives=wanted), tokens(8)
     drawn, scored = [], []
-    draw, match = torch.multinomial, model.alignment.match
+    draw, matching = torch.multinomial, model.alignment.matching
     monkeypatch.setattr(torch, "multinomial", lambda *given: drawn.append(draw(*given)) or drawn[-1])
-    monkeypatch.setattr(model.alignment, "match", lambda *given: scored.append(match(*given)) or scored[-1])
+    matching.register_forward_hook(lambda module, given, scores: scored.append(scores))
     output = model(pixel_values=pixels(4), input_ids=ids, labels=ids)
     # of four images three are of others, of eight texts six
     images, texts = (min(wanted, others) for others in (3, 6))

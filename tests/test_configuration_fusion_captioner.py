@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_models import VISION_CONFIGS, tiny_config
@@ -199,3 +200,34 @@ def test_audio_config_is_a_config_a_dict_or_absent(tmp_path: Path) -> None:
         assert (loaded.audio_config.d_model, loaded.class_weights) == (16, [1, 2.5, 0])
     FusionCaptionerConfig().save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).audio_config is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("pretraining_tp", 1),
+        ("sep_token_id", 3),
+        ("tokenizer_class", "BertTokenizer"),
+        ("custom_pipelines", {}),
+        ("finetuning_task", "captions"),
+        ("decoder_start_token_id", 1),
+    ],
+)
+def test_what_transformers_sets_is_saved_and_loaded(field: str, value: Any, tmp_path: Path) -> None:
+    config = tiny_config()
+    setattr(config, field, value)
+    config.save_pretrained(tmp_path)
+    assert getattr(FusionCaptionerConfig.from_pretrained(tmp_path), field) == value
+
+
+def test_an_unknown_field_is_refused_when_it_is_set_or_saved(tmp_path: Path) -> None:
+    config = tiny_config()
+    for name in ("note", "hidden_szie"):
+        with pytest.raises(ValueError, match=rf"`{name}` \(1\) is not a field of FusionCaptionerConfig"):
+            setattr(config, name, 1)
+        with pytest.raises(ValueError, match=name):
+            config.update({name: 1})
+    config.vision_config.note = 1
+    with pytest.raises(ValueError, match=r"`vision_config.note` \(1\) is not a field of ResNetConfig"):
+        config.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("config.json"))

@@ -99,7 +99,7 @@ FORMULAS = {
 def test_the_joint_representation_is_the_formula(fusion_type: str) -> None:
     module = fusion(fusion_type)
     text, regions = inputs()
-    joint, _, _ = module(text, module.project_regions(regions))
+    joint, _, _ = module(text, *module.project_regions(regions))
     torch.testing.assert_close(joint, FORMULAS[fusion_type](module, text, regions))
 
 
@@ -107,15 +107,15 @@ def test_the_joint_representation_is_the_formula(fusion_type: str) -> None:
 def test_texts_of_one_image_equal_the_image_repeated(fusion_type: str) -> None:
     module = fusion(fusion_type)
     text, regions = inputs(TEXTS)
-    shared, shared_weights, _ = module(text, module.project_regions(regions), output_attentions=True)
+    shared, shared_weights, _ = module(text, *module.project_regions(regions), output_attentions=True)
     repeated, repeated_weights, _ = module(
-        text, module.project_regions(regions.repeat_interleave(TEXTS, dim=0)), output_attentions=True
+        text, *module.project_regions(regions.repeat_interleave(TEXTS, dim=0)), output_attentions=True
     )
     torch.testing.assert_close(shared, repeated)
     if fusion_type in ("attention", "co_attention"):
         torch.testing.assert_close(shared_weights, repeated_weights)
     # the texts of an image stand together: another image must not do as well
-    swapped, _, _ = module(text, module.project_regions(regions.flip(0)))
+    swapped, _, _ = module(text, *module.project_regions(regions.flip(0)))
     assert (shared - swapped).abs().amax(dim=(1, 2)).min() > 1e-3
 
 
@@ -130,13 +130,13 @@ def test_attention_weights_are_shares_of_the_regions(fusion_type: str) -> None:
     module = fusion(fusion_type)
     text, regions = inputs(TEXTS)
     projected = module.project_regions(regions)
-    joint, weights, _ = module(text, projected, output_attentions=True)
+    joint, weights, _ = module(text, *projected, output_attentions=True)
     assert weights.shape == (IMAGES * TEXTS, HEADS, LENGTH, REGIONS)
     assert (weights > 0).all()
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(IMAGES * TEXTS, HEADS, LENGTH))
     scores, _, _ = heads_of(module, text, regions.repeat_interleave(TEXTS, dim=0))
     torch.testing.assert_close(weights, scores.softmax(dim=-1))
-    without, none, _ = module(text, projected)
+    without, none, _ = module(text, *projected)
     assert none is None
     torch.testing.assert_close(without, joint)
 
@@ -148,11 +148,11 @@ def test_co_attention_in_pieces_equals_the_whole(chunks: tuple[int, ...]) -> Non
     projected = module.project_regions(regions)
     mask = torch.ones(len(text), LENGTH, dtype=torch.long)
     mask[1, :3] = 0
-    whole, _, whole_state = module(text, projected, mask)
+    whole, _, whole_state = module(text, *projected, attention_mask=mask)
     pieces, state, done = [], None, 0
     for length in chunks:
         part = slice(done, done + length)
-        piece, _, state = module(text[:, part], projected, mask[:, : done + length], state)
+        piece, _, state = module(text[:, part], *projected, attention_mask=mask[:, : done + length], state=state)
         pieces.append(piece)
         done += length
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole)
@@ -165,9 +165,9 @@ def test_co_attention_does_not_count_padding() -> None:
     projected = module.project_regions(regions)
     padding = torch.full((IMAGES, 2, WIDTH), 9.0)
     mask = torch.tensor([[0, 0] + [1] * LENGTH] * IMAGES)
-    padded, _, padded_state = module(torch.cat((padding, text), dim=1), projected, mask)
-    plain, _, state = module(text, projected)
+    padded, _, padded_state = module(torch.cat((padding, text), dim=1), *projected, attention_mask=mask)
+    plain, _, state = module(text, *projected)
     torch.testing.assert_close(padded[:, 2:], plain)
     torch.testing.assert_close(padded_state, state)
-    unmasked, _, _ = module(torch.cat((padding, text), dim=1), projected)
+    unmasked, _, _ = module(torch.cat((padding, text), dim=1), *projected)
     assert (unmasked[:, 2:] - plain).abs().max() > 1e-3

@@ -220,6 +220,43 @@ def test_text_is_streamed_as_transformers_does() -> None:
     assert text.count("w") == 5
 
 
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize("prompted", [False, True])
+def test_guidance_moves_away_from_what_the_text_alone_predicts(prompted: bool, num_beams: int) -> None:
+    model = model_of("co_attention", "lstm")
+    ids, mask = prompts() if prompted else (torch.full((2, 1), BOS), torch.ones(2, 1, dtype=torch.long))
+    given = {"pixel_values": pixels(), "input_ids": ids, "attention_mask": mask, "min_new_tokens": 5}
+    plain = generate(model, **given, num_beams=num_beams)
+    same = generate(model, **given, num_beams=num_beams, guidance_scale=1.0)
+    assert torch.equal(same.sequences, plain.sequences)
+    guided = generate(model, **given, num_beams=num_beams, guidance_scale=3.0)
+    assert not torch.equal(guided.sequences, plain.sequences)
+    if num_beams == 1:
+        for _ in range(5):
+            shown, hidden = (
+                model(input_ids=ids, attention_mask=mask, use_cache=False, **image).logits[:, -1].log_softmax(dim=-1)
+                for image in ({"pixel_values": pixels()}, {"image_hidden_states": model.hidden_image(2)})
+            )
+            scores = hidden + 3.0 * (shown - hidden)
+            scores[:, EOS] = -torch.inf
+            ids = torch.cat((ids, scores.argmax(dim=-1, keepdim=True)), dim=1)
+            mask = torch.cat((mask, torch.ones(2, 1, dtype=torch.long)), dim=1)
+        assert torch.equal(guided.sequences[:, : ids.shape[1]], ids)
+
+
+def test_guidance_takes_prompts_of_its_own() -> None:
+    model = model_of("attention", "lstm")
+    given = {"pixel_values": pixels(), "min_new_tokens": 5, "guidance_scale": 3.0}
+    bos = torch.full((2, 1), BOS)
+
+    def scores(**negative) -> torch.Tensor:
+        return torch.stack(generate(model, **given, output_scores=True, **negative).scores)[..., 3:]
+
+    torch.testing.assert_close(scores(negative_prompt_ids=bos), scores())
+    ids, mask = prompts()
+    assert (scores(negative_prompt_ids=ids, negative_prompt_attention_mask=mask) - scores()).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_generation_in_half_precision(dtype: torch.dtype) -> None:
     model = tiny_model(fusion_type="co_attention", decoder_type="transformer").to(dtype)

@@ -149,3 +149,28 @@ def test_real_photos(real_data: Path):
     np.testing.assert_allclose(
         pixel_values[2], expected_pixels(np.asarray(Image.open(paths[2]).convert("RGB")), 224), atol=1e-5
     )
+
+
+def test_an_unknown_setting_is_refused_when_it_is_set(tmp_path) -> None:
+    processor = FusionCaptionerImageProcessor()
+    with pytest.raises(ValueError, match="`note` is no setting"):
+        processor.note = 1
+    with pytest.raises(ValueError, match=r"`crop_size` is no setting .* `size` with `resize_mode='crop'`"):
+        processor.crop_size = {"height": 8, "width": 8}
+    processor.do_pad = None  # what other image processors know, left unset
+    processor.save_pretrained(tmp_path)
+    assert FusionCaptionerImageProcessor.from_pretrained(tmp_path).size == processor.size
+
+
+def test_the_layout_of_arrays_can_be_said() -> None:
+    processor = FusionCaptionerImageProcessor(do_resize=False)
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 40, 3), dtype=np.uint8)  # either way an image
+    first, last = (
+        processor(image, input_data_format=layout)["pixel_values"]
+        for image, layout in ((pixels, "channels_first"), (np.moveaxis(pixels, 0, -1), "channels_last"))
+    )
+    assert first.shape == (1, 3, 40, 3)
+    np.testing.assert_array_equal(first, last)
+    assert processor(pixels, input_data_format="channels_last")["pixel_values"].shape == (1, 3, 3, 40)
+    with pytest.raises(ValueError, match=r"`input_data_format` \('HWC'\) must be 'channels_first' or"):
+        processor(pixels, input_data_format="HWC")

@@ -6,6 +6,7 @@ from tiny_models import pixels, tiny_model, tokens
 
 from fusion_captioner import FusionCaptionerForImageTextRetrieval
 from fusion_captioner.matching import MATCHINGS, WordRegionMatching
+from fusion_captioner.modeling_outputs import FusionCaptionerModelOutput
 
 TERMS = {"contrastive_loss_weight": 1.0, "matching_loss_weight": 1.0}
 
@@ -56,7 +57,8 @@ def test_a_word_is_held_against_the_region_that_it_attends_to() -> None:
 
         def similarities() -> list[float]:
             pairs = torch.tensor([0, 0]), torch.tensor([0, 1])
-            return (matching(*pairs, texts, None, images) / matching.SCALE + 2 * matching.THRESHOLD).tolist()
+            outputs = FusionCaptionerModelOutput(text_hidden_states=texts, image_hidden_states=images)
+            return (matching(*pairs, outputs, None, None) / matching.SCALE + 2 * matching.THRESHOLD).tolist()
 
         # all words and all regions; half of the words and half of the regions
         assert similarities() == pytest.approx([1 + 1, 0.5 + 0.5], abs=1e-6)

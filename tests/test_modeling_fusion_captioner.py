@@ -282,14 +282,15 @@ def test_compiled_it_is_the_same(mix: tuple[str, str, str]) -> None:
             torch.testing.assert_close(output.loss, expected.loss)
 
 
+@pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("mix", [("attention", "lstm", "gru"), ("co_attention", "transformer", "transformer")])
-def test_checkpointed_activations_give_the_same_gradients(mix: tuple[str, str, str]) -> None:
+def test_checkpointed_activations_give_the_same_gradients(mix: tuple[str, str, str], use_reentrant: bool) -> None:
     gradients, calls = [], []
     for checkpointing in (False, True):
         model, ids = mixture(*mix, **ALL_TERMS).train(), tokens()
         model.freeze_image_encoder()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
         count: list[int] = []
         model.model.fusion.query.register_forward_pre_hook(lambda *_, count=count: count.append(1))
         torch.manual_seed(0)
@@ -317,6 +318,16 @@ def test_attentions_tell_where_each_word_looked(fusion_type: str) -> None:
     plain = model(pixel_values=pixels(), input_ids=ids)
     assert plain.attentions is None
     torch.testing.assert_close(output.logits, plain.logits)
+
+
+@pytest.mark.parametrize("fusion_type", ["attention", "co_attention"])
+def test_attentions_have_gradients(fusion_type: str) -> None:
+    model, ids = tiny_model(fusion_type=fusion_type), tokens(4)
+    output = model(pixel_values=pixels(), input_ids=ids, labels=ids, output_attentions=True)
+    (weights,) = output.attentions
+    weights.retain_grad()
+    output.loss.backward()
+    assert weights.grad.abs().amax(dim=(1, 2, 3)).min() > 0
 
 
 def test_what_is_returned_is_a_choice() -> None:
@@ -430,7 +441,7 @@ def test_image_dropout_hides_features_of_all_regions_in_training_only() -> None:
     assert set(kept.unique().tolist()) == {0.0, 2.0}
     assert torch.equal(kept, kept[:, :1].expand_as(kept))
     assert kept[:, 0].mean().item() == pytest.approx(1, abs=0.15)
-    assert not torch.equal(model._embed_image(regions)[0], model._embed_image(regions)[0])
+    assert not torch.equal(model.embed_image(regions)[0], model.embed_image(regions)[0])
 
 
 def test_fresh_text_states_weigh_as_much_as_the_image() -> None:

@@ -1,11 +1,17 @@
+"""Packed weights: the same products, in a call of `generate` only, so that no change of a weight is ever missed."""
+
 import copy
+import io
+from collections.abc import Callable
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import pixels, tiny_model
 from torch import nn
 
 from fusion_captioner import packed_linear
-from fusion_captioner.packed_linear import MAX_ROWS, FewRowLinear, few_row_linear
+from fusion_captioner.packed_linear import MAX_ROWS, MIN_ROWS, PackedLinear, few_row_linear, packed_weights
 
 pytestmark = pytest.mark.skipif(not packed_linear._IS_AVAILABLE, reason="this build of torch has no packed products")
 
@@ -18,6 +24,7 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     class Watched:
         _reorder_linear_weight = operators._reorder_linear_weight
+        _is_mkldnn_bf16_supported = operators._is_mkldnn_bf16_supported
 
         @staticmethod
         def _linear_pointwise(inputs, *arguments):
@@ -28,75 +35,159 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return shapes
 
 
-def layer(bias: bool = True) -> FewRowLinear:
+def layer(bias: bool = True) -> nn.Linear:
     torch.manual_seed(0)
-    return FewRowLinear(256, 512, bias=bias)
+    return nn.Linear(256, 512, bias=bias)
 
 
-@pytest.mark.parametrize("shape", [(1, 256), (3, 1, 256), (2, 5, 256)])
+@pytest.mark.parametrize("shape", [(MIN_ROWS, 256), (4, 1, 256), (2, 5, 256)])
 @pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
 def test_few_rows_give_what_linear_gives(packed: list, shape: tuple[int, ...], bias: bool) -> None:
-    module, inputs = layer(bias), torch.randn(shape)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            module(inputs), nn.functional.linear(inputs, module.weight, module.bias), atol=1e-5, rtol=1e-5
-        )
-        strided = torch.randn(4, 3, 256)[:, 1]
-        torch.testing.assert_close(
-            module(strided), nn.functional.linear(strided, module.weight, module.bias), atol=1e-5, rtol=1e-5
-        )
-    assert len(packed) == 2
-
-
-def test_a_changed_weight_is_packed_anew(packed: list) -> None:
-    module, inputs = layer(), torch.randn(1, 256)
-    for change in (lambda: module.weight.mul_(2), lambda: setattr(module.weight, "data", torch.randn(512, 256))):
-        with torch.no_grad():
-            module(inputs)
-            change()
+    module = layer(bias)
+    with packed_weights([module]):
+        for inputs in (torch.randn(shape), torch.randn(shape), torch.randn(4, 3, 256)[:, 1]):
             expected = nn.functional.linear(inputs, module.weight, module.bias)
             torch.testing.assert_close(module(inputs), expected, atol=1e-5, rtol=1e-5)
-    assert len(packed) == 4
+    assert len(packed) == 2  # what is used once is not packed
 
 
-@pytest.mark.parametrize("settings", [{"fused": True}, {"foreach": True}, {"foreach": False}])
-def test_an_optimiser_step_packs_anew(packed: list, settings: dict[str, bool]) -> None:
-    """The fused one, which `Trainer` takes by default, does not raise the version of the weights."""
-    module, inputs = layer(), torch.randn(1, 256)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, **settings)
-    for _ in range(2):
-        module.weight.grad, module.bias.grad = torch.randn(512, 256), torch.randn(512)
-        with torch.no_grad():
-            before = module(inputs)
-            optimizer.step()
-            expected = nn.functional.linear(inputs, module.weight, module.bias)
-            assert not torch.allclose(before, expected, atol=1e-2)
-            torch.testing.assert_close(module(inputs), expected, atol=1e-5, rtol=1e-5)
-    assert len(packed) == 4
+@torch.no_grad()
+def test_bfloat16_weights_are_packed_where_the_processor_multiplies_them(packed: list) -> None:
+    module, inputs = layer().bfloat16(), torch.randn(4, 256).bfloat16()
+    expected = module(inputs)
+    with packed_weights([module]):
+        module(inputs)
+        torch.testing.assert_close(module(inputs), expected, atol=1e-2, rtol=1e-2)
+    assert len(packed) == int(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def test_training_many_rows_and_other_types_take_the_usual_way(packed: list) -> None:
+@torch.no_grad()
+def test_outside_of_a_call_layers_are_torchs_own_and_nothing_is_packed(packed: list) -> None:
     module = layer()
-    module(torch.randn(1, 256)).sum().backward()
+    with packed_weights([module]):
+        assert type(module) is PackedLinear
+    with pytest.raises(KeyError), packed_weights([module]):
+        raise KeyError
+    assert type(module) is nn.Linear
+    for _ in range(3):
+        module(torch.randn(4, 256))
+    assert packed == []
+    assert {type(part) for part in tiny_model().modules() if isinstance(part, nn.Linear)} == {nn.Linear}
+
+
+def test_gradients_other_numbers_of_rows_and_types_take_the_usual_way(packed: list) -> None:
+    module, small = layer(), nn.Linear(8, 8)
+    with packed_weights([module, small]):
+        for _ in range(3):
+            module(torch.randn(4, 256)).sum().backward()
+            with torch.no_grad():
+                module(torch.randn(MIN_ROWS - 1, 256))
+                module(torch.randn(MAX_ROWS + 1, 256))
+                small(torch.randn(4, 8))
+                few_row_linear(torch.randn(4, 256).bfloat16(), module.weight.bfloat16(), None)
+                with torch.autocast("cpu", torch.bfloat16):
+                    assert module(torch.randn(4, 256)).dtype == torch.bfloat16
+                assert module(torch.randn(0, 256)).shape == (0, 512)
     assert module.weight.grad is not None
-    with torch.no_grad():
-        module(torch.randn(MAX_ROWS + 1, 256))
-        few_row_linear(torch.randn(1, 256).bfloat16(), module.weight.bfloat16(), None)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert module(torch.randn(1, 256)).dtype == torch.bfloat16
-        FewRowLinear(8, 8)(torch.randn(1, 8))
-        assert module(torch.randn(0, 256)).shape == (0, 512)
     assert packed == []
 
 
-def test_packed_copies_go_with_their_weights_and_are_not_copied(packed: list) -> None:
-    module = layer()
-    with torch.inference_mode():
-        module(torch.randn(1, 256))
-    twin = copy.deepcopy(module)
-    with torch.no_grad():
-        twin.weight.zero_()
-        assert twin(torch.randn(1, 256)).equal(twin.bias[None])
-    before = len(packed_linear._PACKED)
-    del module
-    assert len(packed_linear._PACKED) == before - 1
+def test_quantised_and_offloaded_weights_are_left_alone() -> None:
+    class Quantised(nn.Parameter):
+        pass
+
+    subclassed, offloaded = layer(), layer().to("meta")
+    subclassed.weight = Quantised(subclassed.weight.detach())
+    with packed_weights([subclassed, offloaded]):
+        assert type(subclassed) is nn.Linear
+        assert type(offloaded) is nn.Linear
+
+
+def large_model(**fields):
+    """A captioner whose weights are large enough to be packed, of four rows."""
+    return tiny_model(hidden_size=256, vocab_size=300, num_attention_heads=4, **fields)
+
+
+def logits(model) -> torch.Tensor:
+    output = model.generate(
+        pixel_values=pixels(4), max_new_tokens=4, min_new_tokens=4, output_logits=True, return_dict_in_generate=True
+    )
+    return torch.stack(output.logits)
+
+
+@torch.no_grad()
+def change_data(model) -> None:
+    for parameter in model.parameters():
+        parameter.data.mul_(1.2)
+
+
+@torch.no_grad()
+def swap_data(model) -> None:
+    average = {name: parameter * 0.8 for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(average[name])
+
+
+def scale_the_output_layer(model) -> None:
+    model.lm_head.weight.data.add_(0.1)  # tied to the embedding
+
+
+def load_others(model) -> None:
+    model.load_state_dict({name: tensor * 1.1 for name, tensor in model.state_dict().items()})
+
+
+def step(model) -> None:
+    """The fused step, which `Trainer` takes by default, leaves the version of the weights as it was."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+def round_to_bfloat16(model) -> None:
+    model.to(torch.bfloat16).to(torch.float32)
+
+
+CHANGES = [change_data, swap_data, scale_the_output_layer, load_others, step, round_to_bfloat16]
+
+
+@pytest.mark.parametrize("layer_type", ["lstm", "transformer"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_changes_a_weight_the_next_call_uses_it(
+    packed: list, change: Callable[[nn.Module], None], layer_type: str
+) -> None:
+    model = large_model(text_encoder_type=layer_type, decoder_type=layer_type)
+    before = logits(model)
+    assert packed
+    change(model)
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    fresh = large_model(text_encoder_type=layer_type, decoder_type=layer_type)
+    fresh.load_state_dict(torch.load(buffer))
+    after = logits(model)
+    assert (after - before).abs().max() > 1e-3
+    torch.testing.assert_close(after, logits(fresh), rtol=1e-4, atol=1e-4)
+    twin = copy.deepcopy(model)
+    scale_the_output_layer(twin)
+    assert not torch.allclose(logits(twin), after, atol=1e-2)
+    torch.testing.assert_close(logits(model), after)
+
+
+@pytest.mark.parametrize("merge", ["merge_adapter", "merge_and_unload"])
+def test_adapters_merged_into_the_weights_are_used(merge: str) -> None:
+    model = large_model(fusion_type="concat", tie_word_embeddings=False)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["projection", "lm_head"], init_lora_weights=False))
+    expected = logits(adapted)
+    with adapted.disable_adapter():
+        assert not torch.allclose(logits(adapted), expected, atol=1e-2)  # packs the weights without the adapter
+    merged = getattr(adapted, merge)() or adapted
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_gradients_through_generation_are_for_those_who_want_them() -> None:
+    model = large_model()
+    options = {"max_new_tokens": 3, "return_dict_in_generate": True, "output_logits": True}
+    assert not model.generate(pixel_values=pixels(4), **options).logits[0].requires_grad
+    assert type(model).generate.__wrapped__(model, pixel_values=pixels(4), **options).logits[0].requires_grad

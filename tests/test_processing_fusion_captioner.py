@@ -503,3 +503,92 @@ def test_real_photo_and_its_captions(real_data: Path):
     assert batch["pixel_values"].shape == (1, 3, 224, 224)
     decoded = processor.batch_decode(batch["input_ids"], skip_special_tokens=True)
     assert decoded == [caption.lower().removesuffix(".").strip() for caption in captions]
+
+
+def test_settings_may_stand_in_groups() -> None:
+    processor, texts = made_processor(), ["two red dogs", "dog"]
+    flat = processor(images=[noise()] * 2, text=texts, padding="max_length", max_length=9, size=8, return_tensors="pt")
+    grouped = processor(
+        images=[noise()] * 2,
+        text=texts,
+        text_kwargs={"padding": "max_length", "max_length": 9},
+        images_kwargs={"size": 8},
+        common_kwargs={"return_tensors": "pt"},
+    )
+    assert grouped.keys() == flat.keys()
+    assert all(torch.equal(grouped[name], flat[name]) for name in flat)
+    for settings in ({"size": 8, "images_kwargs": {"size": 8}}, {"max_length": 9, "text_kwargs": {"max_length": 9}}):
+        with pytest.raises(ValueError, match=r"`(size|max_length)` is given twice"):
+            processor(images=noise(), text="dog", **settings)
+    for group in ("text_kwargs", "images_kwargs", "common_kwargs"):
+        with pytest.raises(ValueError, match="`colour` is no argument"):
+            processor(images=noise(), text="dog", **{group: {"colour": 1}})
+
+
+def test_padding_stands_on_the_side_that_is_asked_for() -> None:
+    processor, texts = made_processor(), ["two red dogs", "dog"]
+    pad = processor.tokenizer.pad_token_id
+    for settings, side in (({}, 0), ({"padding_side": "left"}, 0), ({"padding_side": "right"}, -1)):
+        assert processor(text=texts, **settings)["input_ids"][1][side] == pad
+    learned = processor(text_target=texts, padding_side="left")
+    assert learned["input_ids"][1][0] == pad
+    assert learned["labels"][1][0] == -100
+    with pytest.raises(ValueError, match=r"`padding_side` \('top'\) must be 'left' or 'right'"):
+        processor(text=texts, padding_side="top")
+
+
+def test_settings_of_other_processors_may_be_left_unset() -> None:
+    processor = made_processor()
+    expected = processor(images=noise(), text="dog")
+    found = processor(
+        images=noise(), text="dog", stride=0, return_token_type_ids=False, do_pad=None, verbose=True, videos_kwargs={}
+    )
+    assert found["input_ids"] == expected["input_ids"]
+    assert "attention_mask" not in processor(text="dog", return_attention_mask=False)
+    for name in ("return_token_type_ids", "do_pad"):
+        with pytest.raises(ValueError, match=f"`{name}` "):
+            processor(images=noise(), text="dog", **{name: True})
+    pixels = np.moveaxis(noise(), -1, 0)
+    first = processor(images=pixels, input_data_format="channels_first")["pixel_values"]
+    np.testing.assert_array_equal(first, processor(images=noise())["pixel_values"])
+
+
+def test_the_words_of_the_assistant_are_marked() -> None:
+    processor = made_processor()
+    chats = [
+        [turn("user", "what?", noise()), turn("assistant", "two red dogs"), turn("user", "red?")],
+        [turn("user", "what?", noise()), turn("assistant", "dog")],
+    ]
+    output = processor.apply_chat_template(
+        chats, tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True
+    )
+    for row, words in enumerate(("two red dogs", "dog")):
+        said = output["input_ids"][row][output["assistant_masks"][row].bool()]
+        assert processor.decode(said) == words
+    with pytest.raises(ValueError, match=r"`return_offsets_mapping` \(True\) is for `text` alone"):
+        processor(text_target="two", return_offsets_mapping=True)
+
+
+@pytest.mark.parametrize("task", ["image-text-to-text", "any-to-any"])
+def test_what_a_pipeline_saves_it_loads_and_captions_alike(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # it asks for torchvision, which it needs for videos only
+    monkeypatch.setattr("transformers.pipelines.any_to_any.requires_backends", lambda *_: None)
+    processor = made_processor()
+    processor.chat_template = "{{ '' }}"
+    torch.manual_seed(0)
+    vision = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    config = FusionCaptionerConfig(
+        vision_config=vision, vocab_size=len(processor.tokenizer), hidden_size=16, initializer_range=0.3
+    )
+    model = FusionCaptionerForConditionalGeneration(config).eval()
+    chat = [turn("user", None, Image.fromarray(noise()))]
+    captioner = pipeline(task, model=model, processor=processor)
+    expected = captioner(chat, max_new_tokens=5, return_full_text=False)[0]["generated_text"]
+    captioner.save_pretrained(tmp_path)
+    assert (tmp_path / "processor_config.json").is_file()
+    loaded = pipeline(task, model=str(tmp_path))
+    assert loaded.processor.chat_template == "{{ '' }}"
+    assert loaded.processor.image_processor.size == processor.image_processor.size
+    assert loaded(chat, max_new_tokens=5, return_full_text=False)[0]["generated_text"] == expected

@@ -62,7 +62,7 @@ class DecoderStep(nn.Module):
 
         base = self.captioner.model
         text_states, embeddings, text_state = base.text_encoder(input_ids.reshape(-1, 1), mask, text_state, True)
-        fused, _, fusion_state = base.fusion(text_states, regions, mask, fusion_state or None)
+        fused, _, fusion_state = base.fusion(text_states, *regions, attention_mask=mask, state=fusion_state or None)
         hidden_states, decoder_state = self.captioner.decoder(fused, embeddings, mask, decoder_state, True)
         logits = self.captioner.lm_head(hidden_states)[:, 0]
         outputs = (logits, *text_state, *(fusion_state or ()), *decoder_state)

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from fusion_captioner.alignment import last_token
 from fusion_captioner.causal_layers import CausalLSTM
-from fusion_captioner.generation_fusion_captioner import count_texts
+from fusion_captioner.fusion import count_texts
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
+from fusion_captioner.text_encoder import last_token
 from fusion_captioner.training.self_critical.sampled_captions import PeoplesCaptions, Reward, SampledCaptions
 
 if TYPE_CHECKING:  # the arguments name the rewards there are
