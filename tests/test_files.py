@@ -214,8 +214,10 @@ def test_every_text_of_the_package_names_its_encoding() -> None:
             modes = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
             if is_method and name in ("read_text", "write_text"):
                 is_named = len(node.args) > (name == "write_text")
-            elif name == "open" and ast.unparse(node.func) != "Image.open":
-                is_named = any("b" in str(mode) for mode in modes) or ast.unparse(node.func) in ("os.open",)
+            elif (
+                name == "open" and ast.unparse(node.func) != "Image.open" and "_opener(" not in ast.unparse(node.func)
+            ):
+                is_named = any("b" in str(mode) for mode in modes) or ast.unparse(node.func) == "os.open"
             else:
                 continue
             if not is_named:
