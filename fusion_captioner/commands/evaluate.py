@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--as-captioner", action="store_true", help="score the captions of a model that answers questions as well"
     )
     parser.add_argument("--skip-bad-images", action="store_true", help="skip and count images that cannot be read")
+    parser.add_argument(
+        "--allow-urls", action="store_true", help="fetch images that tables name by URLs of public servers"
+    )
     add_hub_flags(parser)
 
 
@@ -139,7 +142,11 @@ def _rows(options: argparse.Namespace) -> tuple[Any, "list[SkippedExample]"]:
 
     skipped: list[SkippedExample] = []
     splits = load_caption_dataset(
-        options.source, layout=options.layout, skip_bad_images=options.skip_bad_images, skipped=skipped
+        options.source,
+        layout=options.layout,
+        skip_bad_images=options.skip_bad_images,
+        skipped=skipped,
+        allow_urls=options.allow_urls,
     )
     if options.split not in splits:
         raise ValueError(f"--split ({options.split!r}) is not in {options.source}; there are {', '.join(splits)}.")

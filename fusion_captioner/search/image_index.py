@@ -203,7 +203,14 @@ class ImageIndex:
             rows = self.rows(kind)
             if not len(rows):
                 raise ValueError(f"{self.folder}: holds no {kind} to find; index a data set with captions.")
-            rows.load_faiss_index(EMBEDDING, str(self._checked(kind, ".faiss")))
+            path = self._checked(kind, ".faiss")
+            try:
+                rows.load_faiss_index(EMBEDDING, str(path))
+                fits = rows.get_index(EMBEDDING).faiss_index.d == self.manifest.embedding_width
+            except (RuntimeError, ValueError):  # damaged behind a digest of the damage, or of other rows
+                fits = False
+            if not fits:
+                raise ValueError(f"{path}: is no index of these rows; make it again with: {self._command}")
         except (ValueError, OSError):
             manifest = _read_manifest(self.folder)
             if manifest == self.manifest:
@@ -323,7 +330,7 @@ def _read_manifest(folder: Path) -> Manifest:
     fix = "delete the folder, or index into another one"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: is not valid JSON ({error}); {fix}.") from error
     if not isinstance(document, dict) or "format_version" not in document:
         raise ValueError(f"{path}: is no description of an index; {fix}.")
