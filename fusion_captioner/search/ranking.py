@@ -107,7 +107,7 @@ def _rerank_images(
 
 
 def _best_first(rows: list[dict[str, Any]], retriever: Retriever) -> list[dict[str, Any]]:
-    """By the sum of both logits: the matching score has learned what the towers, which drew its negatives, do not see."""
+    """By the sum of both logits: the matching score has learned what the towers, which drew its negatives, miss."""
     return sorted(rows, key=lambda row: -(retriever.inverse_temperature * row["score"] + row["matching"]))
 
 
