@@ -26,7 +26,7 @@ from fusion_captioner.commands import (
     train,
 )
 from fusion_captioner.printing import print_note
-from fusion_captioner.process_setup import keep_freed_memory
+from fusion_captioner.process_setup import keep_freed_memory, print_log
 
 COMMANDS = {
     "caption": caption,
@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(fields)}")
     options.fields = fields
     try:
+        print_log()
         keep_freed_memory()
         return COMMANDS[options.command].run(options)
     except KeyboardInterrupt:

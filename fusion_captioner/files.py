@@ -1,7 +1,7 @@
 """Files that commands write and read: checked first, written atomically, locked, prefetched, fingerprinted.
 
-A file is written under another name (`NAME.RANDOM.incomplete`), flushed to the disk and renamed: it is there whole, or as
-it was before. A folder is filled in the same way. Neither torch nor NumPy is imported here.
+A file is written under another name (`NAME.RANDOM.incomplete`), flushed to the disk and renamed: it is there whole, or
+as it was before. A folder is filled in the same way. Neither torch nor NumPy is imported here.
 """
 
 import errno
@@ -73,8 +73,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     A temporary name to write a file under; at the end it is flushed to the disk and renamed to `path`.
 
-    If anything goes wrong, the temporary file is removed and `path` stays as it was. A link stays a link: what it leads
-    to is replaced.
+    If anything goes wrong, the temporary file is removed and `path` stays as it was. A link stays a link: what it
+    leads to is replaced.
 
     Raises:
         OSError: the file cannot be written, such as on a full disk; the message names it.
@@ -234,8 +234,8 @@ def prefetch(
     """
     Each item with what `function` makes of it, in order, while the caller works on those before.
 
-    Threads, not processes: Pillow releases the GIL while it decodes and resizes, as the runtimes do while they compute,
-    and threads need no second interpreter and no copies of pictures through pipes.
+    Threads, not processes: Pillow releases the GIL while it decodes and resizes, as the runtimes do while they
+    compute, and threads need no second interpreter and no copies of pictures through pipes.
 
     Args:
         items: taken one by one, as there is room.

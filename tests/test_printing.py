@@ -2,11 +2,13 @@
 
 import io
 import json
+import logging
 import sys
 
 import pytest
 
 from fusion_captioner.printing import json_line, print_json, print_note
+from fusion_captioner.process_setup import print_log
 
 # ESC, CSI in one byte, a bell, a turn of the writing direction, a byte that is no UTF-8
 ATTACKS = ["\x1b[2J", "\x9b31m", "\a", "\u202egnp", "caf\udce9", "two\nlines"]
@@ -32,3 +34,15 @@ def test_a_name_that_the_encoding_does_not_have_is_escaped(monkeypatch: pytest.M
     assert json.loads(written.getvalue().decode("cp1252")) == entry
     assert "Café" in json_line({"caption": "ein Café"}, "cp1252")
     assert json.loads(json_line(entry, "utf-8", indent=2)) == entry
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_name_reaches_the_terminal_by_a_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    print_log()
+    logger = logging.Logger("without handlers")
+    logger.warning("image left out: %s", name)
+    error = capsys.readouterr().err
+    assert error.startswith("image left out: ")
+    assert all(character.isprintable() for character in error.replace("\n", ""))

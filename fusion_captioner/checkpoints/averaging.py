@@ -12,7 +12,8 @@ from fusion_captioner.files import atomic_folder
 def average_captioners(names: Sequence[str], out: str, trust_remote_code: bool = False) -> Path:
     """
     Save the mean of the weights of several captioners: a model soup (Wortsman et al., 2022), or, where each was
-    trained by rewards, weight averaged rewarded policies (Ramé et al., 2024). It is as large and as fast as one of them.
+    trained by rewards, weight averaged rewarded policies (Ramé et al., 2024). It is as large and as fast as one of
+    them.
 
     They must come from one captioner, trained on with other seeds, data or settings: the mean of captioners that began
     from weights of their own is no captioner.
@@ -26,8 +27,8 @@ def average_captioners(names: Sequence[str], out: str, trust_remote_code: bool =
         the folder.
 
     Raises:
-        ValueError: if there are fewer than two, or one has other weights or another vocabulary than the first; and what
-            `load_captioner` and `atomic_folder` raise.
+        ValueError: if there are fewer than two, or one has other weights or another vocabulary than the first; and
+            what `load_captioner` and `atomic_folder` raise.
     """
     if len(names) < 2:
         raise ValueError(f"one captioner ({', '.join(names)}) has no mean; name two or more.")

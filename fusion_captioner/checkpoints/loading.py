@@ -1,5 +1,5 @@
-"""Loading a captioner and its processor for the commands. A checkpoint may come from anybody: whatever is wrong with it
-becomes one line that names it, none of its code is run, and it gets no more memory than its files justify."""
+"""Loading a captioner and its processor for the commands. A checkpoint may come from anybody: each fault of it becomes
+one line that names it, none of its code is run, and it gets no more memory than its files justify."""
 
 import json
 import re
@@ -241,8 +241,8 @@ def _no_larger_than_its_files(name: str, revision: str) -> Iterator[None]:
             left[1] -= 1
             if min(left) < 0:
                 raise ValueError(
-                    f"config.json describes a model of more than the {elements:,} numbers in {weights} tensors that its "
-                    "weights file holds"
+                    f"config.json describes a model of more than the {elements:,} numbers in {weights} tensors that "
+                    f"its weights file holds"
                 )
 
     hooks = [

@@ -1,4 +1,4 @@
-"""`fusion-captioner demo`: photographs captioned by the bundled checkpoint, and a small captioner trained end to end."""
+"""`fusion-captioner demo`: captions photographs, and trains a small captioner end to end."""
 
 import argparse
 
@@ -7,8 +7,8 @@ HELP = "caption photographs, and train a small captioner end to end"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Caption photographs with the captioner in the package; then render pictures, train a small captioner on them,\n"
-        "score it, save it and load it back."
+        "Caption photographs with the captioner in the package; then render pictures, train a small captioner\n"
+        "on them, score it, save it and load it back."
     )
     parser.add_argument("--data", metavar="FOLDER", help="train on a folder in COCO's or Karpathy's layout instead")
     parser.add_argument("--out", default=".demo", metavar="FOLDER", help="folder to write (default: .demo)")

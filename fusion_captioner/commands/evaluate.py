@@ -20,8 +20,8 @@ CAPTION_FLAGS = ("beams", "max_new_tokens", "length_penalty", "meteor", "caption
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Caption every image of a split, greedily and with beams, and score the captions: CIDEr-D, BLEU, ROUGE-L and\n"
-        "METEOR; the share of captions that are unique and that break off; the number of words used. A model of another\n"
-        "task gets the scores of its task, on all inputs and on each modality alone. Prints JSON on stdout."
+        "METEOR; the share of captions that are unique and that break off; the number of words used. A model of\n"
+        "another task gets the scores of its task, on all inputs and on each modality alone. Prints JSON on stdout."
     )
     parser.add_argument("model", help="folder or Hub name of the model")
     parser.add_argument(
@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--as-captioner", action="store_true", help="score the captions of a model that answers questions as well"
     )
     parser.add_argument("--skip-bad-images", action="store_true", help="skip and count images that cannot be read")
+    parser.add_argument(
+        "--allow-urls", action="store_true", help="fetch images that tables name by URLs of public servers"
+    )
     add_hub_flags(parser)
 
 
@@ -139,7 +142,11 @@ def _rows(options: argparse.Namespace) -> tuple[Any, "list[SkippedExample]"]:
 
     skipped: list[SkippedExample] = []
     splits = load_caption_dataset(
-        options.source, layout=options.layout, skip_bad_images=options.skip_bad_images, skipped=skipped
+        options.source,
+        layout=options.layout,
+        skip_bad_images=options.skip_bad_images,
+        skipped=skipped,
+        allow_urls=options.allow_urls,
     )
     if options.split not in splits:
         raise ValueError(f"--split ({options.split!r}) is not in {options.source}; there are {', '.join(splits)}.")
@@ -162,8 +169,8 @@ def _evaluate_task(options: argparse.Namespace) -> int:
     for flag in CAPTION_FLAGS:
         if getattr(options, flag):
             raise ValueError(
-                f"--{flag.replace('_', '-')} is for captioners, and {options.model} is scored by its task; leave it out, or "
-                "add --as-captioner where the model captions as well."
+                f"--{flag.replace('_', '-')} is for captioners, and {options.model} is scored by its task; leave it "
+                f"out, or add --as-captioner where the model captions as well."
             )
     changes = {"source": options.source, "skip_bad_images": options.skip_bad_images}
     if options.layout != "auto":

@@ -10,9 +10,9 @@ EPILOG = """\
   fusion-captioner index holiday/ --model runs/retrieval --out holiday.index            all images in a folder
   fusion-captioner index flickr8k --split val --model runs/retrieval --out val.index    a data set and its captions
 
-Run it again after images were added, changed or removed: only new content is embedded, and removed images are not found
-any more. A run that is killed loses nothing: `search` finds the same as before, and the next run continues. Images that
-cannot be read are listed, and the others are indexed.
+Run it again after images were added, changed or removed: only new content is embedded, and removed images are not
+found any more. A run that is killed loses nothing: `search` finds the same as before, and the next run continues.
+Images that cannot be read are listed, and the others are indexed.
 
 exit status: 0; 1 when some images could not be read; 2 when nothing was done."""
 

@@ -12,7 +12,7 @@ def add_trust_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
-        help="run the Python code of the model's tokenizer, which can do anything on this machine (default: refuse it)",
+        help="run the Python code of the model's tokenizer, which can do anything here (default: refuse it)",
     )
 
 

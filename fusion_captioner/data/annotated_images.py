@@ -128,6 +128,8 @@ def read_json(path: Path) -> Any:
             f"{path}: malformed JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
             "download or write the file again."
         ) from None
+    except RecursionError:
+        raise ValueError(f"{path}: JSON nested too deep; download or write the file again.") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8.") from None
 

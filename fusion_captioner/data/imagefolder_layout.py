@@ -98,5 +98,7 @@ def metadata_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, row
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: malformed JSON ({error.msg}, column {error.colno}).") from None
+        except RecursionError:
+            raise ValueError(f"{path}, line {number}: JSON nested too deep.") from None
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8.") from None

@@ -1,4 +1,4 @@
-"""Backgrounds for the demonstration's data: eight places, each a little different every time, with Pillow and numpy."""
+"""Backgrounds for the demonstration's data: eight places, each a little different every time, by Pillow and NumPy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""True sentences about a composed scene: what there is, how many of it, and where, as different people would put it."""
+"""True sentences about a composed scene: what there is, how many of it, and where, as different people say it."""
 
 from random import Random
 

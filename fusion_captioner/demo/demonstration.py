@@ -1,5 +1,5 @@
-"""`fusion-captioner demo`: captions photographs with the bundled checkpoint; then renders pictures, trains a small captioner
-through the real path, and shows what it says."""
+"""Captions photographs with the bundled checkpoint; then renders pictures, trains a small captioner on them as
+users do, and prints its captions."""
 
 import json
 import shutil
@@ -103,6 +103,7 @@ def run_demo(out: str, data: str | None) -> int:
         print(f"    people  {row['captions'][0]}" if data else f"    truth   {row['captions'][0]}")
     (folder / "captions.json").write_text(json.dumps(captions, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(
-        f"\nmodel in {model_folder}, captions in {folder / 'captions.json'}; {time.perf_counter() - start:.0f} s in all"
+        f"\nmodel in {model_folder}, captions in {folder / 'captions.json'}; {time.perf_counter() - start:.0f} s in "
+        f"all"
     )
     return 0

@@ -20,8 +20,8 @@ PHOTOS = {
     "sklearn": ["datasets/images/china.jpg", "datasets/images/flower.jpg"],
 }
 LEARNED_FROM = (
-    "The captioner learned from Flickr8k's everyday scenes of people and dogs. Pictures of other things it describes with "
-    "the words it knows, often wrongly; its model card shows how."
+    "The captioner learned from Flickr8k's everyday scenes of people and dogs. Pictures of other things it describes "
+    "with the words it knows, often wrongly; its model card shows how."
 )
 
 
@@ -38,7 +38,8 @@ def demo_photos() -> list[Path]:
         spec = find_spec(package)
         if spec is None or spec.origin is None:
             raise ImportError(
-                f"{package} is not installed, whose photographs are to be captioned: pip install 'fusion-captioner[demo]'"
+                f"{package} is not installed, whose photographs are captioned here: pip install "
+                f"'fusion-captioner[demo]'"
             )
         files += [Path(spec.origin).parent / name for name in names]
     for file in files:
@@ -54,7 +55,7 @@ def caption_demo_photos(out: Path) -> None:
     Caption the photographs with the bundled captioner; print the captions, and write `photos.html` and `photos.png`.
 
     Args:
-        out: folder, which is there.
+        out: an existing folder.
     """
     model, processor = load_captioner(fusion_captioner.DEFAULT_CHECKPOINT)
     files = demo_photos()

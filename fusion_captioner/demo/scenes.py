@@ -151,7 +151,7 @@ def render_coco_folder(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"`folder` ({folder}) is not an empty folder: name a new one, or delete it first.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Rendered beside it and renamed: whoever finds the folder finds all of it.
+    # Rendered under another name and renamed, so that the folder is complete when it exists.
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as unfinished:
         whole = Path(unfinished) / folder.name
         (whole / "annotations").mkdir(parents=True)

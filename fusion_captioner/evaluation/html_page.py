@@ -1,5 +1,5 @@
-"""HTML pages of the package, each one file: style and pictures are inside, there is no script, and its content security
-policy lets it fetch nothing. The templates are Jinja's and extend `page.html`."""
+"""HTML pages of the package, each one file: style and pictures are inside, there is no script, and its content
+security policy lets it fetch nothing. The templates are Jinja's and extend `page.html`."""
 
 import base64
 from io import BytesIO

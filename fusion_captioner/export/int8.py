@@ -1,11 +1,11 @@
 """
 The parts of an export in int8: a quarter of the bytes.
 
-The image part multiplies int8 by int8: images of the user's own tell the range of every activation beforehand (static
+The image part multiplies int8 by int8: the user's images give the range of every activation beforehand (static
 quantisation, Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 2). The decoder step has few activations and
-many weights: its weights are int8, and its activations are quantised as they come (see `quantize_decoder_step`), or not
-at all (see `compress_weights`). What is no product with weights (normalisation, attention's softmax, residual sums)
-stays float32.
+many weights: its weights are int8, and its activations are quantised as they come (see `quantize_decoder_step`), or
+not at all (see `compress_weights`). What is no product with weights (normalisation, attention's softmax, residual
+sums) stays float32.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +22,13 @@ from fusion_captioner.inference.runtimes import import_runtime
 MAX_CALIBRATION_IMAGES = 300
 # Images that say how weights are rounded.
 MAX_ROUNDING_IMAGES = 64
-# Without VNNI, processors add pairs of products in 16 bits: with 127, the largest weight of 8 bits, they would overflow.
+# Without VNNI, processors add pairs of products in 16 bits: with 127, the largest weight of 8 bits, they would
+# overflow.
 LARGEST_WEIGHT = 64
 # Products with weights; each must end in int8.
 PRODUCTS = ("Conv", "Gemm", "MatMul")
-# Limits of a product's output, which int8 has without them: quantised before them, the output would have steps too wide.
+# Limits of a product's output, which int8 has without them: quantised before them, the output would have steps too
+# wide.
 _LIMITS = ("Clip", "Relu")
 # Inputs of a decoder weight that share a scale.
 WEIGHT_BLOCK = 128
@@ -66,8 +68,8 @@ class CalibrationImages:
 
 def quantize_image_part(source: Path, target: Path, images: Sequence[str], image_settings: Mapping[str, Any]) -> None:
     """
-    Static quantisation of an ONNX file: uint8 activations, whose range is a moving average of images' ranges; int8 weights
-    with a scale for each output channel, rounded by [`~fusion_captioner.export.rounding.round_weights`].
+    Static quantisation of an ONNX file: uint8 activations, whose range is a moving average of images' ranges; int8
+    weights with a scale for each output channel, rounded by [`~fusion_captioner.export.rounding.round_weights`].
 
     Args:
         source, target: files to read and to write.
@@ -107,8 +109,8 @@ def quantize_image_part(source: Path, target: Path, images: Sequence[str], image
 
 def quantize_decoder_step(source: Path, target: Path) -> None:
     """
-    Weights of an ONNX file become int8 in blocks with a scale each; ONNX Runtime quantises what they are multiplied by in
-    the same blocks, row by row, so that no caption depends on what else is in its batch.
+    Weights of an ONNX file become int8 in blocks with a scale each; ONNX Runtime quantises what they are multiplied by
+    in the same blocks, row by row, so that no caption depends on what else is in its batch.
 
     Args:
         source, target: files to read and to write.

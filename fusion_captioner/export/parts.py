@@ -1,7 +1,7 @@
 """
 The two parts of a captioner that leave torch: the image part runs once per image, the decoder step once per token.
 
-B: images, k: texts per image (prompts, beams or samples), S: tokens a text has so far, this one included, V: vocabulary
+B: images, k: texts per image (prompts, beams or samples), S: tokens of a text so far, with this one, V: vocabulary
 """
 
 from typing import Any

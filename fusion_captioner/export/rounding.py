@@ -1,7 +1,8 @@
 """
-Rounding of weights for int8: input by input, and what rounding one changes of a layer's output, the weights after it make
-up for as far as they can (GPTQ, Frantar et al. 2022, https://arxiv.org/abs/2210.17323, section 3). How far they can is
-told by images: a pixel is much like its neighbours, so that errors of a convolution's weights nearly cancel.
+Rounding of weights for int8: input by input, and what rounding one changes of a layer's output, the weights after it
+make up for as far as they can (GPTQ, Frantar et al. 2022, https://arxiv.org/abs/2210.17323, section 3). How far they
+can is measured on images: a pixel is much like its neighbours, so that errors of a convolution's weights nearly
+cancel.
 """
 
 from collections.abc import Iterable, Mapping

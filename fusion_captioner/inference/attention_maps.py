@@ -17,7 +17,7 @@ from fusion_captioner.image_loading import ImageSource
 class AttendedCaption:
     """
     Args:
-        words: of the caption, as they stand in it.
+        words: those of the caption, in order.
         maps (`np.ndarray` of shape `(words, h, w)`): weights of the regions while the word was written, the mean over
             heads and over the word's tokens; each map sums to 1.
     """
@@ -58,8 +58,8 @@ def attended_captions(
     """
     Caption pictures, and read from the model where it looked for each word.
 
-    The caption is generated first, by beam search or however `settings` say, and then read once more by the model as
-    it stands: the attention of the text before a word is what that word was written from.
+    The caption is generated first, by beam search or as `settings` say. The model then reads the caption in one pass;
+    the attention at the token before a word is the attention that the word was written from.
 
     Args:
         model: a `FusionCaptionerForConditionalGeneration` whose fusion attends to regions (`attention` or
@@ -83,8 +83,8 @@ def attended_captions(
         ).attentions
         if attentions is None:
             raise ValueError(
-                f"`fusion_type` ({model.config.fusion_type!r}) does not attend to regions, so that there is nothing to "
-                "show; give a captioner with `attention` or `co_attention`."
+                f"`fusion_type` ({model.config.fusion_type!r}) does not attend to regions, so that there is nothing "
+                f"to show; give a captioner with `attention` or `co_attention`."
             )
         weights = attentions[0][0].mean(dim=0).float().cpu().numpy()  # (L, P)
         words, of_words = words_of_tokens(tokenizer, sequence[0].tolist())

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_captioner.files import check_output_file, hash_bytes, lock_file, lock_holder, lock_output, write_text
+from fusion_captioner.image_loading import is_url
 from fusion_captioner.inference.image_batches import Summary
 from fusion_captioner.inference.launched_process import LaunchedProcess
 from fusion_captioner.printing import json_line
@@ -174,7 +175,7 @@ def _note_of(part: Path) -> Path:
 
 def _identity(image: str) -> str:
     """The same for all spellings of a file's path; a URL is itself."""
-    if "://" in image:
+    if is_url(image):
         return image
     folder, name = os.path.split(os.path.expanduser(image))
     path = os.path.join(_real_folder(os.path.join(os.getcwd(), folder)), name)

@@ -51,8 +51,8 @@ def load_on_runtime(
         captioner = ExportedCaptioner(model, num_threads)
         if runtime is not None and captioner.runtime != runtime:
             raise ValueError(
-                f"{model}: was exported for --runtime {captioner.runtime}, not {runtime}; leave --runtime out, or export the "
-                f"checkpoint with --to {runtime}."
+                f"{model}: was exported for --runtime {captioner.runtime}, not {runtime}; leave --runtime out, or "
+                f"export the checkpoint with --to {runtime}."
             )
         return captioner
     if exported:

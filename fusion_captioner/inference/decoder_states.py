@@ -1,6 +1,6 @@
 """The states of an exported decoder step, carried from token to token.
 
-B: images, k: texts an image, T = B*k: texts, S: tokens so far, V: vocabulary
+B: images, k: texts per image, T = B*k: texts, S: tokens so far, V: vocabulary
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 from fusion_captioner.inference.runtimes import Part
 
-# What a state begins with. Co-attention's is a logarithm, so that 0 would be something seen already.
+# Initial values of states. Co-attention's is a logarithm, where 0 would mean something seen already.
 START_VALUES = {"fusion": -1e4}
 
 
@@ -84,16 +84,16 @@ class DecoderStates:
         return logits.reshape(images * texts, -1)
 
     def repeat(self, times: int) -> None:
-        """Each text becomes so many, which stand together."""
+        """Repeat each text `times` times; the copies are adjacent."""
         self.states = [state.repeat(times, axis=1) for state in self.states]
         self.mask = self.mask.repeat(times, axis=1)
 
     def keep(self, images: np.ndarray) -> None:
-        """Go on with some of the images only: bool (B,), True for those; theirs are the texts of later calls."""
+        """Keep some of the images only: bool (B,), True for those. Later calls are about their texts."""
         self.regions = [region[images] for region in self.regions]
         self.states = [state[images] for state in self.states]
         self.mask = self.mask[images]
 
     def reorder(self, order: np.ndarray) -> None:
-        """Text `i` goes on as what text `order[i]`, of the same image, was."""
+        """Give text `i` the state of text `order[i]`, which is of the same image."""
         self.states = [state.reshape(-1, *state.shape[2:])[order].reshape(state.shape) for state in self.states]

@@ -136,7 +136,8 @@ class ExportedCaptioner:
         pad_id = self.description["generation"]["pad_token_id"]
         if pixel_values.shape[1:] != (3, *self.image_size):
             raise ValueError(
-                f"`pixel_values` {pixel_values.shape} must have the shape (images, 3, {', '.join(map(str, self.image_size))}"
+                f"`pixel_values` {pixel_values.shape} must have the shape (images, 3, "
+                f"{', '.join(map(str, self.image_size))}"
                 "); make them with `preprocess`."
             )
         if input_ids is None:
@@ -219,8 +220,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         found = description["format"], description["runtime"]
     if found[0] != FORMAT or found[1] not in RUNTIMES:
         raise ValueError(
-            f"{path}: is of format {found[0]} for the runtime {found[1]!r}, and this version reads format {FORMAT} for "
-            f"{' and '.join(map(repr, RUNTIMES))}; export the captioner again."
+            f"{path}: is of format {found[0]} for the runtime {found[1]!r}, and this version reads format {FORMAT} "
+            f"for {' and '.join(map(repr, RUNTIMES))}; export the captioner again."
         )
     with reading_export(path):
         _check_description(description)

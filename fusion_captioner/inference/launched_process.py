@@ -1,4 +1,7 @@
-"""Which share of the work is this process's, by what `accelerate launch` and `torchrun` tell it; torch is not needed."""
+"""The share of the work that this process has, by the environment that `accelerate launch` and `torchrun` set.
+
+torch is not needed.
+"""
 
 import os
 from collections.abc import Mapping
@@ -28,20 +31,21 @@ class LaunchedProcess:
 
 def launched_process(environment: Mapping[str, str] = os.environ) -> LaunchedProcess:
     """
-    What the variables `RANK`, `WORLD_SIZE`, `LOCAL_RANK` and `LOCAL_WORLD_SIZE` say; without them, one process.
+    The process that the variables `RANK`, `WORLD_SIZE`, `LOCAL_RANK` and `LOCAL_WORLD_SIZE` describe; without them,
+    the only one.
 
     Raises:
         ValueError: they do not fit each other.
     """
-    if "RANK" not in environment:  # some schedulers set WORLD_SIZE for whatever they run
+    if "RANK" not in environment:  # some schedulers set WORLD_SIZE for everything that they run
         return LaunchedProcess()
     numbers = {}
     for name, default in {"RANK": None, "WORLD_SIZE": None, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
         text = environment.get(name, default)
         if text is None or not text.isdecimal():
             raise ValueError(
-                f"the environment variable {name} ({text!r}) must be a number, since RANK is set; start the command with "
-                "`accelerate launch` or `torchrun`, or unset RANK."
+                f"the environment variable {name} ({text!r}) must be a number, since RANK is set; start the command "
+                f"with `accelerate launch` or `torchrun`, or unset RANK."
             )
         numbers[name] = int(text)
     for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):

@@ -1,4 +1,4 @@
-"""A checkpoint to search with: embeddings of images and texts in one space, and scores of pairs.
+"""A checkpoint that searches: embeddings of images and texts in one space, and scores of pairs.
 
 B: images, T: texts, E: projection width
 """
@@ -32,8 +32,8 @@ class Retriever:
         config = load_config(name, revision)
         if not config.contrastive_loss_weight:
             raise ValueError(
-                f"{name}: was not trained to search by (`contrastive_loss_weight` is {config.contrastive_loss_weight}); "
-                "give a checkpoint that was trained with a contrastive loss."
+                f"{name}: was not trained to search by (`contrastive_loss_weight` is "
+                f"{config.contrastive_loss_weight}); give a checkpoint that was trained with a contrastive loss."
             )
         self.name = name
         self.model: Any  # its outputs are typed as if each of their fields could be missing

@@ -1,8 +1,8 @@
 """
 Choosing tokens from logits, without torch: greedy, by chance, or with beams.
 
-Token for token what transformers' `generate` chooses; beams follow its `_beam_search` with `early_stopping=False`. Images
-whose texts have all ended are not computed any further.
+Token for token what transformers' `generate` chooses; beams follow its `_beam_search` with `early_stopping=False`.
+Images whose texts have all ended are not computed any further.
 
 T: texts (rows), V: vocabulary, B: searches, N: beams of a search, C: candidates kept a step, L: longest text in tokens
 """
@@ -21,7 +21,7 @@ class Decoder(Protocol):
 
     @property
     def images(self) -> int:
-        """Images that are computed; each has the same number of rows, which stand together."""
+        """Images that are computed; each has the same number of adjacent rows."""
         ...
 
     def advance(self, token_ids: np.ndarray) -> np.ndarray:
@@ -29,11 +29,11 @@ class Decoder(Protocol):
         ...
 
     def reorder(self, order: np.ndarray) -> None:
-        """Row `i` goes on as what row `order[i]` was."""
+        """Give row `i` the state of row `order[i]`."""
         ...
 
     def keep(self, images: np.ndarray) -> None:
-        """Only the rows of images that are True go on."""
+        """Keep only the rows of images that are True."""
         ...
 
 
@@ -45,7 +45,7 @@ class SearchSettings:
     Args:
         max_new_tokens, min_new_tokens (`int`): tokens behind the prompt.
         num_beams (`int`): 1 is greedy, or sampling with `do_sample`.
-        num_return_sequences (`int`): texts an input, at most `num_beams`, or any number with `do_sample`.
+        num_return_sequences (`int`): texts per input, at most `num_beams`, or any number with `do_sample`.
         length_penalty (`float`): the exponent of the length that a finished beam's score is divided by.
         do_sample (`bool`): draw tokens by their probabilities, after `temperature`, `top_k` (0: all) and `top_p`.
 
@@ -141,7 +141,7 @@ def search_with_beams(
     Beam search.
 
     Args:
-        logits: float32 (B*N, V), after the prompts; the N rows of a search stand together.
+        logits: float32 (B*N, V), after the prompts; the N rows of a search are adjacent.
         decoder, eos_ids, pad_id: as in `search_one_by_one`.
 
     Returns:
@@ -184,7 +184,7 @@ def search_with_beams(
         running = np.take_along_axis(texts, kept[:, :, None], axis=1)
         running_scores = np.take_along_axis(open_scores, kept, axis=1)
 
-        # candidates beyond the first N are there to go on with, not to end
+        # candidates beyond the first N continue a text and do not end one
         ends &= np.arange(candidates) < beams
         scores = scores / np.float32((position + 1) ** penalty)
         scores = scores + ~may_improve * NEVER + ~ends * NEVER
@@ -196,7 +196,7 @@ def search_with_beams(
         finished_lengths = np.take_along_axis(lengths, best_finished, axis=1)
         is_finished = np.take_along_axis(np.concatenate((is_finished, ends), axis=1), best_finished, axis=1)
 
-        # a search goes on while its best open beam, were it to end now, would beat its worst finished one
+        # a search continues while its best open beam, if it ended now, would beat its worst finished one
         best_open = running_scores[:, :1] / np.float32((position + 1) ** penalty)
         worst_finished = np.where(is_finished, finished_scores.min(axis=1, keepdims=True), NEVER)
         may_improve &= (best_open > worst_finished).any(axis=1, keepdims=True)
@@ -242,7 +242,7 @@ def _without(scores: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
 
 
 def _drawn(logits: np.ndarray, settings: SearchSettings, random: "np.random.Generator") -> np.ndarray:
-    """A token a row, drawn from what `temperature`, `top_k` and `top_p` leave, in this order."""
+    """A token per row, drawn from what `temperature`, `top_k` and `top_p` leave, in this order."""
     logits = logits.astype(np.float64) / settings.temperature
     if 0 < settings.top_k < logits.shape[-1]:
         least = -np.partition(-logits, settings.top_k - 1, axis=-1)[:, settings.top_k - 1, None]

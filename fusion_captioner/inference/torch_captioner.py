@@ -1,4 +1,4 @@
-"""A checkpoint on torch, with the face of an exported captioner."""
+"""A checkpoint on torch, with the interface of an exported captioner."""
 
 import time
 from collections.abc import Sequence
@@ -70,8 +70,8 @@ def faster_dtype(size: int = 768) -> torch.dtype:
     """
     bfloat16 where this machine multiplies matrices in it clearly faster than in float32, otherwise float32.
 
-    It is measured, with the threads that torch has: what a processor's name promises depends on them and on the memory.
-    Processors that have no bfloat16 at all are not asked.
+    It is measured, with the threads that torch has: what a processor's name promises depends on them and on the
+    memory. Processors that have no bfloat16 at all are not asked.
 
     Args:
         size: rows and columns of the matrices.

@@ -1,14 +1,14 @@
 """An index to search images and texts in, on disk.
 
     INDEX/index.json            what made the index, and which generation of the files below is committed
-    INDEX/images-00000.arrow    embeddings of images by content, and of texts in texts-00000.arrow: see embedding_shards.py
+    INDEX/images-00000.arrow    embeddings of images by content; texts-00000.arrow: of texts; see embedding_shards.py
     INDEX/image_rows-1.arrow    generation 1: the images, row by row, and the texts in text_rows-1.arrow
     INDEX/image_rows-1.faiss    FAISS index of the same rows, and text_rows-1.faiss
     INDEX/image_hashes.feather  hashes of image files, so that none is read twice
 
 Every file is written atomically, and `index.json` comes last. A run that is killed leaves the committed generation and
-all complete shards, from which the next run continues. Shards hold what was computed; generations are made from them in
-moments, and made again where they are damaged.
+all complete shards, from which the next run continues. Shards hold what was computed; generations are made from them
+in moments, and made again where they are damaged.
 """
 
 import json
@@ -203,7 +203,14 @@ class ImageIndex:
             rows = self.rows(kind)
             if not len(rows):
                 raise ValueError(f"{self.folder}: holds no {kind} to find; index a data set with captions.")
-            rows.load_faiss_index(EMBEDDING, str(self._checked(kind, ".faiss")))
+            path = self._checked(kind, ".faiss")
+            try:
+                rows.load_faiss_index(EMBEDDING, str(path))
+                fits = rows.get_index(EMBEDDING).faiss_index.d == self.manifest.embedding_width
+            except (RuntimeError, ValueError):  # damaged behind a digest of the damage, or of other rows
+                fits = False
+            if not fits:
+                raise ValueError(f"{path}: is no index of these rows; make it again with: {self._command}")
         except (ValueError, OSError):
             manifest = _read_manifest(self.folder)
             if manifest == self.manifest:
@@ -323,14 +330,14 @@ def _read_manifest(folder: Path) -> Manifest:
     fix = "delete the folder, or index into another one"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: is not valid JSON ({error}); {fix}.") from error
     if not isinstance(document, dict) or "format_version" not in document:
         raise ValueError(f"{path}: is no description of an index; {fix}.")
     if document["format_version"] != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: `format_version` ({document['format_version']!r}) must be {FORMAT_VERSION}, which this version of "
-            f"fusion-captioner reads; {fix}."
+            f"{path}: `format_version` ({document['format_version']!r}) must be {FORMAT_VERSION}, which this version "
+            f"of fusion-captioner reads; {fix}."
         )
     wrong = [
         each.name

@@ -1,4 +1,4 @@
-"""The images that an index is made of: those in a folder, or those of a data set with their captions."""
+"""The images of an index: those in a folder, or those of a data set with their captions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from fusion_captioner.data.image_files import find_images, open_image
 from fusion_captioner.files import hash_bytes
 
 FOLDER = "folder"
-# What makes a folder of images a data set
+# Files that make a folder of images a data set
 ANNOTATIONS = (
     "annotations/captions_*.json",
     "dataset_*.json",
@@ -36,9 +36,9 @@ FILE_FEATURES = datasets.Features(
 class IndexedImages:
     """
     Args:
-        splits: split → rows with the columns `image` (undecoded), `captions` and `image_id`; a folder of images without
-            annotations has one split, without name.
-        problems: what was left out of them, a line each.
+        splits: split → rows with the columns `image` (undecoded), `captions` and `image_id`; a folder of images
+        without annotations has one split, without name.
+        problems: a line for each image that was left out.
     """
 
     splits: dict[str, datasets.Dataset]
@@ -54,8 +54,8 @@ def load_images(source: str, layout: str, split: str | None) -> IndexedImages:
 
     Args:
         source: a folder, or what `load_caption_dataset` takes.
-        layout: `"folder"`: all images in the folder, whatever else is there; others as for `load_caption_dataset`; and
-            `"auto"`.
+        layout: `"folder"`: all images in the folder, next to any other files; others as for `load_caption_dataset`;
+            and `"auto"`.
         split: the only one that is wanted, or None for all.
 
     Raises:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from fusion_captioner.data.image_files import open_image
-from fusion_captioner.image_loading import load_image
+from fusion_captioner.image_loading import is_url, load_image
 from fusion_captioner.inference.retriever import Retriever
 from fusion_captioner.search.embedding_shards import EMBEDDING
 from fusion_captioner.search.image_index import ImageIndex
@@ -31,7 +31,7 @@ class Query:
         if image is None:
             (embedding,) = retriever.embed_texts([text or ""])
             return cls(text, None, embedding)
-        if image.startswith(("http://", "https://")):
+        if is_url(image):
             picture = load_image(image)
         else:
             # as indexed images are read, so that an image is found to be the same as itself
@@ -107,7 +107,7 @@ def _rerank_images(
 
 
 def _best_first(rows: list[dict[str, Any]], retriever: Retriever) -> list[dict[str, Any]]:
-    """By the sum of both logits: the matching score has learned what the towers, which drew its negatives, do not see."""
+    """By the sum of both logits: the matching score has learned what the towers, which drew its negatives, miss."""
     return sorted(rows, key=lambda row: -(retriever.inverse_temperature * row["score"] + row["matching"]))
 
 

@@ -231,7 +231,7 @@ def read_run_arguments(path: str | Path, flags: Sequence[str] = ()) -> RunArgume
         raise FileNotFoundError(f"{path}: no such file; give the YAML file of a recipe.")
     try:
         document = _read_yaml(file.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path}: must have the sections {', '.join(SECTIONS)}.")
@@ -298,7 +298,7 @@ def _flags(flags: Sequence[str]) -> list[tuple[list[str], Any]]:
         position += 1
         try:
             pairs.append((name[2:].replace("-", "_").split("."), _read_yaml(value)))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{name} ({value}) is not valid YAML; put it in quotes, as in '\"{value}\"'.") from error
     return pairs
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +22,7 @@ from fusion_captioner.data.tokenizer_training import train_tokenizer
 from fusion_captioner.files import check_output_folder, lock_output_folder
 from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
+from fusion_captioner.process_setup import print_log
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.arguments import (
     DataArguments,
@@ -56,7 +56,7 @@ def train_from_yaml(path: str | Path, flags: Sequence[str] = (), resume: bool = 
     Returns:
         the scores of the saved model on `data.eval_split`.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    print_log(logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     run = read_run_arguments(path, flags)
     command = " ".join(["fusion-captioner train", str(path), *flags])

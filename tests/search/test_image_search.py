@@ -17,10 +17,11 @@ from tiny_models import randomize, tiny_head, tiny_model
 
 from fusion_captioner import FusionCaptionerForImageTextRetrieval
 from fusion_captioner.cli import main
+from fusion_captioner.files import hash_bytes
 from fusion_captioner.inference.retriever import Retriever
 from fusion_captioner.search.image_index import ImageIndex
 
-pytest.importorskip("faiss")
+faiss = pytest.importorskip("faiss")
 
 CAPTIONS = [["w5 w6", "w7"], ["w8 w9 w10", "w11 w12"], ["w13", "w14 w15"], ["w16 w17", "w5 w6"]]
 
@@ -454,6 +455,17 @@ def test_a_corrupt_index(
     # made again from the embeddings, by the command that the line names
     assert index(photos)["embedded_images"] == 0
     assert run("search", folder, "w5") == sound
+    # behind a digest that was changed with it, as a stranger can: of other rows, and of something else
+    manifest = json.loads((folder / "index.json").read_text())
+    narrow = faiss.IndexFlatIP(3)
+    narrow.add(np.zeros((5, 3), np.float32))
+    for index_of_others in (narrow, faiss.IndexFlatIP(8), None):
+        content = b"IxFI" + bytes(60) if index_of_others is None else faiss.serialize_index(index_of_others).tobytes()
+        (folder / "image_rows-2.faiss").write_bytes(content)
+        manifest["digests"]["image_rows-2.faiss"] = hash_bytes(content)
+        (folder / "index.json").write_text(json.dumps(manifest))
+        line = refused("search", folder, "w5")
+        assert "image_rows-2.faiss: is no index of these rows; make it again with" in line
     (folder / "image_rows-2.faiss").unlink()
     assert "image_rows-2.faiss: is missing" in refused("search", folder, "w5")
     assert index(photos)["embedded_images"] == 0 and run("search", folder, "w5") == sound
@@ -471,6 +483,7 @@ def test_a_corrupt_index(
     assert "image_hashes.feather: is damaged" in refused(*command)
     for content, words in (
         ("{", "is not valid JSON"),
+        ("[" * 200_000, "is not valid JSON"),
         ("[]", "no description of an index"),
         ('{"format_version": 9}', "`format_version` (9) must be 1"),
         ('{"format_version": 1}', "model, revision, fingerprint"),

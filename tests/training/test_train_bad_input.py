@@ -146,3 +146,11 @@ def test_convert(refused: Callable[..., str], flags: list[str], words: list[str]
 def test_demo(refused: Callable[..., str]) -> None:
     assert "--out (file)" in refused("demo", "--out", "file")
     assert "--data (nowhere): no such folder" in refused("demo", "--data", "nowhere", "--out", "new")
+
+
+def test_yaml_and_json_that_are_nested_too_deep(refused: Callable[..., str], folder: Path) -> None:
+    (folder / "deep.yaml").write_text("[" * 200_000)
+    assert "deep.yaml: is not valid YAML" in refused("train", "deep.yaml")
+    annotations = folder / "data" / "annotations" / "captions_val2017.json"
+    annotations.write_text("[" * 200_000)
+    assert "captions_val2017.json: JSON nested too deep" in refused("train", "recipe.yaml")

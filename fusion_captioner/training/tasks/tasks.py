@@ -138,7 +138,7 @@ def read_task(name: str, revision: str, **changes: Any) -> tuple[str, Any]:
         kind, _ = HEAD_SECTIONS[document["task"]]
         known = {item.name for item in fields(kind)}
         return document["task"], kind(**{k: v for k, v in document["data"].items() if k in known} | changes)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: is damaged ({type(error).__name__}: {error}); train or download it again."
         ) from error
