@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
@@ -56,8 +57,8 @@ def load_head(
 
     Raises:
         FileNotFoundError: if `name` looks like a folder and is none, or has no `config.json`.
-        ValueError: if it holds another kind of model, another head where `may_lack_weights` is false, or something
-            damaged.
+        ValueError: if it holds another kind of model, another head where `may_lack_weights` is false, weights that are
+            not finite, or something damaged.
     """
     check_captioner(name)
     verbosity = transformers_logging.get_verbosity()
@@ -89,7 +90,27 @@ def load_head(
         raise ValueError(
             f"{name}: {_counted(missing)} no weights in the checkpoint; give one that was trained to {trained_to}."
         )
+    check_finite(model, name)
     return model.eval(), load_processor(name, revision)
+
+
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """
+    Refuse weights that are no numbers: such a model captions nothing, and says nothing of why.
+
+    Args:
+        name: of the model, for the message.
+
+    Raises:
+        ValueError: names the tensors that hold NaN or infinity.
+    """
+    wrong = [
+        key for key, tensor in model.state_dict().items() if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+    if wrong:
+        raise ValueError(
+            f"{name}: {_counted(sorted(wrong))} weights that are not finite; train it again from an earlier checkpoint."
+        )
 
 
 def load_config(name: str, revision: str = "main") -> FusionCaptionerConfig:
