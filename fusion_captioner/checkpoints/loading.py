@@ -81,8 +81,8 @@ def load_head(
 
     Raises:
         FileNotFoundError: if `name` looks like a folder and is none, or has no `config.json`.
-        ValueError: if it holds another kind of model, another head where `may_lack_weights` is false, or something
-            damaged.
+        ValueError: if it holds another kind of model, another head where `may_lack_weights` is false, weights that are
+            not finite, or something damaged.
     """
     check_captioner(name)
     verbosity = transformers_logging.get_verbosity()
@@ -122,9 +122,28 @@ def load_head(
         raise ValueError(
             f"{name}: {_counted(missing)} no weights in the checkpoint; give one that was trained to {trained_to}."
         )
-    _check_finite(name, model)
+    check_finite(model, name)
     _check_generation(name, model)
     return model.eval(), load_processor(name, revision, trust_remote_code)
+
+
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """
+    Refuse weights that are no numbers: such a model captions nothing, and says nothing of why.
+
+    Args:
+        name: of the model, for the message.
+
+    Raises:
+        ValueError: names the tensors that hold NaN or infinity.
+    """
+    wrong = [
+        key for key, tensor in model.state_dict().items() if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+    if wrong:
+        raise ValueError(
+            f"{name}: {_counted(sorted(wrong))} weights that are not finite; train it again from an earlier checkpoint."
+        )
 
 
 def load_config(name: str, revision: str = "main") -> FusionCaptionerConfig:
@@ -265,15 +284,6 @@ def _weight_files(name: str, revision: str) -> list[str]:
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     file = cached_file(name, "model.safetensors", revision=revision, **missing)
     return [] if file is None else [file]
-
-
-def _check_finite(name: str, model: torch.nn.Module) -> None:
-    for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(
-                f"{name}: its weight {key!r} is not finite (NaN or infinity); give a checkpoint from before training "
-                "diverged."
-            )
 
 
 def _check_generation(name: str, model: Any) -> None:

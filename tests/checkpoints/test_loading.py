@@ -16,7 +16,7 @@ from tiny_exports import tiny_processor
 from tiny_models import tiny_head, tiny_model
 
 from fusion_captioner import FusionCaptionerForMultipleChoice, FusionCaptionerForSequenceClassification
-from fusion_captioner.checkpoints.loading import load_head
+from fusion_captioner.checkpoints.loading import check_finite, load_captioner, load_head
 from fusion_captioner.cli import main
 
 
@@ -172,4 +172,21 @@ def test_weights_that_are_not_finite(captioner: Path, refused: Callable[[], str]
     key = next(key for key in weights if "decoder" in key)
     weights[key][0] = torch.nan
     save_file(weights, captioner / "model.safetensors", metadata={"format": "pt"})
-    assert f"its weight '{key}' is not finite" in refused()
+    assert f"1 tensor (first: {key}) has weights that are not finite" in refused()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(value: float, tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.region_projection.weight[0, 0] = value
+        model.lm_head.bias[3] = value
+    model.save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    message = r"2 tensors \(first: lm_head\.bias\) have weights that are not finite"
+    with pytest.raises(ValueError, match=message) as caught:
+        load_captioner(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=message):
+        check_finite(model, "a model")
+    check_finite(tiny_model(), "a model")
