@@ -124,7 +124,13 @@ def load_head(
         )
     check_finite(model, name)
     _check_generation(name, model)
-    return model.eval(), load_processor(name, revision, trust_remote_code)
+    processor = load_processor(name, revision, trust_remote_code)
+    if len(processor.tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"{name}: its tokenizer has {len(processor.tokenizer)} tokens, and its model {model.config.vocab_size} "
+            "(`vocab_size`); give the tokenizer that the model was trained with."
+        )
+    return model.eval(), processor
 
 
 def check_finite(model: torch.nn.Module, name: str) -> None:
@@ -178,6 +184,8 @@ def load_processor(name: str, revision: str = "main", trust_remote_code: bool = 
         raise
     except Exception as error:  # parsers of tokenizers raise KeyError, TypeError, plain Exception, ...
         raise OSError(_cannot_load(name, "processor", error)) from error
+    if not isinstance(limit := processor.tokenizer.model_max_length, int | float):
+        raise ValueError(f"{name}: `model_max_length` ({limit!r:.60}) of its tokenizer must be a number of tokens.")
     if processor.image_processor.do_resize:
         check_processed_size(processor.image_processor.to_dict()["size"], name)
     return processor
@@ -198,6 +206,9 @@ def check_captioner(name: str) -> None:
             f"{name}: is a checkpoint of type {config.get('model_type')!r}, not {FusionCaptionerConfig.model_type!r}; "
             "give a captioner that this package trained."
         )
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(each, str) for each in architectures):
+        raise ValueError(f"{folder / 'config.json'}: `architectures` ({architectures!r:.60}) must be a list of names.")
     _check_counts(folder / "config.json", config)
     try:
         FusionCaptionerConfig.from_dict(config)
@@ -295,7 +306,7 @@ def _check_generation(name: str, model: Any) -> None:
     for file, holder in (("config.json", model.config), ("generation_config.json", settings)):
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(holder, key, None)
-            for token in value if isinstance(value, list) else [value]:
+            for token in value if isinstance(value, list) and value else [value]:
                 if token is not None and (type(token) is not int or not 0 <= token < model.config.vocab_size):
                     raise ValueError(
                         f"{name}: `{key}` ({value!r}) of its {file} must be below `vocab_size` "

@@ -32,10 +32,12 @@ def lock_captions(path: str, process: LaunchedProcess) -> Iterator[None]:
     Keep other runs from writing the same captions, whichever number of processes they have.
 
     Raises:
-        OSError: another run is writing them; the message names its process.
+        FileNotFoundError: the folder of the file does not exist.
+        OSError: the file cannot be written, or another run is writing it; the message names its process.
     """
     target = Path(path).expanduser()
     own = _part(target, process)
+    check_output_file(str(own), "--out")
     with lock_output(own, "--out"):
         lock = re.compile(re.escape(target.name) + r"(?:\.part-\d+-of-(\d+))?\.lock")
         for file in target.parent.iterdir():
@@ -69,7 +71,6 @@ class CaptionFile:
         self.images = images
         self.process = process
         self.own = _part(self.path, process)
-        check_output_file(str(self.own), "--out")
         self._captioned: set[str] = set()
         self._file: FileIO | None = None
         self._whole_lines = 0  # bytes of them in `own`

@@ -155,7 +155,7 @@ def test_a_bin_file_that_holds_no_weights(captioner: Path, refused: Callable[[],
 
 
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
-@pytest.mark.parametrize("value", ["2", [1, "2"], 1.5, 10**9, -1, {"a": 1}, [[1]], True])
+@pytest.mark.parametrize("value", ["2", [], [1, "2"], 1.5, 10**9, -1, {"a": 1}, [[1]], True])
 def test_an_end_token_that_is_none(captioner: Path, refused: Callable[[], str], file: str, value: object) -> None:
     change(captioner / file, "eos_token_id", value=value)
     assert "eos_token_id" in refused()
@@ -165,6 +165,28 @@ def test_an_end_token_that_is_none(captioner: Path, refused: Callable[[], str], 
 def test_a_setting_of_generation_that_is_no_number(captioner: Path, refused: Callable[[], str], key: str) -> None:
     change(captioner / "generation_config.json", key, value="many")
     assert key in refused()
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("config.json", "architectures", True),
+        ("config.json", "architectures", [1]),
+        ("tokenizer_config.json", "model_max_length", "many"),
+    ],
+)
+def test_other_values_of_the_wrong_type(
+    captioner: Path, refused: Callable[[], str], file: str, key: str, value: object
+) -> None:
+    change(captioner / file, key, value=value)
+    assert f"`{key}`" in refused()
+
+
+def test_a_tokenizer_of_more_words_than_the_model(captioner: Path, refused: Callable[[], str]) -> None:
+    processor = tiny_processor()
+    processor.tokenizer.add_tokens([f"more{number}" for number in range(60)])
+    processor.save_pretrained(captioner)
+    assert "its tokenizer has" in refused()
 
 
 def test_weights_that_are_not_finite(captioner: Path, refused: Callable[[], str]) -> None:

@@ -275,6 +275,13 @@ def test_a_file_of_something_else_is_left_alone(
     assert out.read_bytes() == content
 
 
+def test_a_file_that_cannot_be_written(album: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for out, words in ((tmp_path / "nowhere" / "captions.jsonl", "does not exist"), (album, "is a folder")):
+        assert run(album, out) == 2
+        assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["album"]
+
+
 def test_flags_that_do_not_go_together(
     album: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
