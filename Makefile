@@ -10,7 +10,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 DATA ?=
 
-.PHONY: demo check test lint format clean
+.PHONY: demo check test lint format clean hostile
 
 $(BIN)/python:
 	$(or $(FOUND),$(error No Python from 3.11 on with ensurepip among: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3)) -m venv $(VENV)
@@ -40,6 +40,9 @@ check: lint $(BIN)/.test ## lint, and every test that is not slow
 
 test: $(BIN)/.test ## the whole suite
 	$(PYTEST)
+
+hostile: $(BIN)/.test ## the long form of tests/hostile: mutated images, special files, kills at random moments (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/hostile/long_run.py
 
 lint: $(BIN)/.lint ## ruff (format and check) and mypy
 	$(BIN)/ruff format --check .

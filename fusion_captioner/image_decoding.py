@@ -3,8 +3,10 @@
 Needs Pillow and NumPy only.
 """
 
+import ctypes
 import os
 import stat
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,7 +20,9 @@ from PIL import ExifTags, Image, ImageOps, JpegImagePlugin
 
 # What decoding may take, of all images together that are decoded at the same time. A file of 34 bytes can be a picture of
 # 180 megapixels, and take 3 GB.
-MAX_DECODED_BYTES = 256 * 1024**2
+MAX_DECODED_BYTES = 208 * 1024**2
+# What decoding takes of this size and more, the C library is told to give back to the system: it may keep what is freed.
+LARGE_BYTES = 32 * 1024**2
 # Larger than any camera's pictures; those of 200 megapixels are JPEG, which is decoded small.
 MAX_IMAGE_PIXELS = 2**28
 # Above so many pixels a picture is made smaller before transparency is laid on white and values are scaled.
@@ -87,7 +91,17 @@ def decode_image(source: str | bytes, name: str, target_size: tuple[int, int] | 
                 f"(the limit is {MAX_DECODED_BYTES // 1024**2}); make the image smaller, or save it as JPEG"
             )
         with _budget.taking(size):
-            return upright_rgb(image, name, target_size)
+            picture = upright_rgb(image, name, target_size)
+            if target_size is not None and size > LARGE_BYTES:
+                image.close()
+                _give_back_freed_memory()
+            return picture
+
+
+def _give_back_freed_memory() -> None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
 
 
 def _open(source: str | bytes, name: str) -> Image.Image:
