@@ -1,7 +1,9 @@
 import os
 import shutil
+from contextlib import redirect_stdout
 from functools import cache
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,17 @@ import torch
 from tiny_exports import Export, tiny_processor
 from tiny_models import tiny_model
 
-from fusion_captioner.export.captioner import export_captioner
+from fusion_captioner.cli import main
 
 # Models this tiny gain nothing from threads, and on a busy machine threads wait for one another.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("real_data") or item.get_closest_marker("java"):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -36,11 +44,16 @@ def java() -> str:
 
 @pytest.fixture(scope="session")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """`export(runtime, **fields)`: the folder of a tiny captioner with these fields of its config, written once."""
+    """`export(runtime, **fields)`: what the command writes of a tiny captioner with these fields, once."""
 
     @cache
     def write(runtime: str, **fields: str) -> Path:
-        folder = tmp_path_factory.mktemp("export") / runtime
-        return export_captioner(tiny_model(**fields), tiny_processor(), runtime, folder)
+        checkpoint, folder = (tmp_path_factory.mktemp(name) / runtime for name in ("checkpoint", "export"))
+        tiny_model(**fields).save_pretrained(checkpoint)
+        tiny_processor().save_pretrained(checkpoint)
+        with redirect_stdout(StringIO()) as said:
+            assert main(["export", str(checkpoint), "--to", runtime, "--out", str(folder)]) == 0
+        assert said.getvalue().strip() == str(folder)
+        return folder
 
     return write

@@ -269,6 +269,7 @@ def test_half_precision_stays_near_single(mix: tuple[str, str, str], dtype: torc
     assert (output.loss - expected.loss).abs() < 0.1 * expected.loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", [("attention", "lstm", "lstm"), ("co_attention", "transformer", "transformer")])
 def test_compiled_it_is_the_same(mix: tuple[str, str, str]) -> None:
     torch._dynamo.reset()

@@ -33,6 +33,7 @@ def start(tmp_path: Path) -> Path:
     return tmp_path / "captioner"
 
 
+@pytest.mark.slow
 def test_both_ways_learn_from_the_same_examples_and_the_table_says_so(
     tmp_path: Path, start: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,9 @@ from tiny_models import tiny_model
 from fusion_captioner.cli import main
 from fusion_captioner.inference import runtimes
 
+# one worker writes them all, as the tests share them
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("exports")]
+
 # what the console script runs, and whether torch was imported
 SCRIPT = """
 import sys
@@ -68,11 +71,9 @@ def test_lines_and_errors_are_those_of_torch(
 
 
 def test_a_checkpoint_is_exported_and_captions(
-    capsys: pytest.CaptureFixture[str], checkpoint: Path, pictures: list[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], export: Export, pictures: list[str]
 ) -> None:
-    folder = tmp_path / "exported"
-    assert main(["export", str(checkpoint), "--to", "onnx", "--out", str(folder)]) == 0
-    assert capsys.readouterr().out.strip() == str(folder)
+    folder = export("onnx")
     names = {path.name for path in folder.iterdir()}
     assert {
         "config.json",

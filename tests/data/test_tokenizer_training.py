@@ -95,6 +95,7 @@ def test_no_ascii_text_is_unknown():
     assert tokenizer.unk_token_id in tokenizer("犬")["input_ids"]
 
 
+@pytest.mark.slow
 def test_vocabulary_is_the_same_every_time():
     """The library's own WordPiece trainer gives another one in every run."""
     code = (

@@ -7,6 +7,7 @@ from PIL import Image
 from fusion_captioner.demo import photos as demo_photos
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     find_spec("skimage") is None or find_spec("sklearn") is None, reason="the extra `demo` is not installed"
 )

@@ -16,7 +16,12 @@ from fusion_captioner.image_processing_fusion_captioner import SETTINGS
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner
 from fusion_captioner.inference.runtimes import import_runtime
 
+# one worker writes them all, as the tests share them
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("exports")]
+
 RUNTIMES = ["onnx", "openvino"]
+# recurrent layers and attention in one
+LAYERS = {"text_encoder_type": "lstm", "decoder_type": "transformer"}
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +38,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("captioner")
-    tiny_model().save_pretrained(folder)
+    tiny_model(**LAYERS).save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def int8(
+    request: pytest.FixtureRequest, checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder that the command writes, for each runtime."""
+    folder = tmp_path_factory.mktemp("int8") / request.param
+    flags = ["--int8", "--calibration", str(photos)]
+    assert main(["export", str(checkpoint), "--to", request.param, "--out", str(folder), *flags]) == 0
     return folder
 
 
@@ -42,51 +58,39 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+def first_step(captioner: ExportedCaptioner, regions: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The inputs of a token behind nothing, another one for each image."""
+    tokens = np.arange(3, 3 + len(regions[0]))[:, None]
+    shapes = [
+        [0 if size == "past" else size for size in state["shape"][2:]] for state in captioner.description["states"]
+    ]
+    states = [np.zeros([len(tokens), 1, *shape], np.float32) for shape in shapes]
+    return tokens, np.ones((*tokens.shape, 1), np.int64), *regions, *states
+
+
 def test_int8_is_close_to_float32(
-    capsys: pytest.CaptureFixture[str], export: Export, checkpoint: Path, photos: Path, tmp_path: Path, runtime: str
+    capsys: pytest.CaptureFixture[str], export: Export, int8: Path, photos: Path
 ) -> None:
-    folder = tmp_path / "int8"
-    flags = ["--int8", "--calibration", str(photos)]
-    assert main(["export", str(checkpoint), "--to", runtime, "--out", str(folder), *flags]) == 0
-    assert json.loads((folder / "exported_captioner.json").read_text())["dtype"] == "int8"
-    small, whole = (ExportedCaptioner(each, num_threads=1) for each in (folder, export(runtime)))
+    assert json.loads((int8 / "exported_captioner.json").read_text())["dtype"] == "int8"
+    small, whole = (ExportedCaptioner(each, num_threads=1) for each in (int8, export(int8.name, **LAYERS)))
     pixel_values = whole.preprocess(sorted(photos.iterdir()))
     regions = whole._image_part((pixel_values,))
     for found, expected in zip(small._image_part((pixel_values,)), regions, strict=True):
         assert 0 < difference(found, expected) < 0.1
-
-    def step(captioner: ExportedCaptioner) -> list[np.ndarray]:
-        tokens = np.arange(3, 3 + len(regions[0]))[:, None]
-        shapes = [state["shape"] for state in captioner.description["states"]]
-        states = [np.zeros([len(tokens), 1, *shape[2:]], np.float32) for shape in shapes]
-        return captioner._decoder_step((tokens, np.ones((*tokens.shape, 1), np.int64), *regions, *states))
-
-    for found, expected in zip(step(small), step(whole), strict=True):
+    steps = [captioner._decoder_step(first_step(captioner, regions)) for captioner in (small, whole)]
+    for found, expected in zip(*steps, strict=True):
         assert 0 < difference(found, expected) < 0.1
-    capsys.readouterr()
-    assert main(["caption", str(photos), "--model", str(folder), "--max-new-tokens", "4"]) == 0
+    assert main(["caption", str(photos), "--model", str(int8), "--max-new-tokens", "4"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 10
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_no_caption_depends_on_the_rest_of_its_batch(
-    capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path, runtime: str
-) -> None:
-    checkpoint, folder = tmp_path / "captioner", tmp_path / "int8"
-    tiny_model(text_encoder_type="transformer", decoder_type="transformer").save_pretrained(checkpoint)
-    tiny_processor().save_pretrained(checkpoint)
-    flags = ["--int8", "--calibration", str(photos), "--out", str(folder)]
-    assert main(["export", str(checkpoint), "--to", runtime, *flags]) == 0
-    captioner = ExportedCaptioner(folder, num_threads=1)
+def test_no_caption_depends_on_the_rest_of_its_batch(int8: Path, photos: Path) -> None:
+    captioner = ExportedCaptioner(int8, num_threads=1)
     regions = captioner._image_part((captioner.preprocess(sorted(photos.iterdir())),))
-    tokens = np.arange(3, 3 + len(regions[0]))[:, None]
-    past = {"past": 0}
-    shapes = [[past.get(size, size) for size in state["shape"][2:]] for state in captioner.description["states"]]
-    states = [np.zeros([len(tokens), 1, *shape], np.float32) for shape in shapes]
-    inputs = (tokens, np.ones((*tokens.shape, 1), np.int64), *regions, *states)
+    inputs = first_step(captioner, regions)
     together = captioner._decoder_step(inputs)[0]
-    alone = [captioner._decoder_step(tuple(array[row : row + 1] for array in inputs))[0] for row in range(len(tokens))]
+    rows = range(len(together))
+    alone = [captioner._decoder_step(tuple(array[row : row + 1] for array in inputs))[0] for row in rows]
     np.testing.assert_allclose(np.concatenate(alone), together, rtol=1e-4, atol=1e-5)
 
 

@@ -22,7 +22,8 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, 
 import fusion_captioner
 from fusion_captioner.training.model_card import HUB_METRICS, SCORES
 
-pytestmark = pytest.mark.slow
+# one worker runs them all, as they share the processes' answers
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hub")]
 
 PACKAGE = Path(fusion_captioner.__file__).parent
 NOT_SHIPPED = {"__init__.py", "cli.py", "files.py", "printing.py", "process_setup.py", "registration.py"}

@@ -9,6 +9,8 @@ import pytest
 import fusion_captioner
 from fusion_captioner.metrics import answer_scores, retrieval_recall, score_captions
 
+pytestmark = pytest.mark.slow
+
 MODULES = Path(fusion_captioner.__file__).parent / "metrics" / "evaluate_modules"
 NAMES = sorted(path.name for path in MODULES.iterdir() if (path / f"{path.name}.py").is_file())
 PREDICTIONS = ["a dog runs on the grass", "two men ride bikes"]
