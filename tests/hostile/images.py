@@ -27,6 +27,12 @@ BOMBS: dict[str, tuple[str, str, dict]] = {
 }
 
 
+def peak_kib(pid: int | str = "self") -> int:
+    """The most memory that a process has held since it began its program. (`ru_maxrss` also counts its parent's.)"""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+
+
 def write_bomb(folder: Path, name: str, side: int) -> Path:
     """A file of `BOMBS` of side x side pixels, all alike."""
     mode, kind, options = BOMBS[name]

@@ -21,7 +21,7 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(Path(__file__).parent)]
 
-from images import BOMBS, good_files, write_bomb  # noqa: E402
+from images import BOMBS, good_files, peak_kib, write_bomb  # noqa: E402
 from tiny_captioner import noise, tiny_processor  # noqa: E402
 from tiny_models import tiny_head, tiny_model  # noqa: E402
 from tiny_recipe import losses, write_data, write_recipe  # noqa: E402
@@ -47,10 +47,13 @@ def end(process: subprocess.Popen) -> None:
 
 
 def peak_mb(command: list[str], log: Path) -> tuple[int, int]:
-    """Exit status of the command, and the most that it held in memory."""
-    process = start(command, log)
-    _, status, usage = os.wait4(process.pid, 0)
-    return os.waitstatus_to_exitcode(status), usage.ru_maxrss // 1024
+    """Exit status of the command, and the most that it held in memory, in MB."""
+    process, peak = start(command, log), 0
+    while process.poll() is None:
+        with contextlib.suppress(OSError):  # it ended just now
+            peak = max(peak, peak_kib(process.pid))
+        time.sleep(0.05)
+    return process.returncode, peak // 1024
 
 
 def special_files(folder: Path, count: int, draw: random.Random) -> int:
