@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from safetensors import safe_open
 
 from fusion_captioner.process_setup import keep_freed_memory, keep_stderr_quiet
-from fusion_captioner.training.train_captioner import train_from_yaml
+from fusion_captioner.training.train import train_from_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPE = REPOSITORY / "configs" / "flickr8k_cpu.yaml"

@@ -37,10 +37,10 @@ from fusion_captioner.data.feature_cache import cached_features
 from fusion_captioner.data.row_dataset import rows_with_features
 from fusion_captioner.metrics.classification import classification_scores
 from fusion_captioner.process_setup import keep_freed_memory, keep_stderr_quiet
-from fusion_captioner.training.arguments import HeadRunArguments, read_run_arguments
+from fusion_captioner.training.arguments import RunArguments, read_run_arguments
+from fusion_captioner.training.building import build_model
 from fusion_captioner.training.lora import lora_layers
 from fusion_captioner.training.tasks.classification import ClassificationTask
-from fusion_captioner.training.train_captioner import build_head
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPE = REPOSITORY / "configs" / "tweet_sentiment.yaml"
@@ -49,7 +49,7 @@ COLOURS = {"lora": "#b30000", "full": "#1f4e79"}
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 
 
-def run_arguments(options: argparse.Namespace, flags: Sequence[str], **training: Any) -> HeadRunArguments:
+def run_arguments(options: argparse.Namespace, flags: Sequence[str], **training: Any) -> RunArguments:
     """The recipe on the checkpoint; of its fields the last flag wins."""
     settings = {
         "data.source": options.data,
@@ -69,9 +69,7 @@ def run_arguments(options: argparse.Namespace, flags: Sequence[str], **training:
         **{f"training.{name}": value for name, value in training.items()},
     }
     given = [word for field, value in settings.items() for word in (f"--{field}", str(value))]
-    run = read_run_arguments(RECIPE, [*given, *flags])
-    assert isinstance(run, HeadRunArguments)  # the recipe's task
-    return run
+    return read_run_arguments(RECIPE, [*given, *flags])
 
 
 class Sentiment:
@@ -80,12 +78,12 @@ class Sentiment:
     def __init__(self, options: argparse.Namespace, flags: Sequence[str]) -> None:
         self.options, self.flags = options, flags
         run = run_arguments(options, flags, output_dir="unused")
-        self.task = ClassificationTask(run.data, load_config(options.checkpoint))  # type: ignore[arg-type]
+        self.task = ClassificationTask(run.data, load_config(options.checkpoint))
         splits = self.task.load_run()
         self.processor = load_processor(options.checkpoint)
         cached = cached_features(
             splits,
-            build_head(self.task.head, run.model, self.processor, **self.task.config_fields(splits["train"])),
+            build_model(self.task.model_class, run.model, self.processor, **self.task.config_fields(splits["train"])),
             self.processor.image_processor,
             str(run.data.feature_cache),
             batch_size=run.data.feature_batch_size,
@@ -121,7 +119,7 @@ class Sentiment:
             rate = self.options.lora_rate if method == "lora" else self.options.full_rate
             run = run_arguments(self.options, self.flags, output_dir=folder, seed=seed, learning_rate=rate)
             set_seed(seed)
-            model: Any = build_head(self.task.head, run.model, self.processor, **self.task.config_fields(rows))
+            model: Any = build_model(self.task.model_class, run.model, self.processor, **self.task.config_fields(rows))
             if method == "lora":
                 rank = self.options.rank
                 model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, **lora_layers(model)))

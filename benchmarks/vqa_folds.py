@@ -18,8 +18,8 @@ from typing import Any
 
 from fusion_captioner.data.arguments import PromptDataArguments
 from fusion_captioner.process_setup import keep_freed_memory, keep_stderr_quiet
-from fusion_captioner.training.arguments import HeadRunArguments, read_run_arguments
-from fusion_captioner.training.train_captioner import train_from_yaml
+from fusion_captioner.training.arguments import read_run_arguments
+from fusion_captioner.training.train import train_from_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # 97.5 % quantile of Student's t, by degrees of freedom
@@ -82,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         *("--data.feature_cache", options.cache, *flags),
     ]
     run = read_run_arguments(options.recipe, flags)
-    if not isinstance(run, HeadRunArguments) or not isinstance(run.data, PromptDataArguments) or not run.data.folds:
-        sys.exit(f"{options.recipe}: has no `data.folds`; give a recipe of the task `generation` that has.")
+    if not isinstance(run.data, PromptDataArguments) or not run.data.folds:
+        sys.exit(f"{options.recipe}: has no `data.folds`; give a recipe of the task `prompted` that has.")
     reports = []
     for fold in range(run.data.folds):
         folder = options.out / f"fold{fold}"

@@ -15,7 +15,8 @@ from tiny_models import tiny_model, tiny_tokenizer
 from fusion_captioner import FusionCaptionerImageProcessor, FusionCaptionerProcessor, __version__
 from fusion_captioner.cli import COMMANDS, main
 from fusion_captioner.commands import train
-from fusion_captioner.training.arguments import RunArguments
+from fusion_captioner.training.arguments import DEFAULT_TASK, ModelArguments, TokenizerArguments
+from fusion_captioner.training.tasks import TASKS
 
 # what the console script runs, for each line of flags, and whether anything heavy was imported
 HELP_SCRIPT = """
@@ -52,7 +53,14 @@ def test_help_explains_and_imports_nothing_heavy() -> None:
 
 
 def test_the_help_of_training_names_fields_that_exist() -> None:
-    fields_of = {item.name: {field.name for field in fields(item.type)} for item in fields(RunArguments)}
+    task = TASKS[DEFAULT_TASK]
+    sections = {
+        "model": ModelArguments,
+        "data": task.data_arguments,
+        "tokenizer": TokenizerArguments,
+        "training": task.training_arguments,
+    }
+    fields_of = {section: {field.name for field in fields(kind)} for section, kind in sections.items()}
     section, named = "", dict.fromkeys(fields_of, "")
     for line in train.EPILOG.split("\n\n")[2].splitlines():
         section = line.split(" ")[0] or section

@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         ValueError, OSError: a flag, the model or the data are wrong; as far as possible, before anything is computed.
     """
     from fusion_captioner.process_setup import keep_stderr_quiet
-    from fusion_captioner.training.tasks.tasks import is_captioner
+    from fusion_captioner.training.task_file import is_captioner
 
     keep_stderr_quiet(reads_data=True)
     _check(options)
@@ -163,8 +163,8 @@ def _evaluate_task(options: argparse.Namespace) -> int:
 
     from fusion_captioner.checkpoints.loading import load_config, load_head
     from fusion_captioner.printing import print_json
-    from fusion_captioner.training.arguments import HEAD_SECTIONS
-    from fusion_captioner.training.tasks.tasks import TASKS, HeadTask, read_task
+    from fusion_captioner.training.task_file import read_task
+    from fusion_captioner.training.tasks import TASKS
 
     for flag in CAPTION_FLAGS:
         if getattr(options, flag):
@@ -176,17 +176,17 @@ def _evaluate_task(options: argparse.Namespace) -> int:
     if options.layout != "auto":
         changes["layout"] = options.layout
     name, data = read_task(options.model, options.revision, **changes)
-    task: HeadTask = TASKS[name](data, load_config(options.model, options.revision))
+    task = TASKS[name](data, load_config(options.model, options.revision))
     rows = task.load_split(options.split, options.limit)
     model, processor = load_head(
-        task.head,
+        task.model_class,
         options.model,
         options.revision,
         trained_to=task.trained_to,
         trust_remote_code=options.trust_remote_code,
     )
     with TemporaryDirectory(prefix="fusion-captioner-") as folder:
-        arguments = HEAD_SECTIONS[name][1](
+        arguments = task.training_arguments(
             output_dir=folder,
             per_device_eval_batch_size=options.batch_size,
             eval_strategy="no",

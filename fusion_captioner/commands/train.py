@@ -7,7 +7,7 @@ from fusion_captioner.commands.shared_flags import add_trust_flag
 HELP = "train a model from a YAML file"
 EPILOG = """\
 CONFIG.yaml has the sections `model`, `data`, `tokenizer` and `training`, and above them `task`: captioning by default,
-or classification, generation (answers and reports), multiple_choice or retrieval. Every field is a flag as well, named
+or classification, prompted (answers and reports), multiple_choice or retrieval. Every field is a flag as well, named
 SECTION.FIELD, and a flag wins:
 
   fusion-captioner train configs/flickr8k_cpu.yaml --training.num_train_epochs 3 --model.config.fusion_type gated
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """`options.fields` are the flags of the form `--SECTION.FIELD VALUE`."""
     from fusion_captioner.process_setup import keep_stderr_quiet
-    from fusion_captioner.training.train_captioner import train_from_yaml
+    from fusion_captioner.training.train import train_from_yaml
 
     keep_stderr_quiet(reads_data=True)
     trust = ["--model.trust_remote_code", "true"] if options.trust_remote_code else []

@@ -37,7 +37,7 @@ class DataArguments:
     image_column: str | None = None
     caption_column: str | None = None
     id_column: str | None = None
-    splits: dict[str, str] | None = None
+    splits: dict[str, str] | None = field(default=None, metadata={"example": "{train: train+restval}"})
     config_name: str | None = None
     revision: str | None = None
     more_train_sources: list[str] = field(default_factory=list)
@@ -105,7 +105,7 @@ class RowDataArguments:
     """
 
     source: str = ""
-    splits: dict[str, str] | None = None
+    splits: dict[str, str] | None = field(default=None, metadata={"example": "{train: train+extra}"})
     train_split: str = "train"
     eval_split: str | None = "val"
     modalities: list[str] = field(default_factory=lambda: list(MODALITIES))
@@ -182,7 +182,7 @@ class LabelledDataArguments(RowDataArguments):
     problem_type: str = "single_label_classification"
     label_column: str = "label"
     labels: list[str] | None = None
-    label_groups: dict[str, list[str]] = field(default_factory=dict)
+    label_groups: dict[str, list[str]] = field(default_factory=dict, metadata={"example": "{ill: [flu, cold]}"})
     other_label: str | None = None
     group_column: str | None = None
     class_balance: float = 0.0

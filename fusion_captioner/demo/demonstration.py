@@ -13,7 +13,7 @@ from fusion_captioner.demo.photos import caption_demo_photos
 from fusion_captioner.demo.scenes import render_coco_folder
 from fusion_captioner.evaluation.generated_captions import generate_captions
 from fusion_captioner.files import check_output_folder
-from fusion_captioner.training.train_captioner import train_from_yaml
+from fusion_captioner.training.train import train_from_yaml
 
 SHOWN = 8
 

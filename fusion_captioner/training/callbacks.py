@@ -1,5 +1,5 @@
-"""What happens beside the training loop: the image encoder is unfrozen, an average of the weights is kept, a warm-up that
-is too long is told."""
+"""Callbacks of every training: unfreezing of the image encoder, the moving average of the weights, a warning of a warm-up
+that is too long."""
 
 import logging
 from contextlib import contextmanager
@@ -19,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 class UnfreezeImageEncoder(TrainerCallback):
     """
-    Freezes the image encoder until an optimiser step is reached; a resumed run finds it as the broken one left it.
-    From that step on the training data gives images, as cached features are those of the frozen encoder.
+    Freezes the image encoder until an optimiser step is reached; a resumed run has it in the state of its step.
+    From that step on the training data gives images, since cached features are those of the frozen encoder.
 
     Args:
-        from_step (`int`, *optional*): the first step that trains it; `None`: none does.
-        fix_batch_norm (`bool`): whether its BatchNorm stays in evaluation mode all the same.
+        from_step (`int`, *optional*): the first step that trains it; `None`: it is never trained.
+        fix_batch_norm (`bool`): whether its BatchNorm stays in evaluation mode while it is trained.
     """
 
     def __init__(self, from_step: int | None, fix_batch_norm: bool = False) -> None:
@@ -48,7 +48,7 @@ class UnfreezeImageEncoder(TrainerCallback):
 
 
 class WarnOfWarmUp(TrainerCallback):
-    """Says where a run ends before its learning rate has risen: it hardly learns, and looks as if it were wrong."""
+    """Warns when a run ends before its learning rate has risen: it hardly learns, and looks like a fault."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if (warm_up := args.get_warmup_steps(state.max_steps)) >= state.max_steps:
@@ -59,14 +59,16 @@ class WarnOfWarmUp(TrainerCallback):
             )
 
 
-class WeightAverage(TrainerCallback):
+class MovingAverage(TrainerCallback):
     """
-    Exponential moving average of the trained weights (Polyak & Juditsky, 1992), warmed up so that the first steps
-    do not weigh. It is what evaluation sees and what `model.safetensors` of a checkpoint holds; the weights that
-    training goes on with lie beside it, in `training_weights.safetensors`.
+    Exponential moving average (EMA) of the trained weights (Polyak & Juditsky, 1992), with a smaller decay in the first
+    steps. The average is evaluated and saved in `model.safetensors` of a checkpoint; the weights that training continues
+    with are saved in `training_weights.safetensors` of the same folder.
+
+    The mean of several trained models is another thing: see `fusion_captioner.checkpoints.averaging`.
 
     Args:
-        decay (`float`): share of the average kept at each step, such as 0.999.
+        decay (`float`): share of the average that is kept at each step, such as 0.999.
     """
 
     FILE = "training_weights.safetensors"
@@ -88,14 +90,14 @@ class WeightAverage(TrainerCallback):
         )
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
-        """From here on the model is the average: that of the best checkpoint, if it was loaded, or the last."""
+        """From here on the model has the averaged weights: of the best checkpoint, if it was loaded, or the last."""
         if not (args.load_best_model_at_end and state.best_model_checkpoint):
             self._copy(self.average, model)
         self.average = {}
 
     @contextmanager
     def applied_to(self, model: nn.Module):
-        """Within it, `model` has the averaged weights."""
+        """A context in which `model` has the averaged weights."""
         if not self.average:
             yield
             return
@@ -113,14 +115,14 @@ class WeightAverage(TrainerCallback):
             weight.copy_(weights[name])
 
     def save_training_weights(self, folder: str | Path, model: nn.Module) -> None:
-        """Write the weights that training goes on with."""
-        # tied weights appear once among the parameters, so every tensor is written once
+        """Write the weights that training continues with."""
+        # `named_parameters` has tied weights once, so that every tensor is written once
         save_file(
             {name: weight.detach().contiguous() for name, weight in model.named_parameters()}, Path(folder) / self.FILE
         )
 
     def resume(self, folder: str | Path, model: nn.Module) -> None:
-        """After `model` was loaded from a checkpoint: what it holds is the average; training goes on beside it."""
+        """`model` was loaded from a checkpoint and holds the average: take it, and load the weights that are trained."""
         path = Path(folder) / self.FILE
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: this checkpoint was not made with `ema_decay`; set it to 0.")

@@ -1,30 +1,38 @@
-"""`FusionCaptionerTrainer`: transformers' `Trainer`, which scores generated captions and logs every loss term."""
-
-from typing import Any
-
-from huggingface_hub import ModelCard
+"""`FusionCaptionerTrainer`: trains a captioner, and scores the captions that it generates."""
 
 from fusion_captioner.data.caption_sampling import CaptionDataset
 from fusion_captioner.data.collating import CaptionCollator
 from fusion_captioner.evaluation.generated_captions import generate_captions, score_generated
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
-from fusion_captioner.training.head_trainer import HeadTrainer
-from fusion_captioner.training.model_card import build_model_card
+from fusion_captioner.training.base_trainer import BaseTrainer
+from fusion_captioner.training.model_card import GENERATES_TEXT, CardText
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
+CAPTION_CARD = CardText(
+    pipeline_tag="image-text-to-text",
+    tags=("image-captioning",),
+    metrics={"CIDEr": "cider", "BLEU-4": "bleu", "ROUGE-L": "rouge", "METEOR-exact-stem": "meteor"},
+    auto_class=GENERATES_TEXT,
+    about="An image captioner by cross-modal fusion",
+    usage="""\
+inputs = processor(images="photo.jpg", return_tensors="pt")
+generated = model.generate(**inputs, num_beams=3)
+print(processor.batch_decode(generated, skip_special_tokens=True)[0])""",
+    limits="It describes what its training data describes, in the same words, and makes confident errors: counts, colours, "
+    "text in\npictures and rare things are often wrong. Do not use it to identify people or where an error does harm.",
+    task_type="image-to-text",
+    task_name="Image captioning",
+)
 
-class FusionCaptionerTrainer(HeadTrainer):
+
+class FusionCaptionerTrainer(BaseTrainer):
     """
-    `Trainer` for `FusionCaptionerForConditionalGeneration`.
-
-    Beside what `Trainer` does: each loss term is logged on its own (`loss_caption`, `loss_contrastive`, ...), the
-    image encoder has its own learning rate and may be frozen for a while, an average of the weights can be kept, and
-    evaluation generates a caption from the prompt of each row of `eval_dataset` alone and scores it against the
-    row's `captions`.
+    [`BaseTrainer`] for `FusionCaptionerForConditionalGeneration`. Evaluation generates a caption for each row of
+    `eval_dataset`, from its prompt alone, and scores it against the row's `captions`.
 
     Args:
         args (`FusionCaptionerTrainingArguments`).
-        processing_class (`FusionCaptionerProcessor`): turns generated tokens into text and is saved with the model.
+        processing_class (`FusionCaptionerProcessor`): decodes generated tokens, and is saved with the model.
         train_dataset (`CaptionDataset` or `StreamedCaptionDataset`).
         eval_dataset (`CaptionDataset`).
         The rest as for `Trainer`.
@@ -32,16 +40,16 @@ class FusionCaptionerTrainer(HeadTrainer):
 
     args: FusionCaptionerTrainingArguments
     model: FusionCaptionerForConditionalGeneration
+    card_text = CAPTION_CARD
 
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
         self.evaluated_captions: dict[str, str] = {}
-        self.score_signature = ""
+        self.scores: dict[str, float] = {}
+        beams = self.args.generation_num_beams
+        self.score_setting = f", {beams} beam{'s' * (beams > 1)}"
         if self.args.trains_image_encoder and isinstance(self.data_collator, CaptionCollator):
             self.data_collator.keep_image_ids = isinstance(self.train_dataset, CaptionDataset)
-
-    def build_card(self, **metadata: Any) -> ModelCard:
-        return build_model_card(self, **metadata)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if model.training and not return_outputs:
@@ -49,8 +57,8 @@ class FusionCaptionerTrainer(HeadTrainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _prepare_inputs(self, inputs):
-        """`Trainer`'s, but with the images of a batch whose cached features are out of date: data loaders read ahead, so
-        that some batches were made before the image encoder was unfrozen."""
+        """`Trainer`'s, but reads the images of a batch whose cached features are out of date: data loaders prefetch, so that
+        some batches were made before the image encoder was unfrozen."""
         image_ids = inputs.pop("image_ids", None)
         data, collator = self.train_dataset, self.data_collator
         if (
@@ -71,14 +79,14 @@ class FusionCaptionerTrainer(HeadTrainer):
         first_step = self.args.train_image_encoder_from_step
         unfrozen = first_step is not None and self.state.global_step >= first_step
         if unfrozen and isinstance(dataloader.dataset, CaptionDataset):
-            # their cached features are those of the frozen encoder
+            # the cached features are those of the frozen encoder
             dataloader.dataset.stop_reading_features()
-        with self.averaged_weights():
+        with self.moving_average_weights():
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
             if self.args.predict_with_generate:
-                scores = self._score(dataloader.dataset)
+                self.scores = self._score(dataloader.dataset)
                 metrics = output.metrics or {}
-                metrics |= {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+                metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.scores.items()}
                 output = output._replace(metrics=metrics)
         return output
 
@@ -99,3 +107,14 @@ class FusionCaptionerTrainer(HeadTrainer):
         scores = score_generated(captions, dataset.rows)
         self.score_signature = scores.pop("signature")
         return scores
+
+
+def keep_generation_settings(
+    model: FusionCaptionerForConditionalGeneration, training: FusionCaptionerTrainingArguments
+) -> None:
+    """Make the settings of evaluation the defaults of the saved model's `generate`."""
+    model.generation_config.update(
+        num_beams=training.generation_num_beams,
+        length_penalty=training.generation_length_penalty if training.generation_num_beams > 1 else 1.0,
+        max_new_tokens=training.generation_max_new_tokens,
+    )

@@ -1,4 +1,4 @@
-"""Settings of a training run beside those of the model and of the data."""
+"""The section `training`: settings of every training run, and those of captioning."""
 
 from dataclasses import dataclass, field
 from typing import cast
@@ -10,18 +10,20 @@ from transformers.trainer_utils import HubStrategy
 
 
 @dataclass
-class HeadTrainingArguments(TrainingArguments):
+class BaseTrainingArguments(TrainingArguments):
     """
-    transformers' `TrainingArguments`, with what every head adds: how the image encoder is trained, an average of the
-    weights, and when to stop. A few defaults differ: evaluation and checkpoints once an epoch, a cosine schedule.
+    transformers' `TrainingArguments`, with settings for the training of the image encoder, the moving average of the
+    weights, and early stopping. Some defaults differ: evaluation and checkpoints once per epoch, a cosine schedule.
 
     Raises:
-        ValueError: for a combination that cannot be run, naming the fields.
+        ValueError: the settings do not fit together; the message names the fields.
     """
 
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept beside the best."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints that are kept, in addition to the best."}
+    )
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate's decay."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
@@ -38,13 +40,15 @@ class HeadTrainingArguments(TrainingArguments):
     fix_batch_norm: bool = field(
         default=False,
         metadata={
-            "help": "Keep the statistics of a pretrained image encoder's BatchNorm while it is trained: those of a batch of "
-            "few images differ from what the rest has learned with."
+            "help": "Keep the statistics of a pretrained image encoder's BatchNorm while it is trained: the statistics of "
+            "a small batch differ from those that the other layers were trained with."
         },
     )
     ema_decay: float = field(
         default=0.0,
-        metadata={"help": "Decay of the moving average of the weights that is evaluated and saved; 0: none."},
+        metadata={
+            "help": "Decay of the exponential moving average of the weights, which is evaluated and saved; 0: none."
+        },
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without a better score before training stops; unset: never."}
@@ -52,13 +56,13 @@ class HeadTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
-            # said outright, because `bf16` on a CPU is refused without it
+            # without this `bf16` is refused on a CPU
             self.use_cpu = True
         super().__post_init__()
         accelerator_config = cast(AcceleratorConfig, self.accelerator_config)
         if accelerator_config.dispatch_batches is None:
-            # The first process would make all batches of a stream and deal out their rows. But an image has one row of
-            # pixels and several of captions, and batches differ in length: each process makes its own.
+            # By default the first process makes all batches of a stream and distributes their rows. But an image has one
+            # row of pixels and several of captions, and batches differ in length: each process makes its own batches.
             accelerator_config.dispatch_batches = False
         if self.train_image_encoder_from_step is not None and self.train_image_encoder_from_step < 0:
             raise ValueError(
@@ -71,8 +75,8 @@ class HeadTrainingArguments(TrainingArguments):
             )
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
             raise ValueError(
-                f"`hub_strategy` ({HubStrategy(self.hub_strategy).value!r}) would publish what `Trainer` resumes from, "
-                "which are pickles; set it to 'end'."
+                f"`hub_strategy` ({HubStrategy(self.hub_strategy).value!r}) would publish the files that `Trainer` "
+                "resumes from, which are pickles; set it to 'end'."
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` ({self.ema_decay}) must be at least 0 (off) and below 1, such as 0.999.")
@@ -84,13 +88,13 @@ class HeadTrainingArguments(TrainingArguments):
 
 
 @dataclass
-class FusionCaptionerTrainingArguments(HeadTrainingArguments):
+class FusionCaptionerTrainingArguments(BaseTrainingArguments):
     """
-    [`HeadTrainingArguments`] of the captioner, with how evaluation generates captions; the best checkpoint is that of
-    the best CIDEr.
+    [`BaseTrainingArguments`] for captioning, with the settings of generation in evaluation; the best checkpoint has the
+    best CIDEr.
 
     Raises:
-        ValueError: for a combination that cannot be run, naming the fields.
+        ValueError: the settings do not fit together; the message names the fields.
     """
 
     output_dir: str = field(default="runs/captioner", metadata={"help": "Folder of checkpoints and results."})
@@ -111,7 +115,7 @@ class FusionCaptionerTrainingArguments(HeadTrainingArguments):
 
     def __post_init__(self) -> None:
         if not self.predict_with_generate and self.metric_for_best_model == "CIDEr":
-            # nothing is generated that could be scored
+            # no caption is generated and scored
             self.metric_for_best_model = "loss"
         super().__post_init__()
         if self.generation_num_beams < 1 or self.generation_max_new_tokens < 1:
@@ -119,71 +123,3 @@ class FusionCaptionerTrainingArguments(HeadTrainingArguments):
                 f"`generation_num_beams` ({self.generation_num_beams}) and `generation_max_new_tokens` "
                 f"({self.generation_max_new_tokens}) must be at least 1."
             )
-
-
-@dataclass
-class GenerationTrainingArguments(FusionCaptionerTrainingArguments):
-    """
-    [`FusionCaptionerTrainingArguments`] of the captioner that answers or reports; the best checkpoint is that of the best
-    exact match. `generation_num_beams` and what follows it are those of answers and captions alike.
-
-    Raises:
-        ValueError: for a combination that cannot be run, naming the fields.
-    """
-
-    output_dir: str = field(default="runs/assistant", metadata={"help": "Folder of checkpoints and results."})
-    metric_for_best_model: str | None = field(
-        default="exact_match", metadata={"help": "Score that chooses the best checkpoint."}
-    )
-    generation_num_beams: int = field(default=1, metadata={"help": "Beams of evaluation; 1: greedy."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.predict_with_generate:
-            raise ValueError(
-                "`predict_with_generate` (False) leaves nothing to score; leave it out, or set `eval_strategy` to 'no'."
-            )
-
-
-@dataclass
-class ClassificationTrainingArguments(HeadTrainingArguments):
-    """[`HeadTrainingArguments`] of the classification head; the best checkpoint is that of the best macro-F1, or of
-    numbers that of the best correlation."""
-
-    output_dir: str = field(default="runs/classifier", metadata={"help": "Folder of checkpoints and results."})
-    metric_for_best_model: str | None = field(
-        default="macro_f1", metadata={"help": "Score that chooses the best checkpoint; of regression `pearson`."}
-    )
-
-
-@dataclass
-class MultipleChoiceTrainingArguments(HeadTrainingArguments):
-    """[`HeadTrainingArguments`] of the multiple-choice head; the best checkpoint is that of the best accuracy."""
-
-    output_dir: str = field(default="runs/multiple_choice", metadata={"help": "Folder of checkpoints and results."})
-    metric_for_best_model: str | None = field(
-        default="accuracy", metadata={"help": "Score that chooses the best checkpoint."}
-    )
-
-
-@dataclass
-class RetrievalTrainingArguments(HeadTrainingArguments):
-    """[`HeadTrainingArguments`] of the retrieval head; the best checkpoint is that of the best mean recall at 1.
-
-    Raises:
-        ValueError: for a combination that cannot be run, naming the fields.
-    """
-
-    output_dir: str = field(default="runs/retrieval", metadata={"help": "Folder of checkpoints and results."})
-    metric_for_best_model: str | None = field(
-        default="mean_R@1", metadata={"help": "Score that chooses the best checkpoint."}
-    )
-    rerank_candidates: int = field(
-        default=20,
-        metadata={"help": "Candidates of each query that evaluation re-ranks by matching scores; 0: none."},
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rerank_candidates < 0:
-            raise ValueError(f"`rerank_candidates` ({self.rerank_candidates}) must be 0 (none) or a number of them.")

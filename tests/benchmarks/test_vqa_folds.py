@@ -14,7 +14,7 @@ spec.loader.exec_module(vqa_folds)
 
 
 def test_folds_that_are_there_are_summed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = write_head_recipe(tmp_path / "recipe.yaml", tmp_path, task="generation", data={"folds": 2})
+    recipe = write_head_recipe(tmp_path / "recipe.yaml", tmp_path, task="prompted", data={"folds": 2})
     for fold, score in enumerate((0.5, 0.7)):
         folder = tmp_path / "out" / f"fold{fold}"
         folder.mkdir(parents=True)

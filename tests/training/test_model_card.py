@@ -1,12 +1,13 @@
-from types import SimpleNamespace
-
 import pytest
 from transformers import TrainerState
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.data.arguments import DataArguments
 from fusion_captioner.training.arguments import ModelArguments, RunArguments, TokenizerArguments
-from fusion_captioner.training.model_card import TrainingRecord, build_model_card, final_scores
+from fusion_captioner.training.model_card import TrainedModel, TrainingRecord, build_model_card
+from fusion_captioner.training.tasks.captioning import CaptioningTask
+from fusion_captioner.training.train import training_record
+from fusion_captioner.training.trainer import CAPTION_CARD
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
 BEST = {"step": 10, "eval_CIDEr": 0.5, "eval_BLEU-4": 0.2}
@@ -15,17 +16,15 @@ AFTER = {"step": 20, "eval_CIDEr": 0.51, "eval_BLEU-4": 0.21}
 SUMMARY = {"step": 20, "train_runtime": 1.0}
 
 
-def trained(log: list[dict], record: TrainingRecord | None = None, best: bool = True) -> SimpleNamespace:
-    """What a card reads of a trainer."""
-    return SimpleNamespace(
-        args=SimpleNamespace(
-            output_dir="runs/captioner", hub_model_id=None, load_best_model_at_end=best, generation_num_beams=3
-        ),
-        hub_model_id=None,
-        model=SimpleNamespace(config=FusionCaptionerConfig(fusion_type="gated")),
-        score_signature="CIDEr-D | images=3",
+def trained(log: list[dict], record: TrainingRecord | None = None, best: bool = True) -> TrainedModel:
+    return TrainedModel(
+        repository="captioner",
+        config=FusionCaptionerConfig(fusion_type="gated"),
         state=TrainerState(log_history=log, global_step=20, best_global_step=10 if best else None, epoch=2.0),
-        training_record=record or TrainingRecord(),
+        is_best=best,
+        record=record or TrainingRecord(),
+        score_setting=", 3 beams",
+        score_signature="CIDEr-D | images=3",
     )
 
 
@@ -38,21 +37,24 @@ def trained(log: list[dict], record: TrainingRecord | None = None, best: bool = 
     ],
 )
 def test_scores_are_those_of_the_saved_weights(log, best, cider):
-    assert final_scores(trained(log, best=best))["CIDEr"] == cider
+    assert trained(log, best=best).scores()["CIDEr"] == cider
 
 
 def test_card_without_scores_claims_none():
-    card = build_model_card(trained([SUMMARY], TrainingRecord(data="flickr8k")))
+    card = build_model_card(trained([SUMMARY], TrainingRecord(data="flickr8k")), CAPTION_CARD)
     assert "Not scored." in card.text
     assert card.data.eval_results is None
     assert card.data.metrics is None
 
 
 def test_scores_without_the_name_of_their_data_are_no_results():
-    card = build_model_card(trained([BEST, SUMMARY]))
+    card = build_model_card(trained([BEST, SUMMARY]), CAPTION_CARD)
     assert "| CIDEr | 0.5000 |" in card.text
     assert card.data.eval_results is None
-    assert build_model_card(trained([BEST, SUMMARY]), data="flickr8k").data.eval_results[0].metric_value == 0.5
+    assert (
+        build_model_card(trained([BEST, SUMMARY]), CAPTION_CARD, data="flickr8k").data.eval_results[0].metric_value
+        == 0.5
+    )
 
 
 def test_record_of_a_run_keeps_paths_to_itself(tmp_path):
@@ -63,11 +65,11 @@ def test_record_of_a_run_keeps_paths_to_itself(tmp_path):
         tokenizer=TokenizerArguments(),
         training=FusionCaptionerTrainingArguments(output_dir=str(tmp_path / "run")),
     )
-    record = TrainingRecord.of_run(run, "fusion-captioner train flickr8k.yaml")
+    record = training_record(CaptioningTask(run.data), run, "fusion-captioner train flickr8k.yaml")
     assert record == TrainingRecord(
         ["flickr8k"], "train", "test", "google/efficientnet-b0", "fusion-captioner train flickr8k.yaml"
     )
-    card = str(build_model_card(trained([BEST, SUMMARY], record)))
+    card = str(build_model_card(trained([BEST, SUMMARY], record), CAPTION_CARD))
     assert str(tmp_path) not in card
     assert "Fusion: gated" in card
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 FORKED = """
 import os, sys
 from fusion_captioner.cli import main
-from fusion_captioner.training import train_captioner
+from fusion_captioner.training import train
 
 other = os.fork()
 os.environ["RANK"] = os.environ["LOCAL_RANK"] = "1" if other == 0 else "0"

@@ -10,41 +10,48 @@ from fusion_captioner.training.training_arguments import FusionCaptionerTraining
 @dataclass
 class SelfCriticalArguments(FusionCaptionerTrainingArguments):
     """
-    Settings of self-critical training, beside those of every run.
+    [`FusionCaptionerTrainingArguments`] with the settings of self-critical training.
 
     Raises:
-        ValueError: for a combination that cannot be run, naming the fields.
+        ValueError: the settings do not fit together; the message names the fields.
     """
 
     rewards: dict[str, float] = field(
         default_factory=lambda: {"CIDEr": 1.0},
-        metadata={"help": f"Weight of each reward; there are {', '.join(REWARDS)}."},
+        metadata={
+            "help": f"Weight of each reward; the rewards are {', '.join(REWARDS)}.",
+            "example": "{CIDEr: 1.0}",
+        },
     )
-    samples_per_image: int = field(default=5, metadata={"help": "Captions sampled of each image; at least 2."})
+    samples_per_image: int = field(default=5, metadata={"help": "Captions sampled per image; at least 2."})
     candidates: Literal["samples", "beams"] = field(
         default="samples",
         metadata={
-            "help": "What is rewarded: captions drawn at random, or the `samples_per_image` best of beam search, which "
-            "are what the captioner is used for (Cornia et al., 2020, section 3.3)."
+            "help": "The captions that are rewarded: drawn at random, or the `samples_per_image` best of beam search, as "
+            "the captioner is used (Cornia et al., 2020, section 3.3)."
         },
     )
-    sampling_temperature: float = field(default=1.0, metadata={"help": "Of the samples; 1: the model's own."})
+    sampling_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of the samples; 1 keeps the model's distribution."}
+    )
     cross_entropy_weight: float = field(
         default=0.0,
-        metadata={"help": "Share of the captioning loss on people's captions, from 0 to below 1; the rest is reward."},
+        metadata={
+            "help": "Weight of the cross-entropy on reference captions, from 0 to below 1; the rest is the reward's."
+        },
     )
     discriminator_learning_rate: float = field(
-        default=1e-3, metadata={"help": "Learning rate of the reward `discriminator`, which is trained beside."}
+        default=1e-3, metadata={"help": "Learning rate of the reward `discriminator`."}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         unknown = sorted(set(self.rewards) - set(REWARDS))
         if unknown or not self.rewards:
-            raise ValueError(f"`rewards` ({self.rewards}) must give weights to some of {', '.join(REWARDS)}.")
+            raise ValueError(f"`rewards` ({self.rewards}) must map some of these to weights: {', '.join(REWARDS)}.")
         if self.samples_per_image < 2:
             raise ValueError(
-                f"`samples_per_image` ({self.samples_per_image}) must be at least 2: each sample is judged by the others."
+                f"`samples_per_image` ({self.samples_per_image}) must be at least 2: each sample is compared with the others."
             )
         if self.candidates not in ("samples", "beams"):
             raise ValueError(f"`candidates` ({self.candidates!r}) must be 'samples' or 'beams'.")

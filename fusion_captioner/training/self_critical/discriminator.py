@@ -1,14 +1,13 @@
 """
-A discriminator that tells people's captions of an image from generated ones and from other images' (Dai et al., 2017),
-and the reward that it gives.
+A discriminator between reference captions of an image, generated captions, and captions of other images (Dai et al.,
+2017), and the reward that it gives.
 
-B: images, N: sampled captions, T = B·k: captions by people, S: either of the two, the captions of one image standing
-together, L: tokens, P: regions, Dv: width of a region, H: hidden size
+B: images, N: sampled captions, T = B·k: reference captions, S: either of the two, where the captions of one image are
+adjacent rows, L: tokens, P: regions, Dv: width of a region, H: hidden size
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,24 +20,26 @@ from fusion_captioner.causal_layers import CausalLSTM
 from fusion_captioner.fusion import count_texts
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.text_encoder import last_token
-from fusion_captioner.training.self_critical.sampled_captions import PeoplesCaptions, Reward, SampledCaptions
+from fusion_captioner.training.self_critical.sampled_captions import (
+    ReferenceCaptions,
+    Reward,
+    RewardSettings,
+    SampledCaptions,
+)
 
-if TYPE_CHECKING:  # the arguments name the rewards there are
-    from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
-
-# Half of the captioner's default: the captioner is what is to be waited for.
+# Half of the captioner's default, so that most of a step's time goes to the captioner.
 HIDDEN_SIZE = 256
 
 
 class CaptionDiscriminator(nn.Module):
     """
     The evaluator of Dai et al. (2017, section 3.2): an image embedding and an LSTM's embedding of the caption, whose
-    dot product is the logit of "a person wrote this of this image".
+    dot product is the logit of "a person wrote this about this image".
 
     Args:
-        vocab_size: tokens of the captioner, whose ids it reads with an embedding of its own.
+        vocab_size: size of the captioner's vocabulary; the discriminator has its own embedding of these tokens.
         image_width: width of a region.
-        hidden_size: of the LSTM and of both embeddings.
+        hidden_size: width of the LSTM and of both embeddings.
     """
 
     def __init__(self, vocab_size: int, image_width: int, hidden_size: int = HIDDEN_SIZE) -> None:
@@ -46,28 +47,28 @@ class CaptionDiscriminator(nn.Module):
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.text_layers = CausalLSTM(hidden_size, hidden_size, num_layers=1, dropout=0.0)
         self.text_projection = nn.Linear(hidden_size, hidden_size)
-        # backbones differ in the scale of what they give by orders of magnitude
+        # the scale of the features differs between backbones by orders of magnitude
         self.image_projection = nn.Sequential(nn.LayerNorm(image_width), nn.Linear(image_width, hidden_size))
 
     def embed_images(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(B, H)` of regions `(B, P, Dv)`."""
+        """Regions `(B, P, Dv)` to embeddings `(B, H)`."""
         return self.image_projection(image_hidden_states.to(self.embedding.weight.dtype).mean(dim=1))
 
     def embed_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`(S, H)` of texts `(S, L)`, padded on either side."""
+        """Texts `(S, L)`, padded on either side, to embeddings `(S, H)`."""
         states, _ = self.text_layers(self.embedding(input_ids), attention_mask)
         return self.text_projection(last_token(states, attention_mask))
 
     def forward(
         self, image_hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> torch.Tensor:
-        """Logits `(S,)`; their sigmoid is the probability that a person wrote the text of its image."""
+        """Logits `(S,)`; their sigmoid is the probability that a person wrote the text about its image."""
         texts = self.embed_texts(input_ids, attention_mask)
         return _logits(_by_text(self.embed_images(image_hidden_states), len(texts)), texts)
 
 
 def _by_text(images: torch.Tensor, texts: int) -> torch.Tensor:
-    """One row a text, `(S, H)`, of one row an image, `(B, H)`."""
+    """One row per image, `(B, H)`, to one row per text, `(S, H)`."""
     return images.repeat_interleave(count_texts(texts, len(images)), dim=0)
 
 
@@ -76,32 +77,32 @@ def _logits(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
 
 
 def discriminator_loss(
-    people: torch.Tensor, generated: torch.Tensor, others: torch.Tensor
+    reference: torch.Tensor, generated: torch.Tensor, others: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Binary cross-entropy of people's captions of their image against generated captions and people's captions of other
-    images (Dai et al., 2017, eq. 7). True and false weigh alike, and so do the two kinds of false, so that a
-    probability of one half means "undecided".
+    Binary cross-entropy: reference captions of an image against generated captions and reference captions of other
+    images (Dai et al., 2017, eq. 7). True and false captions have equal weight, and so do the two kinds of false
+    captions, so that a probability of one half means "undecided".
 
     Args:
-        people, generated, others: logits, one row each; `others` may be empty.
+        reference, generated, others: logits, one row per caption; `others` may be empty.
 
     Returns:
-        the loss, and the share told right, in which they weigh likewise.
+        the loss, and the accuracy with the same weights.
     """
     false = [logits for logits in (generated, others) if len(logits)]
-    loss = F.softplus(-people).mean() + sum(F.softplus(logits).mean() for logits in false) / len(false)
-    right = (people > 0).float().mean() + sum((logits <= 0).float().mean() for logits in false) / len(false)
+    loss = F.softplus(-reference).mean() + sum(F.softplus(logits).mean() for logits in false) / len(false)
+    right = (reference > 0).float().mean() + sum((logits <= 0).float().mean() for logits in false) / len(false)
     return loss / 2, right / 2
 
 
 class DiscriminatorReward(Reward):
     """
-    The probability, from 0 to 1, that a person wrote the caption of this image. The discriminator learns in turn with
-    the captioner: every batch is rewarded first and learned from then, one optimiser step a batch.
+    The probability that a person wrote the caption about this image. The discriminator is trained together with the
+    captioner: it rewards a batch first, and then takes one optimiser step on it.
 
-    Its weights and its optimiser's state lie in the run's checkpoints. With several processes the gradients are
-    averaged, as the captioner's are.
+    Its weights and the state of its optimiser are saved in the run's checkpoints. With several processes its gradients
+    are averaged, as the captioner's are.
     """
 
     WEIGHTS, OPTIMIZER = "discriminator.safetensors", "discriminator_optimizer.pt"
@@ -110,30 +111,30 @@ class DiscriminatorReward(Reward):
         self,
         references: Mapping[str, Sequence[str]],
         model: FusionCaptionerForConditionalGeneration,
-        args: "SelfCriticalArguments",
+        settings: RewardSettings,
     ) -> None:
         discriminator = CaptionDiscriminator(model.config.vocab_size, model.model.image_encoder.hidden_size)
         self.discriminator = discriminator.to(model.device)
         for weight in self.discriminator.parameters():
             weight.data = broadcast(weight.data)
-        self.optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=args.discriminator_learning_rate)
+        self.optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=settings.discriminator_learning_rate)
 
     @torch.no_grad()
     def __call__(self, samples: SampledCaptions) -> np.ndarray:
         logits = self.discriminator(samples.image_hidden_states, samples.input_ids, samples.attention_mask)
         return logits.double().sigmoid().cpu().numpy()
 
-    def learn(self, samples: SampledCaptions, people: PeoplesCaptions) -> dict[str, float]:
+    def learn(self, samples: SampledCaptions, references: ReferenceCaptions) -> dict[str, float]:
         discriminator = self.discriminator
         images = discriminator.embed_images(samples.image_hidden_states)
         generated = discriminator.embed_texts(samples.input_ids, samples.attention_mask)
-        texts = discriminator.embed_texts(people.input_ids, people.attention_mask)
+        texts = discriminator.embed_texts(references.input_ids, references.attention_mask)
         captions = count_texts(len(texts), len(images))
-        # every caption goes to the image some places on, unless that is the same one: a batch may hold an image twice
+        # pair every caption with another image of the batch, unless it is the same image: a batch may hold an image twice
         shift = int(torch.randint(1, len(images), ())) if len(images) > 1 else 0
-        shifted_ids = [*people.image_ids[shift:], *people.image_ids[:shift]]
+        shifted_ids = [*references.image_ids[shift:], *references.image_ids[:shift]]
         is_other = torch.tensor(
-            [own != other for own, other in zip(people.image_ids, shifted_ids, strict=True)], device=texts.device
+            [own != other for own, other in zip(references.image_ids, shifted_ids, strict=True)], device=texts.device
         ).repeat_interleave(captions)
         loss, accuracy = discriminator_loss(
             _logits(_by_text(images, len(texts)), texts),
@@ -159,6 +160,6 @@ class DiscriminatorReward(Reward):
                     "it out of `rewards`, or start without `--resume`."
                 )
         self.discriminator.load_state_dict(load_file(folder / self.WEIGHTS))
-        # the optimiser brings it to the device of the weights
+        # the optimiser moves it to the device of the weights
         state = torch.load(folder / self.OPTIMIZER, map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state)

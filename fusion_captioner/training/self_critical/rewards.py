@@ -1,4 +1,4 @@
-"""What a sampled caption earns in self-critical training: one class a reward, a closed dict beside them."""
+"""Rewards of sampled captions in self-critical training: one class per reward, and a closed dict of them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +19,7 @@ def _reference_tokens(references: Mapping[str, Sequence[str]]) -> list[list[list
 class CiderReward(Reward):
     """CIDEr-D with the document frequencies of the training set (Rennie et al., 2017)."""
 
-    def __init__(self, references, model, args) -> None:
+    def __init__(self, references, model, settings) -> None:
         self._cider = CiderD(_reference_tokens(references), tokenizer=None)
         self._index = {image_id: index for index, image_id in enumerate(references)}
 
@@ -28,10 +28,10 @@ class CiderReward(Reward):
 
 
 class BleuReward(Reward):
-    """BLEU-4 of the single caption, smoothed so that one without a common 4-gram still earns by its shorter ones
-    (Lin & Och, 2004)."""
+    """BLEU-4 of the single caption, smoothed so that a caption without a common 4-gram is still rewarded for shorter
+    n-grams (Lin & Och, 2004)."""
 
-    def __init__(self, references, model, args) -> None:
+    def __init__(self, references, model, settings) -> None:
         self._references = dict(zip(references, _reference_tokens(references), strict=True))
 
     def __call__(self, samples: SampledCaptions) -> np.ndarray:
@@ -39,17 +39,17 @@ class BleuReward(Reward):
 
 
 class MatchingReward(Reward):
-    """How sure the model's own matching head is that the caption belongs to the image, from 0 to 1.
+    """Probability, by the model's own matching head, that the caption belongs to the image.
 
     Raises:
-        ValueError: if the model was trained without the matching loss, and so has no such head.
+        ValueError: the model was trained without the matching loss, and so has no such head.
     """
 
-    def __init__(self, references, model, args) -> None:
+    def __init__(self, references, model, settings) -> None:
         if not model.config.matching_loss_weight:
             raise ValueError(
-                "the reward `matching` needs a model with `matching_loss_weight` above 0; train it so, or leave the "
-                "reward out."
+                "the reward `matching` needs a model with `matching_loss_weight` above 0; train with that loss first, or "
+                "remove the reward."
             )
         self._model = model
 

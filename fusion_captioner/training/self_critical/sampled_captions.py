@@ -1,14 +1,14 @@
 """
-What rewards see of a self-critical training step, and what a reward is.
+The captions of one self-critical training step, and the base class of the rewards that score them.
 
-B: images, N: sampled captions, T = B·k: captions by people; the captions of one image stand together, L: tokens,
+B: images, N: sampled captions, T = B·k: reference captions; the captions of one image are adjacent rows, L: tokens,
 P: regions, Dv: width of a region
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,11 +16,8 @@ import torch
 from fusion_captioner.metrics.tokenization import tokenize_caption
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 
-if TYPE_CHECKING:  # the arguments name the rewards there are
-    from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
-
-# Stands at the end of every reference and of every sample that ended by itself. Without it in the reward, a caption
-# that breaks off after "with a" loses nothing, and captions soon do (Rennie et al., 2017, section 5).
+# Appended to every reference, and to every sample that ended with EOS. Without it in the reward, a caption that breaks
+# off after "with a" loses nothing, and captions soon do (Rennie et al., 2017, section 5).
 END = "</s>"
 
 
@@ -28,11 +25,11 @@ END = "</s>"
 class SampledCaptions:
     """
     Args:
-        image_ids (N): the image of each.
+        image_ids (N): the image of each caption.
         texts (N): the words, without prompt and special tokens.
-        ended (N): whether it came to its EOS, or was cut at the longest length.
+        ended (N): whether the caption ended with EOS, or was cut at the maximum length.
         input_ids, attention_mask (`torch.LongTensor` of shape `(N, L)`): prompt and words, as sampled.
-        image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)`): of the images, one row each.
+        image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)`): one row per image.
     """
 
     image_ids: Sequence[str]
@@ -51,12 +48,12 @@ class SampledCaptions:
 
 
 @dataclass
-class PeoplesCaptions:
+class ReferenceCaptions:
     """
-    The captions by people that a batch holds, of the images of its `SampledCaptions`.
+    The reference captions of a batch, for the same images as its `SampledCaptions`.
 
     Args:
-        image_ids (B): of the images.
+        image_ids (B): ids of the images.
         input_ids, attention_mask (`torch.LongTensor` of shape `(T, L)`): prompt, words and EOS.
     """
 
@@ -65,35 +62,40 @@ class PeoplesCaptions:
     attention_mask: torch.Tensor
 
 
+class RewardSettings(Protocol):
+    """The settings of a run that rewards read."""
+
+    discriminator_learning_rate: float
+
+
 class Reward:
     """
-    Built once a run, and called every step. One that is itself trained does so in `learn`, after its call, and goes
-    into the checkpoints; to the others these methods mean nothing.
+    Built once per run and called at every step. A reward that is itself trained overrides `learn`, `save` and `resume`.
 
     Args:
-        references: captions by people of every training image, by image id.
+        references: reference captions of every training image, by image id.
         model: the captioner.
-        args: settings of the run.
+        settings: settings of the run.
     """
 
     def __init__(
         self,
         references: Mapping[str, Sequence[str]],
         model: FusionCaptionerForConditionalGeneration,
-        args: "SelfCriticalArguments",
+        settings: RewardSettings,
     ) -> None:
         raise NotImplementedError
 
     def __call__(self, samples: SampledCaptions) -> np.ndarray:
-        """(N,) float64: what each caption earns."""
+        """(N,) float64: the reward of each caption."""
         raise NotImplementedError
 
-    def learn(self, samples: SampledCaptions, people: PeoplesCaptions) -> dict[str, float]:
-        """One training step on what was rewarded; returns what is to be logged."""
+    def learn(self, samples: SampledCaptions, references: ReferenceCaptions) -> dict[str, float]:
+        """One training step on the rewarded captions; returns values for the log."""
         return {}
 
     def save(self, folder: Path) -> None:
-        """Write what training goes on with into a checkpoint."""
+        """Write the state of training into a checkpoint."""
 
     def resume(self, folder: Path) -> None:
-        """Take up what `save` wrote."""
+        """Read what `save` wrote."""

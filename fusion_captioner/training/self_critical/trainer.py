@@ -1,7 +1,7 @@
 """
-Self-critical sequence training (Rennie et al., 2017): the captioner samples captions and learns from what they earn.
+Self-critical sequence training (Rennie et al., 2017): the captioner samples captions and learns from their rewards.
 
-B: images, n: samples an image, N = B·n, L: tokens, M: sampled tokens of all captions, V: vocabulary
+B: images, n: samples per image, N = B·n, L: tokens, M: sampled tokens of all captions, V: vocabulary
 """
 
 from collections import defaultdict
@@ -17,14 +17,14 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from fusion_captioner.metrics.diversity import caption_diversity
 from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
 from fusion_captioner.training.self_critical.rewards import REWARDS
-from fusion_captioner.training.self_critical.sampled_captions import PeoplesCaptions, SampledCaptions
+from fusion_captioner.training.self_critical.sampled_captions import ReferenceCaptions, SampledCaptions
 from fusion_captioner.training.trainer import FusionCaptionerTrainer
 
 
 def leave_one_out_advantages(rewards: torch.Tensor) -> torch.Tensor:
     """
-    Each sample's reward less the mean reward of the image's other samples (Luo, 2020, eq. 4), which needs no greedy
-    caption as a baseline.
+    Each sample's reward minus the mean reward of the image's other samples (Luo, 2020, eq. 4); no greedy caption is
+    needed as a baseline.
 
     Args:
         rewards (`torch.FloatTensor` of shape `(B, n)`).
@@ -38,22 +38,22 @@ def leave_one_out_advantages(rewards: torch.Tensor) -> torch.Tensor:
 
 def policy_loss(logits: torch.Tensor, tokens: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
     """
-    REINFORCE (Williams, 1992) with a baseline: minus advantage times log-probability, the mean over sampled tokens.
+    REINFORCE (Williams, 1992) with a baseline: minus advantage times log-probability, averaged over sampled tokens.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(M, V)`): that the sampled tokens were drawn by.
-        tokens (`torch.LongTensor` of shape `(M,)`): the sampled tokens, EOS among them.
-        advantages (`torch.FloatTensor` of shape `(M,)`): of the caption that each token is of.
+        logits (`torch.FloatTensor` of shape `(M, V)`): the logits that the sampled tokens were drawn from.
+        tokens (`torch.LongTensor` of shape `(M,)`): the sampled tokens, including EOS.
+        advantages (`torch.FloatTensor` of shape `(M,)`): the advantage of each token's caption.
     """
     return (advantages * F.cross_entropy(logits.float(), tokens, reduction="none")).mean()
 
 
 class DrawToken(LogitsProcessor):
     """
-    Draws the next token of each row, and leaves nothing else to choose: `generate` then takes it as the likeliest.
+    Draws the next token of each row and masks all others, so that greedy `generate` takes it.
 
-    `generate` itself draws by `torch.multinomial`, which on CPUs draws a random number for every word of the
-    vocabulary: as much time as the output layer takes. This way one a row is enough (inverse transform sampling).
+    `generate` itself samples with `torch.multinomial`, which on CPUs draws a random number for every word of the
+    vocabulary: as much time as the output layer takes. Inverse transform sampling needs one random number per row.
     """
 
     def __init__(self, temperature: float) -> None:
@@ -72,10 +72,11 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
     `FusionCaptionerTrainer` that maximises the expected reward of sampled captions.
 
     Each step encodes every image once, samples all captions in one `generate`, rewards them, and runs the model once
-    over all of them for the gradient. With `image_dropout`, the captions are sampled with the features hidden that are
-    hidden from the gradient as well, so that a picture known by heart has to be described anew. References are all captions of `train_dataset`; document frequencies are
-    theirs. Beside the loss, each reward, the baseline, the spread of the advantages, the samples' length and their
-    unique and dangling-ending rates are logged, and what rewards that are trained beside tell of themselves.
+    over all of them for the gradient. With `image_dropout`, sampling and gradient see the same hidden features, so that
+    the model has to describe an image that it has memorised without them. References are all captions of
+    `train_dataset`, and document frequencies are computed from them. The log has the loss, each reward, the baseline,
+    the standard deviation of the advantages, the samples' length, their rates of unique captions and of dangling
+    endings, and the values that trained rewards report.
 
     Args:
         args (`SelfCriticalArguments`).
@@ -108,16 +109,15 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         hide_features = captioner.model.image_dropout
         regions = hide_features(regions)
         samples, sampled = self._sample(captioner, regions.detach(), prompts, image_ids)
-        hide_features.eval()  # what the samples did not see stays hidden, and nothing else
-        people = PeoplesCaptions(image_ids, inputs["input_ids"], inputs["attention_mask"])
-        advantages = self._advantages(samples, people).to(regions.device)
+        hide_features.eval()  # the features that were hidden from the samples stay hidden, and no others
+        references = ReferenceCaptions(image_ids, inputs["input_ids"], inputs["attention_mask"])
+        advantages = self._advantages(samples, references).to(regions.device)
         logits = model(
             input_ids=samples.input_ids,
             attention_mask=samples.attention_mask,
             image_hidden_states=regions,
-            logits_to_keep=sampled.roll(
-                -1, dims=1
-            ),  # a token's are those of the position before; the first is no sample
+            # the logits of a token are at the position before it; the first token is never a sample
+            logits_to_keep=sampled.roll(-1, dims=1),
         ).logits
         loss = policy_loss(logits, samples.input_ids[sampled], advantages.repeat_interleave(sampled.sum(dim=1)))
         self._count_terms({"policy": loss}, 1 / self.current_gradient_accumulation_steps)
@@ -133,7 +133,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
     def _sample(
         self, captioner: Any, regions: torch.Tensor, prompts: Mapping[str, torch.Tensor], image_ids: list[str]
     ) -> tuple[SampledCaptions, torch.Tensor]:
-        """Sampled captions, and `(N, L)` true at the tokens that were sampled, EOS among them."""
+        """Sampled captions, and a mask `(N, L)` that is true at the tokens that were sampled, including EOS."""
         count = self.args.samples_per_image
         if self.args.candidates == "beams":
             settings: dict[str, Any] = {
@@ -158,7 +158,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         width = prompts["input_ids"].shape[1]
         words = sequences[:, width:]
         is_end = words == self.processing_class.eos_token_id
-        sampled = is_end.cumsum(dim=1) - is_end.long() == 0  # up to the first EOS, itself included
+        sampled = is_end.cumsum(dim=1) - is_end.long() == 0  # up to and including the first EOS
         prompt_mask = prompts["attention_mask"].repeat_interleave(count, dim=0)
         samples = SampledCaptions(
             image_ids=[image_id for image_id in image_ids for _ in range(count)],
@@ -170,15 +170,15 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         )
         return samples, torch.cat((torch.zeros_like(prompt_mask, dtype=torch.bool), sampled), dim=1)
 
-    def _advantages(self, samples: SampledCaptions, people: PeoplesCaptions) -> torch.Tensor:
-        """(N,) float32; what the samples earned is noted for the log, and rewards that are trained learn from them."""
-        earned = {name: reward(samples) for name, reward in self.rewards.items()}
-        learned = [reward.learn(samples, people) for reward in self.rewards.values()]
-        total = sum(self.args.rewards[name] * values for name, values in earned.items())
+    def _advantages(self, samples: SampledCaptions, references: ReferenceCaptions) -> torch.Tensor:
+        """(N,) float32. Keeps the rewards for the log, and trains the rewards that learn."""
+        values_by_reward = {name: reward(samples) for name, reward in self.rewards.items()}
+        learned = [reward.learn(samples, references) for reward in self.rewards.values()]
+        total = sum(self.args.rewards[name] * values for name, values in values_by_reward.items())
         rewards = torch.from_numpy(np.asarray(total)).float().view(-1, self.args.samples_per_image)
         advantages = leave_one_out_advantages(rewards)
         diversity = caption_diversity(samples.texts)
-        noted = {f"reward_{name}": values.mean() for name, values in earned.items()} | {
+        logged = {f"reward_{name}": values.mean() for name, values in values_by_reward.items()} | {
             "reward": rewards.mean(),
             "baseline": (rewards - advantages).mean(),
             "advantage_std": advantages.std(),
@@ -186,7 +186,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
             "unique_samples": diversity["unique_captions"],
             "dangling_endings": diversity["dangling_endings"],
         }
-        for terms in (noted, *learned):
+        for terms in (logged, *learned):
             for name, value in terms.items():
                 self._sampled[name].append(float(value))
         return advantages.flatten()

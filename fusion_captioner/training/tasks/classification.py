@@ -1,6 +1,7 @@
-"""The task `classification`: a label, several labels or a number for images with texts."""
+"""The task `classification`: one label, several labels or a number for each image with its text."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -13,36 +14,54 @@ from fusion_captioner.data.labelled_images import class_weights, load_labelled_i
 from fusion_captioner.metrics.classification import auroc, auroc_interval, classification_scores, multi_label_scores
 from fusion_captioner.metrics.regression import regression_scores
 from fusion_captioner.sequence_classification import FusionCaptionerForSequenceClassification
-from fusion_captioner.training.modality_trainer import (
+from fusion_captioner.training.model_card import CardText
+from fusion_captioner.training.tasks.modalities import (
     IMAGE_AND_TEXT_SETTINGS,
     ONE_SETTING,
+    ModalityTask,
     ModalityTrainer,
 )
-from fusion_captioner.training.tasks.modalities import ModalityTask
+from fusion_captioner.training.training_arguments import BaseTrainingArguments
+
+# Python code of the card that prints a prediction, by `problem_type`.
+PREDICTIONS = {
+    "single_label_classification": "model.config.id2label[int(logits.argmax())]",
+    "multi_label_classification": "[name for number, name in model.config.id2label.items() if logits[number] > 0]",
+    "regression": "float(logits)",
+}
+
+
+@dataclass
+class ClassificationTrainingArguments(BaseTrainingArguments):
+    """[`BaseTrainingArguments`] for classification; the best checkpoint has the best macro-F1, of regression the best
+    correlation."""
+
+    output_dir: str = field(default="runs/classifier", metadata={"help": "Folder of checkpoints and results."})
+    metric_for_best_model: str | None = field(
+        default="macro_f1", metadata={"help": "Score that chooses the best checkpoint; of regression `pearson`."}
+    )
 
 
 class ClassificationTask(ModalityTask[LabelledDataArguments]):
     """
-    What is particular to the task; see [`~fusion_captioner.training.tasks.tasks.HeadTask`].
-
-    Args:
-        data: the section `data`.
-        config: of the checkpoint that training goes on from, or that is evaluated; None: of none.
+    See [`~fusion_captioner.training.tasks.task.Task`].
 
     Raises:
         ValueError: the checkpoint is a classifier of another `problem_type`.
     """
 
-    head = FusionCaptionerForSequenceClassification
+    model_class = FusionCaptionerForSequenceClassification
+    data_arguments = LabelledDataArguments
+    training_arguments = ClassificationTrainingArguments
     trained_to = "classify"
     collator = LabelCollator
 
     def __init__(self, data: LabelledDataArguments, config: FusionCaptionerConfig | None = None) -> None:
-        super().__init__(data)
+        super().__init__(data, config)
         self.problem_type = data.problem_type
         self.names: list[str] = []
         self._known_names: list[str] | None = None
-        if config is not None and self.head.__name__ in (config.architectures or []):
+        if config is not None and self.model_class.__name__ in (config.architectures or []):
             if config.problem_type not in (None, data.problem_type):
                 raise ValueError(
                     f"`data.problem_type` ({data.problem_type!r}) differs from the classifier's, {config.problem_type!r}; "
@@ -50,7 +69,14 @@ class ClassificationTask(ModalityTask[LabelledDataArguments]):
                 )
             self._known_names = [name for _, name in sorted(config.id2label.items())]  # type: ignore[union-attr]
 
-    def load_run(self) -> dict[str, datasets.Dataset]:
+    @classmethod
+    def check(cls, data: LabelledDataArguments, training: ClassificationTrainingArguments) -> None:
+        if data.problem_type == "regression" and training.metric_for_best_model == "macro_f1":
+            # the default, a score that regression does not have
+            training.metric_for_best_model = "pearson"
+        super().check(data, training)
+
+    def load_run(self) -> dict[str, Any]:
         loaded, self.names = load_labelled_images(self.data, self.data.limits, self._known_names)
         return {role: loaded[split] for role, split in self.data.roles.items()}
 
@@ -58,11 +84,8 @@ class ClassificationTask(ModalityTask[LabelledDataArguments]):
         loaded, self.names = load_labelled_images(self.data, {split: limit}, self._known_names)
         return loaded[split]
 
-    def images(self, rows: datasets.Dataset) -> datasets.Dataset:
-        return rows
-
     def texts(self, rows: datasets.Dataset) -> list[str]:
-        # without texts, a tokenizer still has to be there
+        # without texts there must still be a tokenizer
         return rows["text"] if "text" in self.data.modalities else self.names
 
     def config_fields(self, rows: datasets.Dataset) -> dict[str, Any]:
@@ -81,13 +104,37 @@ class ClassificationTask(ModalityTask[LabelledDataArguments]):
     def settings(self) -> Mapping[str, Sequence[str]]:
         return IMAGE_AND_TEXT_SETTINGS if len(set(self.data.modalities)) > 1 else ONE_SETTING
 
+    def card_text(self) -> CardText:
+        prediction = PREDICTIONS[self.problem_type]
+        return CardText(
+            pipeline_tag="image-classification",
+            tags=("text-classification", "multimodal"),
+            metrics={
+                "accuracy": "accuracy",
+                "macro_f1": "f1",
+                "auroc": "roc_auc",
+                "pearson": "pearsonr",
+                "mae": "mae",
+            },
+            auto_class="AutoModelForSequenceClassification",
+            about=f"A classifier of images with texts by cross-modal fusion (labels: {', '.join(self.names)})",
+            usage=f"""\
+text = "the text that belongs to the image"
+inputs = processor(images="photo.jpg", text=text, add_eos=True, truncation=True, return_tensors="pt")
+logits = model(**inputs).logits[0]  # `text` or `images` may be omitted
+print({prediction})""",
+            limits="It repeats the judgements of the people who labelled its training data, and knows only these labels. "
+            "It is no\nmedical device, and not for decisions about people.",
+        )
+
     def score(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Accuracy and macro-F1, and of two labels the AUROC of the second, where both occur; of several labels a row see
-        `multi_label_scores`, of numbers `regression_scores`."""
+        """Accuracy and macro-F1, and for two labels the AUROC of the second, where both occur; for several labels per row
+        see `multi_label_scores`, for regression `regression_scores`."""
         return self._score(scores, labels)[0]
 
     def report(self, trainer: ModalityTrainer, rows: datasets.Dataset) -> dict[str, Any]:
-        """For each setting the scores, those of each label, and the 95 % interval of the AUROC of two, over `group`s."""
+        """For each setting the scores, the scores of each label, and for two labels the 95 % interval of the AUROC over
+        groups."""
         evaluated = trainer.evaluated
         groups = np.asarray(rows["group"])[evaluated.rows]
         single = self.problem_type == "single_label_classification"
@@ -105,7 +152,7 @@ class ClassificationTask(ModalityTask[LabelledDataArguments]):
     def _score(
         self, scores: np.ndarray, labels: np.ndarray
     ) -> tuple[dict[str, float], dict[str, dict[str, float]] | None]:
-        """The scores, and those of each label, of which regression has none."""
+        """The scores, and the scores of each label; None for regression."""
         if self.problem_type == "regression":
             return regression_scores(scores[:, 0], labels), None
         if self.problem_type == "multi_label_classification":

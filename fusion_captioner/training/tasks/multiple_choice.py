@@ -1,41 +1,62 @@
 """The task `multiple_choice`: questions with choices about images, or about clips with subtitles."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
 import numpy as np
 
-from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.data.arguments import ChoiceDataArguments
 from fusion_captioner.data.choice_collating import ChoiceCollator
 from fusion_captioner.data.choice_questions import load_choice_questions
 from fusion_captioner.data.tvqa import load_tvqa
 from fusion_captioner.multiple_choice import FusionCaptionerForMultipleChoice
-from fusion_captioner.training.modality_trainer import ONE_SETTING, QUESTION_SETTINGS, ModalityTrainer
-from fusion_captioner.training.tasks.modalities import ModalityTask
+from fusion_captioner.training.model_card import CardText
+from fusion_captioner.training.tasks.modalities import IMAGE_INPUTS, ONE_SETTING, ModalityTask, ModalityTrainer
+from fusion_captioner.training.training_arguments import BaseTrainingArguments
 
+# Inputs that evaluation hides, as in `modalities.py`.
+QUESTION_SETTINGS: dict[str, Sequence[str]] = {"": (), "question_only": IMAGE_INPUTS}
 LOADERS = {"imagefolder": load_choice_questions, "tvqa": load_tvqa}
 IMAGE_FEATURES = datasets.Features({"image": datasets.Image(decode=False), "image_id": datasets.Value("string")})
 
 
+CARD = CardText(
+    pipeline_tag="visual-question-answering",
+    tags=("multiple-choice", "multimodal"),
+    metrics={"accuracy": "accuracy"},
+    auto_class="AutoModelForMultipleChoice",
+    about="A model that chooses among answers to a question about an image, by cross-modal fusion",
+    usage="""\
+choices = ["a dog", "a cat"]
+inputs = processor(images="photo.jpg", text=["what is it?"], choices=[choices], return_tensors="pt")
+print(choices[int(model(**inputs).logits.argmax())])""",
+    limits="It always chooses, even where no answer is right, and often the most common answer to such a question: compare\n"
+    "the score of the question alone.",
+)
+
+
+@dataclass
+class MultipleChoiceTrainingArguments(BaseTrainingArguments):
+    """[`BaseTrainingArguments`] for multiple choice; the best checkpoint has the best accuracy."""
+
+    output_dir: str = field(default="runs/multiple_choice", metadata={"help": "Folder of checkpoints and results."})
+    metric_for_best_model: str | None = field(
+        default="accuracy", metadata={"help": "Score that chooses the best checkpoint."}
+    )
+
+
 class MultipleChoiceTask(ModalityTask[ChoiceDataArguments]):
-    """
-    What is particular to the task; see [`~fusion_captioner.training.tasks.tasks.HeadTask`].
+    """See [`~fusion_captioner.training.tasks.task.Task`]."""
 
-    Args:
-        data: the section `data`.
-        config: of the checkpoint that training goes on from, or that is evaluated; not looked at.
-    """
-
-    head = FusionCaptionerForMultipleChoice
+    model_class = FusionCaptionerForMultipleChoice
+    data_arguments = ChoiceDataArguments
+    training_arguments = MultipleChoiceTrainingArguments
     trained_to = "choose answers"
     collator = ChoiceCollator
 
-    def __init__(self, data: ChoiceDataArguments, config: FusionCaptionerConfig | None = None) -> None:
-        super().__init__(data)
-
-    def load_run(self) -> dict[str, datasets.Dataset]:
+    def load_run(self) -> dict[str, Any]:
         loaded = LOADERS[self.data.layout](self.data, self.data.limits)
         return {role: loaded[split] for role, split in self.data.roles.items()}
 
@@ -66,18 +87,21 @@ class MultipleChoiceTask(ModalityTask[ChoiceDataArguments]):
     def settings(self) -> Mapping[str, Sequence[str]]:
         return QUESTION_SETTINGS if "image" in self.data.modalities else ONE_SETTING
 
+    def card_text(self) -> CardText:
+        return CARD
+
     def score(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """The share of the questions, of which the answer is known, that are answered rightly."""
+        """The share of right answers, among the questions whose answer is known."""
         known = labels >= 0
         if not known.any():
             raise ValueError(
                 "no question of the split to evaluate has a known answer, as in TVQA's public test split; evaluate on "
-                "another."
+                "another split."
             )
         return {"accuracy": float((scores.argmax(axis=1) == labels)[known].mean())}
 
     def report(self, trainer: ModalityTrainer, rows: datasets.Dataset) -> dict[str, Any]:
-        """For each setting the accuracy, in all and by the question's first word, where that begins ten or more."""
+        """The accuracy of each setting, in all and by the first word of the question, for words of ten or more questions."""
         evaluated = trainer.evaluated
         questions = [rows[int(number)]["question"] for number in evaluated.rows]
         first = np.array([question.lower().split(" ")[0] for question in questions])

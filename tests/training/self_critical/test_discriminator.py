@@ -14,7 +14,7 @@ from fusion_captioner.training.self_critical.discriminator import (
     discriminator_loss,
 )
 from fusion_captioner.training.self_critical.rewards import REWARDS
-from fusion_captioner.training.self_critical.sampled_captions import PeoplesCaptions, SampledCaptions
+from fusion_captioner.training.self_critical.sampled_captions import ReferenceCaptions, SampledCaptions
 
 COLOURS = [WORDS.index(colour) for colour in ("red", "green", "blue")]
 BOS, EOS, A, SQUARE = 1, 2, WORDS.index("a"), WORDS.index("square")
@@ -25,7 +25,7 @@ def reward(folder: Path, **settings) -> DiscriminatorReward:
     return DiscriminatorReward({}, tiny_model(), SelfCriticalArguments(output_dir=str(folder), **settings))
 
 
-def batch(images: int = 6, samples: int = 2) -> tuple[SampledCaptions, PeoplesCaptions]:
+def batch(images: int = 6, samples: int = 2) -> tuple[SampledCaptions, ReferenceCaptions]:
     """Images of a colour; "a red square" by people; of the generated captions every other has its words mixed up."""
     kinds = torch.randint(0, 3, (images,))
     kinds[:2] = torch.tensor([0, 1])
@@ -39,7 +39,7 @@ def batch(images: int = 6, samples: int = 2) -> tuple[SampledCaptions, PeoplesCa
     sampled_ids = [image_id for image_id in ids for _ in range(samples)]
     return (
         SampledCaptions(sampled_ids, texts, [True] * len(texts), generated, torch.ones_like(generated), regions),
-        PeoplesCaptions(ids, people, torch.ones_like(people)),
+        ReferenceCaptions(ids, people, torch.ones_like(people)),
     )
 
 

@@ -9,7 +9,7 @@ from tiny_recipe import MODEL_CONFIG as MODEL
 from transformers import AutoModelForSequenceClassification, AutoProcessor
 
 from fusion_captioner.cli import main
-from fusion_captioner.training.train_captioner import train_from_yaml
+from fusion_captioner.training.train import train_from_yaml
 
 EVERY_30_STEPS = {"eval_strategy": "steps", "eval_steps": 30, "save_strategy": "steps", "save_steps": 30}
 

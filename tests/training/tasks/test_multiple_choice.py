@@ -12,7 +12,7 @@ from fusion_captioner.cli import main
 from fusion_captioner.data.arguments import ChoiceDataArguments
 from fusion_captioner.data.choice_questions import load_choice_questions
 from fusion_captioner.data.tvqa import load_tvqa, read_srt, read_subtitle_lines
-from fusion_captioner.training.train_captioner import train_from_yaml
+from fusion_captioner.training.train import train_from_yaml
 
 CLIP = "met_s01e01_seg01_clip_00"
 QUESTION = {

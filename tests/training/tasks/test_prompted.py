@@ -1,4 +1,4 @@
-"""The task `generation`: one captioner that answers and captions, reports from records, and folds by image."""
+"""The task `prompted`: one captioner that answers and captions, reports from records, and folds by image."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from fusion_captioner.cli import main
 from fusion_captioner.data.arguments import PromptDataArguments
 from fusion_captioner.data.prompted_texts import fold_of_images, load_prompted_texts, render_prompts
-from fusion_captioner.training.train_captioner import train_from_yaml
+from fusion_captioner.training.train import train_from_yaml
 
 TIMES = ["night", "day"]
 QUICK = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
@@ -54,7 +54,7 @@ def assistant(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     recipe = write_head_recipe(
         folder / "recipe.yaml",
         write_rows(folder / "questions"),
-        task="generation",
+        task="prompted",
         model={
             "image_size": 32,
             "config": {
@@ -155,7 +155,7 @@ def test_reports_are_written_from_records(tmp_path: Path) -> None:
     recipe = write_head_recipe(
         tmp_path / "recipe.yaml",
         data,
-        task="generation",
+        task="prompted",
         data={"text_template": ["age {age}.", "view {view}."], "answer_column": "text"},
         training={"max_steps": 1, "metric_for_best_model": "ROUGE-L", **QUICK},
     )
@@ -179,7 +179,7 @@ def test_a_question_alone_is_trained_without_any_image(tmp_path: Path) -> None:
     recipe = write_head_recipe(
         tmp_path / "recipe.yaml",
         data,
-        task="generation",
+        task="prompted",
         data={"modalities": ["text"]},
         training={"max_steps": 1, **QUICK},
     )

@@ -15,7 +15,7 @@ from fusion_captioner.cli import main
 from fusion_captioner.evaluation.retrieval_scores import retrieval_scores
 from fusion_captioner.image_text_retrieval import FusionCaptionerForImageTextRetrieval
 from fusion_captioner.metrics.retrieval import retrieval_recall
-from fusion_captioner.training.train_captioner import train_from_yaml
+from fusion_captioner.training.train import train_from_yaml
 
 
 def test_it_is_trained_scored_saved_and_scored_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`HeadTrainer`: what training is for every head beside transformers' `Trainer`."""
+"""`BaseTrainer`: what the trainers of all tasks add to transformers' `Trainer`."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,27 +12,32 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from fusion_captioner.data.caption_sampling import SetCaptionEpoch
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
-from fusion_captioner.training.callbacks import UnfreezeImageEncoder, WarnOfWarmUp, WeightAverage
-from fusion_captioner.training.head_card import build_head_card
-from fusion_captioner.training.model_card import TrainingRecord
-from fusion_captioner.training.training_arguments import HeadTrainingArguments
+from fusion_captioner.training.callbacks import MovingAverage, UnfreezeImageEncoder, WarnOfWarmUp
+from fusion_captioner.training.model_card import CardText, TrainedModel, TrainingRecord, build_model_card
+from fusion_captioner.training.training_arguments import BaseTrainingArguments
 
 
-class HeadTrainer(Trainer):
+class BaseTrainer(Trainer):
     """
-    `Trainer` for any head; the trainers of the tasks build on it.
+    `Trainer` for a model of any task; the trainers of the tasks inherit from it.
 
-    Beside what `Trainer` does: each loss term of a model that has several is logged on its own (`loss_contrastive`,
-    ...), the image encoder has its own learning rate and may be frozen for a while, an average of the weights can be
-    kept, which is what is evaluated and saved, and no pickle is saved with a model.
+    In addition to `Trainer`: each loss term of a model that has several is logged on its own (`loss_contrastive`,
+    ...), the image encoder has its own learning rate and can be frozen for the first steps, an exponential moving
+    average of the weights can be kept, evaluated and saved, and no pickle is saved with a model.
 
     Args:
-        args (`HeadTrainingArguments`).
+        args (`BaseTrainingArguments`).
         processing_class (`FusionCaptionerProcessor`): is saved with the model.
         The rest as for `Trainer`.
+
+    Attributes:
+        card_text: the part of the model card that the task writes.
+        training_record: the origin of the model, for the card.
+        score_setting, score_signature: how the last evaluation scored, for the card.
     """
 
-    args: HeadTrainingArguments
+    args: BaseTrainingArguments
+    card_text: CardText
     model: FusionCaptionerPreTrainedModel
     processing_class: FusionCaptionerProcessor
 
@@ -41,28 +46,40 @@ class HeadTrainer(Trainer):
         self._loss_terms: dict[str, torch.Tensor] = {}
         self._first_step_of_terms = 0
         self.training_record = TrainingRecord()
+        self.score_setting = ""
+        self.score_signature = ""
         self.add_callback(SetCaptionEpoch())
         self.add_callback(WarnOfWarmUp())
         self.add_callback(UnfreezeImageEncoder(self.args.train_image_encoder_from_step, self.args.fix_batch_norm))
-        self.weight_average = WeightAverage(self.args.ema_decay) if self.args.ema_decay else None
-        if self.weight_average is not None:
-            self.add_callback(self.weight_average)
+        self.moving_average = MovingAverage(self.args.ema_decay) if self.args.ema_decay else None
+        if self.moving_average is not None:
+            self.add_callback(self.moving_average)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
 
-    def averaged_weights(self):
-        """Within it, the model has the averaged weights, where an average is kept."""
-        return self.weight_average.applied_to(self.model) if self.weight_average else nullcontext()
+    def moving_average_weights(self):
+        """A context in which the model has the moving average of its weights, where `ema_decay` is set."""
+        return self.moving_average.applied_to(self.model) if self.moving_average else nullcontext()
 
     def build_card(self, **metadata: Any) -> ModelCard:
-        """The model card of the task; `metadata` as in `build_head_card`."""
-        return build_head_card(self, **metadata)
+        """The model card; `metadata` as in [`~fusion_captioner.training.model_card.build_model_card`]."""
+        folder = Path(str(self.args.output_dir)).resolve().name
+        model = TrainedModel(
+            repository=self.hub_model_id or self.args.hub_model_id or folder,
+            config=self.model.config,
+            state=self.state,
+            is_best=self.args.load_best_model_at_end,
+            record=self.training_record,
+            score_setting=self.score_setting,
+            score_signature=self.score_signature,
+        )
+        return build_model_card(model, self.card_text, **metadata)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """`Trainer`'s optimiser; where the image encoder is trained, its weights are groups of their own."""
+        """`Trainer`'s optimiser; where the image encoder is trained, its weights are separate groups."""
         if self.optimizer is not None or not self.args.trains_image_encoder:
             return super().create_optimizer(model)
-        # weights that are unfrozen later must be known to the optimiser now; without a gradient they are left alone
+        # the optimiser must hold the weights that are unfrozen later; it skips weights without a gradient
         self.model.unfreeze_image_encoder()
         optimizer = super().create_optimizer(model)
         encoder = {id(weight) for name, weight in self.model.named_parameters() if "image_encoder." in name}
@@ -90,8 +107,8 @@ class HeadTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _count_terms(self, terms: dict[str, torch.Tensor], weight: float) -> None:
-        """Take note of loss terms for the next line of the log, as for the loss itself: shares of a step, to be summed
-        over its batches and averaged over processes."""
+        """Add loss terms to the next line of the log, as `Trainer` does with the loss: shares of a step, summed over its
+        batches and averaged over processes."""
         if not self._loss_terms:
             self._first_step_of_terms = self.state.global_step
         for name, term in terms.items():
@@ -109,7 +126,7 @@ class HeadTrainer(Trainer):
         try:
             return super()._determine_best_metric(metrics, trial)
         except KeyError as error:
-            # a run that is misspelt is wrong input, not a fault of the program
+            # a misspelt name is wrong input, and not a fault of the program
             scores = ", ".join(name.removeprefix("eval_") for name in metrics if name.startswith("eval_"))
             raise ValueError(
                 f"`training.metric_for_best_model` ({self.args.metric_for_best_model!r}) is no score of this task; there "
@@ -117,18 +134,18 @@ class HeadTrainer(Trainer):
             ) from error
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # tied weights are saved once, and are no missing ones
+        # tied weights are saved once, and are not missing
         tied = self.model.all_tied_weights_keys
         missing = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        with self.averaged_weights():
+        with self.moving_average_weights():
             super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        # a pickle that nothing reads; folders that are published hold none
+        # a pickle that nothing reads; published folders have none
         Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def create_model_card(
@@ -144,19 +161,19 @@ class HeadTrainer(Trainer):
         dataset_args: str | list[str] | None = None,
     ) -> None:
         """
-        Writes `README.md` into `args.output_dir`: the card of the task, with `training_record` and the scores.
+        Write the model card to `README.md` in `args.output_dir`.
 
         Args:
-            language, license, tags, model_name: of the model.
-            finetuned_from: the model that training went on from.
-            dataset: name of the data in place of `training_record.data`.
+            language, license, tags, model_name: metadata of the model.
+            finetuned_from: the model that training started from.
+            dataset: name of the data instead of `training_record.data`.
             dataset_tags: Hub names of the data, where they differ from `dataset`.
-            tasks, dataset_args: refused; the task and the splits are known.
+            tasks, dataset_args: refused; the task and the splits are known already.
         """
         if tasks is not None or dataset_args is not None:
             raise ValueError(
-                "`tasks` and `dataset_args` are not for this card: the task is the model's, and the splits are those of "
-                "`trainer.training_record`; leave them out."
+                "`tasks` and `dataset_args` cannot be set: the card takes the task from the model and the splits from "
+                "`trainer.training_record`; omit them."
             )
         if self.is_world_process_zero():
             card = self.build_card(
@@ -171,13 +188,13 @@ class HeadTrainer(Trainer):
             card.save(Path(str(self.args.output_dir), "README.md"))
 
     def _save_checkpoint(self, model, trial) -> None:
-        if self.weight_average is not None and self.args.should_save:
+        if self.moving_average is not None and self.args.should_save:
             folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
             folder.mkdir(parents=True, exist_ok=True)
-            self.weight_average.save_training_weights(folder, self.model)
+            self.moving_average.save_training_weights(folder, self.model)
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.weight_average is not None:
-            self.weight_average.resume(resume_from_checkpoint, self.model)
+        if self.moving_average is not None:
+            self.moving_average.resume(resume_from_checkpoint, self.model)

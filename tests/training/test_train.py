@@ -12,9 +12,9 @@ from tiny_recipe import log_history, losses, write_data, write_recipe
 from transformers import TrainerCallback
 
 from fusion_captioner.cli import main
-from fusion_captioner.training import train_captioner
 from fusion_captioner.training.arguments import read_run_arguments
-from fusion_captioner.training.train_captioner import train_from_yaml
+from fusion_captioner.training.tasks import captioning
+from fusion_captioner.training.train import train_from_yaml
 from fusion_captioner.training.trainer import FusionCaptionerTrainer
 
 
@@ -28,7 +28,7 @@ def trainers(monkeypatch: pytest.MonkeyPatch) -> list[FusionCaptionerTrainer]:
             super().__init__(*arguments, **keywords)
             made.append(self)
 
-    monkeypatch.setattr(train_captioner, "FusionCaptionerTrainer", Kept)
+    monkeypatch.setattr(captioning, "FusionCaptionerTrainer", Kept)
     return made
 
 
@@ -73,7 +73,7 @@ def test_the_configuration_of_a_hub_repository_reaches_the_loader(
         asked.update(settings)
         raise InterruptedError
 
-    monkeypatch.setattr(train_captioner, "load_caption_dataset", load)
+    monkeypatch.setattr(captioning, "load_caption_dataset", load)
     recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path)
     with pytest.raises(InterruptedError):
         train_from_yaml(recipe, ["--data.config_name", "full", "--data.revision", "v1"])
@@ -109,7 +109,7 @@ def test_a_stream_is_trained_on_evaluated_and_resumed(tmp_path: Path, trainers: 
             self.add_callback(Stop())
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_captioner, "FusionCaptionerTrainer", Stopping)
+        patch.setattr(captioning, "FusionCaptionerTrainer", Stopping)
         train_from_yaml(broken)
     train_from_yaml(broken, resume=True)
     assert losses(tmp_path / "broken" / "out") == unbroken

@@ -1,0 +1,83 @@
+"""`task.json`, saved beside a model: its task and how its rows were preprocessed, so that `evaluate` does the same."""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from fusion_captioner.checkpoints.loading import load_config
+from fusion_captioner.training.tasks import TASKS
+from fusion_captioner.training.tasks.captioning import CaptioningTask
+
+TASK_FILE = "task.json"
+# Fields of the section `data` that belong to a run, and not to the model that it makes.
+FIELDS_OF_RUNS = (
+    "source",
+    "splits",
+    "images_folder",
+    "caption_source",
+    "config_name",
+    "revision",
+    "streaming",
+    "cache_dir",
+    "skip_bad_images",
+    "augmentations",
+    "feature_cache",
+    "feature_batch_size",
+)
+
+
+def write_task(folder: Path, task: str, data: Any) -> None:
+    """Save the name of a task and its section `data` in the folder of a model."""
+    kept = {name: value for name, value in asdict(data).items() if name not in FIELDS_OF_RUNS}
+    (folder / TASK_FILE).write_text(json.dumps({"task": task, "data": kept}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_task(name: str, revision: str, **changes: Any) -> tuple[str, Any]:
+    """
+    The name of a checkpoint's task, and its section `data` with other values for some fields.
+
+    Raises:
+        OSError: the checkpoint has no such file.
+        ValueError: the file is damaged.
+    """
+    try:
+        path = Path(str(cached_file(name, TASK_FILE, revision=revision)))
+    except OSError as error:
+        raise OSError(
+            f"{name}: has no {TASK_FILE}, which says how its rows are preprocessed; give a checkpoint that "
+            "`fusion-captioner train` saved."
+        ) from error
+    task, data = _read(path)
+    kind = TASKS[task].data_arguments
+    known = {item.name for item in fields(kind)}
+    return task, kind(**{field: value for field, value in data.items() if field in known} | changes)
+
+
+def is_captioner(name: str, revision: str) -> bool:
+    """Whether a checkpoint is scored by its captions: all are, but those that were trained for another task."""
+    try:
+        architectures = load_config(name, revision).architectures or []
+    except OSError:
+        return True  # scoring captions reads the data first, and then reports what is wrong with the model
+    if CaptioningTask.model_class.__name__ not in architectures:
+        return not {task.model_class.__name__ for task in TASKS.values()} & set(architectures)
+    # no error: captioners of other origin do not have the file, and a Hub model may be on disk without it
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path = cached_file(name, TASK_FILE, revision=revision, **missing)
+    return path is None or TASKS[_read(Path(path))[0]] is CaptioningTask
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    """The name of the task and the fields of `data`."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        task, data = document["task"], document["data"]
+        if task in TASKS and isinstance(data, dict):
+            return task, data
+        reason = f"task {task!r}"
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise ValueError(f"{path}: is damaged ({reason}); train or download it again.")

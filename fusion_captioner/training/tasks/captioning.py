@@ -1,0 +1,209 @@
+"""The task `captioning`: captions of images, by cross-entropy or by self-critical training."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
+from fusion_captioner.data.arguments import DataArguments
+from fusion_captioner.data.caption_datasets import load_caption_dataset
+from fusion_captioner.data.caption_folder import FEATURES
+from fusion_captioner.data.caption_sampling import CaptionDataset, StreamedCaptionDataset
+from fusion_captioner.data.collating import CaptionCollator, SelfCriticalCollator
+from fusion_captioner.data.feature_shards import ImageFeatures
+from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
+from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
+from fusion_captioner.training.model_card import TrainingRecord, public_name
+from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
+from fusion_captioner.training.self_critical.trainer import SelfCriticalTrainer
+from fusion_captioner.training.tasks.task import MIRRORED, Task
+from fusion_captioner.training.trainer import FusionCaptionerTrainer, keep_generation_settings
+from fusion_captioner.training.training_arguments import BaseTrainingArguments, FusionCaptionerTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+# Rows of a stream among which the next is drawn. Their images are not decoded: some 100 MB for rows of the Hub.
+SHUFFLED_ROWS = 1000
+
+
+class CaptioningTask(Task[DataArguments]):
+    """See [`~fusion_captioner.training.tasks.task.Task`]. The training rows may be a stream."""
+
+    model_class = FusionCaptionerForConditionalGeneration
+    data_arguments = DataArguments
+    training_arguments = FusionCaptionerTrainingArguments
+    stages = {"cross_entropy": FusionCaptionerTrainingArguments, "self_critical": SelfCriticalArguments}  # noqa: RUF012
+    trained_to = "caption"
+
+    def __init__(self, data: DataArguments, config: FusionCaptionerConfig | None = None) -> None:
+        super().__init__(data, config)
+        self.mirrored = mirrored_roles(data)
+
+    @classmethod
+    def check(cls, data: DataArguments, training: FusionCaptionerTrainingArguments) -> None:
+        check_augmentations(data, training)
+        if data.streaming and training.max_steps <= 0:
+            raise ValueError(
+                f"`training.max_steps` ({training.max_steps}) must be positive with `data.streaming`, since the length of "
+                "a stream is not known; set the number of steps to train."
+            )
+        if data.feature_cache is not None and training.train_image_encoder_from_step == 0:
+            raise ValueError(
+                f"`data.feature_cache` ({data.feature_cache}) holds features of a frozen image encoder, and "
+                "`training.train_image_encoder_from_step` (0) trains it from the start; unset one of them, or set the "
+                "step above 0."
+            )
+
+    def load_run(self) -> dict[str, Any]:
+        return load_splits(self.data)
+
+    def load_split(self, split: str, limit: int | None) -> datasets.Dataset:
+        return load_split(self.data, split, limit)
+
+    def texts(self, rows: datasets.Dataset | datasets.IterableDataset) -> Iterator[str]:
+        if isinstance(rows, datasets.IterableDataset):
+            logger.info(
+                "reading all captions of the stream once, to train the tokenizer; `tokenizer.path` avoids that"
+            )
+        return captions_of(rows)
+
+    def trainer(
+        self,
+        model: FusionCaptionerForConditionalGeneration,
+        processor: FusionCaptionerProcessor,
+        arguments: FusionCaptionerTrainingArguments,
+        splits: Mapping[str, Any],
+        features: Mapping[str, ImageFeatures],
+    ) -> FusionCaptionerTrainer:
+        parts = caption_datasets(self.data, splits, features, arguments.seed)
+        if "train" in parts:
+            keep_generation_settings(model, arguments)
+        self_critical = isinstance(arguments, SelfCriticalArguments)
+        trainer_class = SelfCriticalTrainer if self_critical else FusionCaptionerTrainer
+        collator_class = SelfCriticalCollator if self_critical else CaptionCollator
+        return trainer_class(
+            model=model,
+            args=arguments,
+            data_collator=collator_class(processor, skip_bad_images=self.data.skip_bad_images),
+            train_dataset=parts.get("train"),
+            eval_dataset=parts.get("eval"),
+            processing_class=processor,
+        )
+
+    def report(self, trainer: FusionCaptionerTrainer, rows: datasets.Dataset) -> dict[str, Any]:
+        """The scores of the generated captions, and their signature."""
+        if not trainer.scores:
+            return {"images": len(rows)}
+        return {"images": len(trainer.evaluated_captions), **trainer.scores, "signature": trainer.score_signature}
+
+    def generated(self, trainer: FusionCaptionerTrainer) -> tuple[str, list[dict[str, str]]] | None:
+        captions = trainer.evaluated_captions
+        lines = [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
+        return ("eval_captions.jsonl", lines) if lines else None
+
+    def training_record(self) -> TrainingRecord:
+        return caption_record(super().training_record(), self.data)
+
+
+def caption_record(record: TrainingRecord, data: DataArguments) -> TrainingRecord:
+    """The record of data that has further sources."""
+    return replace(record, data=[public_name(source) for source in (data.source, *data.more_train_sources)])
+
+
+def mirrored_roles(data: DataArguments) -> list[str]:
+    """Roles of the rows whose images are also wanted mirrored."""
+    return ["train"] if "flip" in data.augmentations else []
+
+
+def check_augmentations(data: DataArguments, training: BaseTrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: images are to be augmented, and none is read.
+    """
+    uncached = set(data.augmentations) - {"flip"}
+    if uncached and data.feature_cache is not None and not training.trains_image_encoder:
+        raise ValueError(
+            f"`data.augmentations` ({data.augmentations}) change images, and with `data.feature_cache` and a frozen image "
+            "encoder none is read; remove all but `flip`, or unset the cache."
+        )
+
+
+def load_splits(data: DataArguments) -> dict[str, Any]:
+    """`train` and, if wanted, `eval`: `Dataset`s, or when streaming an `IterableDataset` and a `Dataset` in memory."""
+    loaded = load_caption_dataset(
+        data.source,
+        layout=data.layout,
+        splits=data.splits,
+        images_folder=data.images_folder,
+        image_column=data.image_column,
+        caption_column=data.caption_column,
+        id_column=data.id_column,
+        config_name=data.config_name,
+        revision=data.revision,
+        streaming=data.streaming,
+        cache_dir=data.cache_dir,
+        skip_bad_images=data.skip_bad_images,
+    )
+    splits: dict[str, Any] = {}
+    wanted = {"train": (data.train_split, data.max_train_images), "eval": (data.eval_split, data.max_eval_images)}
+    for role, (name, limit) in wanted.items():
+        if name is None:
+            continue
+        if name not in loaded:
+            raise ValueError(f"`data.{role}_split` ({name!r}) is not in {data.source}; there are {', '.join(loaded)}.")
+        rows = loaded[name] if limit is None else loaded[name].take(limit)
+        if data.streaming and role == "eval":
+            rows = datasets.Dataset.from_list(list(rows), features=FEATURES)
+        if next(iter(rows), None) is None:
+            raise ValueError(
+                f"{data.source}: the split {name!r} has no image; name another split, or raise its limit."
+            )
+        splits[role] = rows
+    if data.more_train_sources:
+        more = [_more_train_rows(source, data) for source in data.more_train_sources]
+        splits["train"] = datasets.concatenate_datasets([splits["train"], *more])
+    return splits
+
+
+def load_split(data: DataArguments, split: str, limit: int | None) -> datasets.Dataset:
+    """The first `limit` rows of a split; None: all."""
+    return load_splits(replace(data, train_split=split, eval_split=None, max_train_images=limit))["train"]
+
+
+def _more_train_rows(source: str, data: DataArguments) -> datasets.Dataset:
+    """The split `train` of a further source; its image ids get the source's name as a prefix, to be unique in the run."""
+    loaded = load_caption_dataset(source, cache_dir=data.cache_dir, skip_bad_images=data.skip_bad_images)
+    if "train" not in loaded:
+        raise ValueError(f"`data.more_train_sources` ({source}) has no split 'train'; there are {', '.join(loaded)}.")
+    name = Path(source).name
+    return loaded["train"].map(
+        lambda row: {"image_id": f"{name}/{row['image_id']}"}, features=FEATURES, desc=f"naming images of {name}"
+    )
+
+
+def captions_of(rows: datasets.Dataset | datasets.IterableDataset) -> Iterator[str]:
+    """All captions of the rows."""
+    for captions in rows["captions"]:
+        yield from captions
+
+
+def caption_datasets(
+    data: DataArguments, splits: Mapping[str, Any], features: Mapping[str, ImageFeatures], seed: int
+) -> dict[str, CaptionDataset | StreamedCaptionDataset]:
+    """The rows of `train` and `eval`, with captions drawn for each epoch, for the data loader."""
+    parts: dict[str, CaptionDataset | StreamedCaptionDataset] = {}
+    if isinstance(train := splits.get("train"), datasets.IterableDataset):
+        shuffled = train.shuffle(seed=seed, buffer_size=SHUFFLED_ROWS)
+        parts["train"] = StreamedCaptionDataset(shuffled, data.captions_per_image, seed, endless=True)
+    elif train is not None:
+        mirrored = features.get(MIRRORED)
+        parts["train"] = CaptionDataset(
+            train, data.captions_per_image, seed, features.get("train"), data.augmentations, mirrored
+        )
+    if "eval" in splits:
+        parts["eval"] = CaptionDataset(splits["eval"], 1, seed, features.get("eval"))
+    return parts
