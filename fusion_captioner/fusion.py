@@ -181,14 +181,12 @@ class AttentionFusion(Fusion):
         key, value = projected
         rows, length, width = text_states.shape
         query = self._split(self.query(text_states), key.shape[0])  # (B, heads, k*L, D/heads)
-        dropout = self.attention_dropout if self.training else 0.0
         weights = None
         if output_attentions:
             scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-            weights = self._by_text(scores.float().softmax(dim=-1).to(query.dtype), rows)
-            # what is returned is what is used, so that it has a gradient
-            context = nn.functional.dropout(self._by_image(weights, key.shape[0]), dropout, self.training) @ value
+            context, weights = self._attend(scores.float().softmax(dim=-1).to(query.dtype), value, rows, True)
         else:
+            dropout = self.attention_dropout if self.training else 0.0
             context = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         context = self.output(context.transpose(1, 2).reshape(rows, length, width))
         return self.joint_norm(text_states + self.dropout(context)), weights, None
@@ -202,6 +200,17 @@ class AttentionFusion(Fusion):
         images, heads, _, regions = weights.shape
         by_text = weights.view(images, heads, rows // images, -1, regions).transpose(1, 2)
         return by_text.reshape(rows, heads, -1, regions)
+
+    def _attend(
+        self, weights: torch.Tensor, value: torch.Tensor, rows: int, output_attentions: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The context `(B, heads, k*L, D/heads)` of weights `(B, heads, k*L, P)`, and the weights by text or `None`."""
+        by_text = None
+        if output_attentions:
+            # what is returned is what is used, so that it has a gradient
+            by_text = self._by_text(weights, rows)
+            weights = self._by_image(by_text, value.shape[0])
+        return nn.functional.dropout(weights, self.attention_dropout, self.training) @ value, by_text
 
     def _by_image(self, weights: torch.Tensor, images: int) -> torch.Tensor:
         """`(B*k, heads, L, P)` → `(B, heads, k*L, P)`"""
@@ -231,9 +240,7 @@ class CoAttentionFusion(AttentionFusion):
         texts = rows // key.shape[0]
         query = self._split(self.query(text_states), key.shape[0])
         affinities = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).float()  # (B, heads, k*L, P)
-        weights = self._by_text(affinities.softmax(dim=-1).to(query.dtype), rows)
-        shown = self._by_image(weights, key.shape[0])
-        context = nn.functional.dropout(shown, self.attention_dropout, self.training) @ value
+        context, weights = self._attend(affinities.softmax(dim=-1).to(query.dtype), value, rows, output_attentions)
 
         seen = self._by_text(affinities, rows).mean(dim=1)  # (B*k, L, P)
         if attention_mask is not None:
@@ -251,7 +258,7 @@ class CoAttentionFusion(AttentionFusion):
         context = context.transpose(1, 2).reshape(rows, length, width)
         joined = self.output(torch.cat((context, reweighted), dim=-1))
         joint = self.joint_norm(text_states + self.dropout(joined))
-        return joint, weights if output_attentions else None, (seen[:, -1],)
+        return joint, weights, (seen[:, -1],)
 
 
 FUSIONS: dict[str, type[Fusion]] = {

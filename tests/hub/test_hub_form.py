@@ -194,7 +194,13 @@ def test_every_head_loads_without_the_package_and_saves_itself_again_whole(loade
     assert set(before) == set(after)
     assert {file for file in before if file.endswith(".py")} == SHIPPED - PROCESSOR_FILES
     assert auto_map(before["config.json"]) == auto_map(after["config.json"])
-    assert set(auto_map(before["config.json"])) == {"AutoConfig", "AutoModel", "AutoModelForImageTextToText", *HEADS}
+    assert set(auto_map(before["config.json"])) == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForImageTextToText",
+        "AutoModelForMultimodalLM",
+        *HEADS,
+    }
 
 
 def test_a_head_starts_from_a_captioner_without_the_package(loaded_from_folders):
