@@ -1,0 +1,35 @@
+"""transformers' common tests of processors and image processors."""
+
+import unittest
+
+from common_tests import load
+from tiny_models import tiny_tokenizer
+
+from fusion_captioner import FusionCaptionerImageProcessor, FusionCaptionerProcessor
+
+ProcessorTesterMixin = load("test_processing_common").ProcessorTesterMixin
+image_tests = load("test_image_processing_common")
+
+
+class ProcessorTest(ProcessorTesterMixin, unittest.TestCase):
+    processor_class = FusionCaptionerProcessor
+
+    @classmethod
+    def _setup_image_processor(cls) -> FusionCaptionerImageProcessor:
+        return FusionCaptionerImageProcessor(size={"height": 32, "width": 32})
+
+    @classmethod
+    def _setup_tokenizer(cls):
+        return tiny_tokenizer()
+
+
+class ImageProcessorTester(image_tests.ImageProcessingTester):
+    def __init__(self, parent: unittest.TestCase) -> None:
+        super().__init__(parent, size={"height": 18, "width": 18}, do_resize=True)
+
+    def _get_image_processing_classes(self) -> dict[str, type]:
+        return {"pil": FusionCaptionerImageProcessor}
+
+
+class ImageProcessorTest(image_tests.ImageProcessingTestMixin, unittest.TestCase):
+    image_processor_tester_class = ImageProcessorTester
