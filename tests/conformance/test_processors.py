@@ -4,6 +4,7 @@ import unittest
 
 from common_tests import load
 from tiny_models import tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from fusion_captioner import FusionCaptionerImageProcessor, FusionCaptionerProcessor
 
@@ -20,7 +21,12 @@ class ProcessorTest(ProcessorTesterMixin, unittest.TestCase):
 
     @classmethod
     def _setup_tokenizer(cls):
-        return tiny_tokenizer()
+        # the tests compare with what the tokenizer alone returns, which here begins with BOS as the processor's rows do
+        tokenizer = tiny_tokenizer()
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+        )
+        return tokenizer
 
 
 class ImageProcessorTester(image_tests.ImageProcessingTester):
