@@ -289,6 +289,11 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         input_ids = self.check_input_ids(input_ids)
         cache = past_key_values
+        if cache is not None and not isinstance(cache, CaptionCache):
+            raise ValueError(
+                f"`past_key_values` ({type(cache).__name__}) must be a CaptionCache, as this model returns it; leave it out "
+                "of the first call."
+            )
         regions = None
         if cache is None:
             regions = self.flatten_frames(self.image_regions(pixel_values, image_hidden_states))
