@@ -10,7 +10,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 DATA ?=
 
-.PHONY: demo check test lint format clean hostile
+.PHONY: demo check test conformance hostile lint format clean
 
 $(BIN)/python:
 	$(or $(FOUND),$(error No Python from 3.11 on with ensurepip among: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3)) -m venv $(VENV)
@@ -43,6 +43,9 @@ test: $(BIN)/.test ## the whole suite
 
 hostile: $(BIN)/.test ## the long form of tests/hostile: mutated images, special files, kills at random moments (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/hostile/long_run.py
+
+conformance: $(BIN)/.test ## transformers' own common tests, from its source distribution, which pip fetches once
+	FUSION_CAPTIONER_CONFORMANCE=1 $(PYTEST) -p no:warnings tests/conformance
 
 lint: $(BIN)/.lint ## ruff (format and check) and mypy
 	$(BIN)/ruff format --check .

@@ -342,7 +342,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
         document = super().to_dict()
         for name in self.sub_configs_defaults:
             if document.get(name) is not None:
-                document[name].pop("_name_or_path", None)
+                document[name]["_name_or_path"] = ""
         return document
 
     def validate_architecture(self) -> None:

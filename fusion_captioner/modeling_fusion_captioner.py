@@ -91,6 +91,10 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
         device = super().device
         return execution_device(self) or device if device.type == "meta" else device
 
+    def _returns_hidden_states(self, output_hidden_states: bool | None) -> bool:
+        """Whether a call returns them: as it says, or else as the config says."""
+        return self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+
     @property
     def _image_encoder(self) -> ImageEncoder:
         return self.base_model.image_encoder  # type: ignore[return-value]
@@ -200,7 +204,11 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
 
     @returns_output
     def get_image_features(
-        self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_hidden_states: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
     ) -> BaseModelOutputWithPooling:
         """
         Image embeddings in the space shared with texts.
@@ -210,14 +218,23 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)`).
 
         Returns:
-            `last_hidden_state`: the regions; `pooler_output (B, E)`: the embedding, of length 1.
+            `last_hidden_state`: the regions; `pooler_output (B, E)`: the embedding, of length 1; with
+            `output_hidden_states=True`, `hidden_states`: the regions alone.
         """
         regions = self.flatten_frames(self.image_regions(pixel_values, image_hidden_states))
-        return BaseModelOutputWithPooling(last_hidden_state=regions, pooler_output=self.embed_image(regions))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=regions,
+            pooler_output=self.embed_image(regions),
+            hidden_states=(regions,) if self._returns_hidden_states(output_hidden_states) else None,
+        )
 
     @returns_output
     def get_text_features(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
     ) -> BaseModelOutputWithPooling:
         """
         Text embeddings in the space shared with images.
@@ -226,11 +243,14 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             input_ids, attention_mask (`torch.LongTensor` of shape `(T, L)`): texts that end in EOS.
 
         Returns:
-            `last_hidden_state (T, L, D)`: the states; `pooler_output (T, E)`: the embedding, of length 1.
+            `last_hidden_state (T, L, D)`: the states; `pooler_output (T, E)`: the embedding, of length 1; with
+            `output_hidden_states=True`, `hidden_states`: word embeddings and states.
         """
-        states, _, _ = self.text_encoder(input_ids, attention_mask)
+        states, words, _ = self.text_encoder(input_ids, attention_mask)
         return BaseModelOutputWithPooling(
-            last_hidden_state=states, pooler_output=self.embed_text(states, attention_mask)
+            last_hidden_state=states,
+            pooler_output=self.embed_text(states, attention_mask),
+            hidden_states=(words, states) if self._returns_hidden_states(output_hidden_states) else None,
         )
 
     @returns_output
@@ -269,6 +289,11 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         input_ids = self.check_input_ids(input_ids)
         cache = past_key_values
+        if cache is not None and not isinstance(cache, CaptionCache):
+            raise ValueError(
+                f"`past_key_values` ({type(cache).__name__}) must be a CaptionCache, as this model returns it; leave it out "
+                "of the first call."
+            )
         regions = None
         if cache is None:
             regions = self.flatten_frames(self.image_regions(pixel_values, image_hidden_states))

@@ -103,8 +103,6 @@ class FusionCaptionerProcessor(ProcessorMixin):
         *,
         choices: list[list[str]] | None = None,
         add_eos: bool = False,
-        videos: None = None,
-        audio: None = None,
         text_kwargs: dict[str, Any] | None = None,
         images_kwargs: dict[str, Any] | None = None,
         common_kwargs: dict[str, Any] | None = None,
@@ -150,9 +148,9 @@ class FusionCaptionerProcessor(ProcessorMixin):
             ValueError: nothing to prepare; numbers of images, prompts and captions that do not fit each other; a text too
                 long; an argument that is unknown or does not fit. And what reading images raises.
         """
-        if videos is not None or audio is not None:
-            given = "videos" if videos is not None else "audio"
-            raise ValueError(f"`{given}` cannot be processed; give the frames of a video as a list within `images`.")
+        for name in ("videos", "audio"):  # transformers passes them, mostly unset
+            if kwargs.pop(name, None) is not None:
+                raise ValueError(f"`{name}` cannot be processed; give the frames of a video as a list within `images`.")
         if images is None and text is None and text_target is None and choices is None:
             raise ValueError("nothing to process; give `images`, `text`, `text_target` or `choices`.")
         if choices is not None and text_target is not None:
