@@ -12,11 +12,11 @@ import yaml
 
 from fusion_captioner.data.arguments import (
     ChoiceDataArguments,
+    DataArguments,
     LabelledDataArguments,
     PromptDataArguments,
     RowDataArguments,
 )
-from fusion_captioner.data.augmentation import AUGMENTATIONS
 from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
 from fusion_captioner.training.training_arguments import (
     ClassificationTrainingArguments,
@@ -61,84 +61,6 @@ class ModelArguments:
             raise ValueError(f"`model.preset` ({self.preset!r}) must be 'plain' or unset.")
         if not isinstance(self.config, dict):
             raise ValueError(f"`model.config` ({self.config!r}) must hold fields, such as {{fusion_type: gated}}.")
-
-
-@dataclass
-class DataArguments:
-    """
-    The data; `source`, `layout` and what follows them up to `cache_dir` are as in `load_caption_dataset`.
-
-    Args:
-        splits: split → the source's split, or several joined by `+`; unset: all under their usual names, with
-            Karpathy's `restval` in `train`. `{train: train, val: val}` leaves `restval` out.
-        config_name, revision: configuration and branch, tag or commit of a Hub repository.
-        more_train_sources: folders, or Hub names, whose split `train` is trained on beside that of `source`.
-        streaming: read the training images as they come, in an order shuffled in part, and keep no copy of them; needs
-            `training.max_steps`. The images of `eval_split` are held in memory, a file's as its path.
-        train_split, eval_split: names of the splits; `eval_split` unset: no evaluation.
-        captions_per_image: captions of an image in one row, drawn anew each epoch, or `"all"`: each a row.
-        augmentations: what is done to training images at random, of `flip`, `crop` and `colour`; see `augmentation.py`.
-        feature_cache: folder of cached grid features of the frozen image encoder; unset: images are read each epoch. Of
-            the augmentations a cache can hold `flip`: the mirrored training images are cached, too. The others begin
-            when the image encoder is unfrozen.
-        feature_batch_size: images at a time while the cache is made.
-        max_train_images, max_eval_images: take the first so many.
-    """
-
-    source: str = ""
-    layout: str = "auto"
-    images_folder: str | None = None
-    image_column: str | None = None
-    caption_column: str | None = None
-    id_column: str | None = None
-    splits: dict[str, str] | None = None
-    config_name: str | None = None
-    revision: str | None = None
-    more_train_sources: list[str] = field(default_factory=list)
-    streaming: bool = False
-    skip_bad_images: bool = False
-    cache_dir: str | None = None
-    train_split: str = "train"
-    eval_split: str | None = "val"
-    captions_per_image: int | str = 1
-    augmentations: list[str] = field(default_factory=list)
-    feature_cache: str | None = None
-    feature_batch_size: int = 8
-    max_train_images: int | None = None
-    max_eval_images: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.feature_batch_size < 1:
-            raise ValueError(f"`data.feature_batch_size` ({self.feature_batch_size}) must be at least 1.")
-        if not self.source:
-            raise ValueError("`data.source` is missing; name the folder, or Hub repository, of the training data.")
-        count = self.captions_per_image
-        if count != "all" and (isinstance(count, str) or count < 1):
-            raise ValueError(f"`data.captions_per_image` ({count!r}) must be a number of at least 1, or 'all'.")
-        if self.splits is not None and not isinstance(self.splits, dict):
-            raise ValueError(
-                f"`data.splits` ({self.splits!r}) must say what each split is made of, such as {{train: train+restval}}."
-            )
-        if not isinstance(self.augmentations, list) or set(self.augmentations) - set(AUGMENTATIONS):
-            raise ValueError(
-                f"`data.augmentations` ({self.augmentations!r}) must be a list of some of {', '.join(AUGMENTATIONS)}."
-            )
-        if not isinstance(self.more_train_sources, list):
-            raise ValueError(f"`data.more_train_sources` ({self.more_train_sources!r}) must be a list of folders.")
-        if self.streaming and self.more_train_sources:
-            raise ValueError(
-                f"`data.more_train_sources` ({self.more_train_sources}) are not for streams; unset them, or "
-                "`data.streaming`."
-            )
-        if self.streaming and self.augmentations:
-            raise ValueError(
-                f"`data.augmentations` ({self.augmentations}) are not for streams; unset them, or `data.streaming`."
-            )
-        if self.streaming and self.feature_cache is not None:
-            raise ValueError(
-                f"`data.feature_cache` ({self.feature_cache}) holds features of all images, and `data.streaming` "
-                "(True) keeps none; unset one of them."
-            )
 
 
 @dataclass

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 
 from fusion_captioner.checkpoints.loading import Head, load_head, load_processor
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
+from fusion_captioner.data.arguments import DataArguments
 from fusion_captioner.data.caption_datasets import load_caption_dataset
 from fusion_captioner.data.caption_folder import FEATURES
 from fusion_captioner.data.caption_sampling import CaptionDataset, StreamedCaptionDataset
@@ -25,7 +26,6 @@ from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditi
 from fusion_captioner.process_setup import print_log
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.arguments import (
-    DataArguments,
     HeadRunArguments,
     ModelArguments,
     RunArguments,

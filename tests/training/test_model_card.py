@@ -4,7 +4,8 @@ import pytest
 from transformers import TrainerState
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
-from fusion_captioner.training.arguments import DataArguments, ModelArguments, RunArguments, TokenizerArguments
+from fusion_captioner.data.arguments import DataArguments
+from fusion_captioner.training.arguments import ModelArguments, RunArguments, TokenizerArguments
 from fusion_captioner.training.model_card import TrainingRecord, build_model_card, final_scores
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 

@@ -7,11 +7,11 @@ from typing import Any
 import datasets
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
+from fusion_captioner.data.arguments import DataArguments
 from fusion_captioner.data.caption_sampling import CaptionDataset
 from fusion_captioner.data.feature_shards import ImageFeatures
 from fusion_captioner.image_text_retrieval import FusionCaptionerForImageTextRetrieval
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
-from fusion_captioner.training.arguments import DataArguments
 from fusion_captioner.training.retrieval_trainer import RetrievalCollator, RetrievalTrainer
 from fusion_captioner.training.train_captioner import captions_of, load_splits
 from fusion_captioner.training.training_arguments import RetrievalTrainingArguments
