@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 
 from fusion_captioner.checkpoints.loading import Head, load_head, load_processor
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
-from fusion_captioner.data.arguments import DataArguments
-from fusion_captioner.data.caption_datasets import load_caption_dataset
-from fusion_captioner.data.caption_folder import FEATURES
+from fusion_captioner.data.caption_datasets import captions_of, load_splits
 from fusion_captioner.data.caption_sampling import CaptionDataset, StreamedCaptionDataset
 from fusion_captioner.data.collating import CaptionCollator, SelfCriticalCollator
 from fusion_captioner.data.feature_cache import cached_features
@@ -78,6 +76,8 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
     splits = load_splits(run.data)
     if run.training.eval_strategy != "no" and "eval" not in splits:
         raise ValueError("`data.eval_split` is unset and `training.eval_strategy` is not 'no'; set one of them.")
+    if run.data.streaming and run.tokenizer.path is None:
+        logger.info("reading the captions of the stream once, to train the tokenizer; `tokenizer.path` spares that")
     processor = build_processor(run, captions_of(splits["train"]))
     model = build_model(run.model, processor)
     keep_generation_settings(model, run.training)
@@ -148,60 +148,6 @@ def train_captioner(run: RunArguments, command: str, resume: bool = False) -> di
             )
             (output / "eval_captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return metrics
-
-
-def load_splits(data: DataArguments) -> dict[str, Any]:
-    """`train` and, if wanted, `eval`: `Dataset`s, or when streaming an `IterableDataset` and a `Dataset` in memory."""
-    loaded = load_caption_dataset(
-        data.source,
-        layout=data.layout,
-        splits=data.splits,
-        images_folder=data.images_folder,
-        image_column=data.image_column,
-        caption_column=data.caption_column,
-        id_column=data.id_column,
-        config_name=data.config_name,
-        revision=data.revision,
-        streaming=data.streaming,
-        cache_dir=data.cache_dir,
-        skip_bad_images=data.skip_bad_images,
-    )
-    splits: dict[str, Any] = {}
-    wanted = {"train": (data.train_split, data.max_train_images), "eval": (data.eval_split, data.max_eval_images)}
-    for role, (name, limit) in wanted.items():
-        if name is None:
-            continue
-        if name not in loaded:
-            raise ValueError(f"`data.{role}_split` ({name!r}) is not in {data.source}; there are {', '.join(loaded)}.")
-        rows = loaded[name] if limit is None else loaded[name].take(limit)
-        if data.streaming and role == "eval":
-            rows = datasets.Dataset.from_list(list(rows), features=FEATURES)
-        if next(iter(rows), None) is None:
-            raise ValueError(f"{data.source}: the split {name!r} holds no image; give data, or a larger limit.")
-        splits[role] = rows
-    if data.more_train_sources:
-        more = [_more_train_rows(source, data) for source in data.more_train_sources]
-        splits["train"] = datasets.concatenate_datasets([splits["train"], *more])
-    return splits
-
-
-def _more_train_rows(source: str, data: DataArguments) -> datasets.Dataset:
-    """The split `train` of a further source; its image ids begin with the source's name, to be unique in the run."""
-    loaded = load_caption_dataset(source, cache_dir=data.cache_dir, skip_bad_images=data.skip_bad_images)
-    if "train" not in loaded:
-        raise ValueError(f"`data.more_train_sources` ({source}) has no split 'train'; there are {', '.join(loaded)}.")
-    name = Path(source).name
-    return loaded["train"].map(
-        lambda row: {"image_id": f"{name}/{row['image_id']}"}, features=FEATURES, desc=f"naming images of {name}"
-    )
-
-
-def captions_of(rows: datasets.Dataset | datasets.IterableDataset) -> Iterator[str]:
-    """All captions of the images."""
-    if isinstance(rows, datasets.IterableDataset):
-        logger.info("reading the captions of the stream once, to train the tokenizer; `tokenizer.path` spares that")
-    for captions in rows["captions"]:
-        yield from captions
 
 
 def build_processor(

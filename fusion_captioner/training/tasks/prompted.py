@@ -7,6 +7,7 @@ import datasets
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.data.arguments import MODALITIES, PromptDataArguments
+from fusion_captioner.data.caption_datasets import captions_of
 from fusion_captioner.data.caption_sampling import CaptionDataset
 from fusion_captioner.data.feature_shards import ImageFeatures
 from fusion_captioner.data.prompted_texts import CAPTION, load_captions, load_prompted_texts, render_prompts
@@ -18,7 +19,7 @@ from fusion_captioner.training.generation_trainer import (
     GenerationTrainer,
     PromptCollator,
 )
-from fusion_captioner.training.train_captioner import captions_of, keep_generation_settings
+from fusion_captioner.training.train_captioner import keep_generation_settings
 from fusion_captioner.training.training_arguments import GenerationTrainingArguments
 
 

@@ -1,19 +1,18 @@
 """The task `retrieval`: images by their captions, and captions by their images."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import datasets
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.data.arguments import DataArguments
+from fusion_captioner.data.caption_datasets import captions_of, load_split, load_splits
 from fusion_captioner.data.caption_sampling import CaptionDataset
 from fusion_captioner.data.feature_shards import ImageFeatures
 from fusion_captioner.image_text_retrieval import FusionCaptionerForImageTextRetrieval
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.retrieval_trainer import RetrievalCollator, RetrievalTrainer
-from fusion_captioner.training.train_captioner import captions_of, load_splits
 from fusion_captioner.training.training_arguments import RetrievalTrainingArguments
 
 # Among the features of the splits, those of the mirrored training images.
@@ -41,7 +40,7 @@ class RetrievalTask:
         return load_splits(self.data)
 
     def load_split(self, split: str, limit: int | None) -> datasets.Dataset:
-        return load_splits(replace(self.data, train_split=split, eval_split=None, max_train_images=limit))["train"]
+        return load_split(self.data, split, limit)
 
     def images(self, rows: datasets.Dataset) -> datasets.Dataset:
         return rows
