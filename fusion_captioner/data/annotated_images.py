@@ -19,7 +19,7 @@ FIX = (
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedImage:
-    """One image and its captions; `path` is absolute, and the file is not opened by whoever makes this."""
+    """One image and its captions; `path` is absolute, and the file is not opened to make this."""
 
     image_id: str
     path: str
@@ -95,7 +95,7 @@ def clean_captions(captions: Iterable[Any], split: str, image_id: str, file: str
 
 
 def merge_repeated(images: Iterable[AnnotatedImage], split: str, bad: BadExamples) -> list[AnnotatedImage]:
-    """One entry an `image_id`, in order of first appearance, with the captions of its repetitions joined.
+    """One entry per `image_id`, in order of first appearance, with the captions of its repetitions joined.
 
     An id that names two different files cannot be merged: the later file is reported to `bad`.
     """
@@ -110,35 +110,6 @@ def merge_repeated(images: Iterable[AnnotatedImage], split: str, bad: BadExample
         else:
             merged[image.image_id] = AnnotatedImage(image.image_id, first.path, first.captions + image.captions)
     return list(merged.values())
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no JSON in UTF-8; the message names file, line and column.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such annotation file.") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: malformed JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
-            "download or write the file again."
-        ) from None
-    except RecursionError:
-        raise ValueError(f"{path}: JSON nested too deep; download or write the file again.") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8.") from None
-
-
-def required_list(document: Any, key: str, path: Path) -> list[Any]:
-    """`document[key]`, which has to be a list; a ValueError that names the file otherwise."""
-    if not isinstance(document, dict) or not isinstance(document.get(key), list):
-        raise ValueError(f"{path}: expected a JSON object with a list \"{key}\", as in COCO's or Karpathy's files.")
-    return document[key]
 
 
 def write_skipped(skipped: list[SkippedExample], path: Path) -> None:

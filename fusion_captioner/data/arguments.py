@@ -4,20 +4,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fusion_captioner.data.augmentation import AUGMENTATIONS
+from fusion_captioner.data.caption_source import CaptionSource
 
 MODALITIES = ("image", "text")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
 @dataclass
-class DataArguments:
+class DataArguments(CaptionSource):
     """
-    The data; `source`, `layout` and what follows them up to `cache_dir` are as in `load_caption_dataset`.
+    Images with captions: a [`CaptionSource`], and what of it is trained on, and how.
 
     Args:
-        splits: split → the source's split, or several joined by `+`; unset: all under their usual names, with
-            Karpathy's `restval` in `train`. `{train: train, val: val}` leaves `restval` out.
-        config_name, revision: configuration and branch, tag or commit of a Hub repository.
         more_train_sources: folders, or Hub names, whose split `train` is trained on beside that of `source`.
         streaming: read the training images as they come, in an order shuffled in part, and keep no copy of them; needs
             `training.max_steps`. The images of `eval_split` are held in memory, a file's as its path.
@@ -32,18 +30,7 @@ class DataArguments:
     """
 
     source: str = ""
-    layout: str = "auto"
-    images_folder: str | None = None
-    image_column: str | None = None
-    caption_column: str | None = None
-    id_column: str | None = None
-    splits: dict[str, str] | None = field(default=None, metadata={"example": "{train: train+restval}"})
-    config_name: str | None = None
-    revision: str | None = None
     more_train_sources: list[str] = field(default_factory=list)
-    streaming: bool = False
-    skip_bad_images: bool = False
-    cache_dir: str | None = None
     train_split: str = "train"
     eval_split: str | None = "val"
     captions_per_image: int | str = 1

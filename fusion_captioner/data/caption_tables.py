@@ -13,18 +13,19 @@ import pyarrow as pa
 
 from fusion_captioner.data.annotated_images import BadExamples, SkippedExample, clean_captions, log_skipped
 from fusion_captioner.data.caption_folder import FEATURES
-from fusion_captioner.data.columns import (
+from fusion_captioner.data.caption_source import CaptionSource
+from fusion_captioner.data.image_files import MISSING_IMAGE, ImageFolder, image_path_problem, image_problem
+from fusion_captioner.data.names import (
     CAPTION_COLUMNS,
     ID_COLUMNS,
     IMAGE_COLUMNS,
     as_captions,
     choose_column,
+    choose_splits,
     value_at,
 )
-from fusion_captioner.data.image_files import MISSING_IMAGE, ImageFolder, image_path_problem, image_problem
-from fusion_captioner.data.split_names import choose_splits
 
-# What one row of the source comes to: the columns of the result, and what was left out of it.
+# One row of the source after its check: the columns of the result, and what was left out of it.
 TEXT_FEATURES = datasets.Features({name: FEATURES[name] for name in ("captions", "image_id")})
 PROBLEM = {"file": datasets.Value("string"), "reason": datasets.Value("string"), "is_bad_file": datasets.Value("bool")}
 CHECKED_TEXT_FEATURES = datasets.Features(TEXT_FEATURES | {"problems": datasets.List(PROBLEM)})
@@ -40,20 +41,7 @@ class Columns(NamedTuple):
 
 
 def load_caption_tables(
-    source: str,
-    layout: str,
-    *,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    id_column: str | None = None,
-    images_folder: Path | None = None,
-    splits: Mapping[str, str] | None = None,
-    config_name: str | None = None,
-    revision: str | None = None,
-    streaming: bool = False,
-    cache_dir: str | None = None,
-    skip_bad_images: bool = False,
-    allow_urls: bool = False,
+    source: CaptionSource,
 ) -> tuple[datasets.DatasetDict | datasets.IterableDatasetDict, list[SkippedExample]]:
     """Load tables with `datasets.load_dataset` and bring them to the columns `image`, `captions`, `image_id`.
 
@@ -61,20 +49,7 @@ def load_caption_tables(
     images are not copied. The check of every row is kept by `datasets`, as any `map`.
 
     Args:
-        source: name of a repository, or path of a folder or file.
-        layout: `"hub"`, `"parquet"` or `"webdataset"`.
-        image_column: images, undecoded; by default the only column of images, or a column of a usual name. A column
-            of text names files in `images_folder`.
-        caption_column: a text or a list of them; a dotted path for one inside a column (`json.caption`).
-        id_column: id of the image; by default `image_id` or `__key__`, else a digest of the image.
-        images_folder: the folder that a column of file names refers to.
-        splits: see [`~fusion_captioner.data.split_names.choose_splits`].
-        config_name: configuration of the repository, where it has several.
-        revision: revision of the repository.
-        streaming: read no more than is iterated over.
-        cache_dir: where `datasets` keeps its files.
-        skip_bad_images: leave bad rows out instead of raising.
-        allow_urls: whether rows may name images by URLs of public servers.
+        source: with absolute paths, and the layout `"hub"`, `"parquet"` or `"webdataset"`.
 
     Returns:
         The splits, and what was left out of them (with `streaming`, that is logged only).
@@ -82,48 +57,49 @@ def load_caption_tables(
     Raises:
         FileNotFoundError, ValueError: one line with the source and the fix.
     """
-    tables = _load(source, layout, config_name, revision, streaming, cache_dir)
-    chosen = choose_splits(list(tables), splits)
+    tables = _load(source)
+    images_path = source.images_path
+    chosen = choose_splits(list(tables), source.splits)
     result: dict[str, Any] = {}
     skipped: list[SkippedExample] = []
     for split, names in chosen.items():
         table = datasets.concatenate_datasets([tables[name] for name in names])
         features = table.features or dict.fromkeys(next(iter(table), {}))  # some streams know no types, only values
         try:
-            columns = _choose_columns(features, image_column, caption_column, id_column)
+            columns = _choose_columns(features, source)
         except ValueError as error:
-            raise ValueError(f"{source}: {error}") from None
+            raise ValueError(f"{source.source}: {error}") from None
         names_files = features[columns.image] == datasets.Value("string")
-        if names_files and images_folder is None:
+        if names_files and images_path is None:
             raise ValueError(
-                f"{source}: column {columns.image!r} holds text; give `images_folder`, the folder of the files that "
+                f"{source.source}: column {columns.image!r} holds text; give `images_folder`, the folder of the files that "
                 "it names, or `image_column`, a column of images."
             )
         if not _may_be_images(features[columns.image]):
             raise ValueError(
-                f"{source}: column {columns.image!r} holds {features[columns.image]}, no images; give `image_column`."
+                f"{source.source}: column {columns.image!r} holds {features[columns.image]}, no images; give `image_column`."
             )
         if features[columns.image] is not None and not names_files:
             table = table.cast_column(columns.image, datasets.Image(decode=False))
-        folder = str(_folder_of(source, layout) if images_folder is None else images_folder)
+        folder = str(images_path or _folder_of(source.source, source.layout))
         check = partial(
             check_row,
             columns=columns,
             folder=folder,
-            allow_urls=allow_urls,
+            allow_urls=source.allow_urls,
             split=split,
-            source=source,
-            skip=skip_bad_images,
+            source=source.source,
+            skip=source.skip_bad_images,
         )
-        if streaming:
+        if source.streaming:
             rows = table.map(check, remove_columns=list(features), features=CHECKED_FEATURES)
             result[split] = rows.filter(_has_captions).remove_columns("problems")
         else:
             names_files = names_files or _lacks_bytes(table, columns.image)
-            result[split], bad = _join_rows(table, check, columns.image, names_files, split, source)
+            result[split], bad = _join_rows(table, check, columns.image, names_files, split, source.source)
             skipped += bad
-    log_skipped(skipped, source)
-    return (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(result), skipped
+    log_skipped(skipped, source.source)
+    return (datasets.IterableDatasetDict if source.streaming else datasets.DatasetDict)(result), skipped
 
 
 def _lacks_bytes(table: datasets.Dataset, column: str) -> bool:
@@ -140,16 +116,15 @@ def _folder_of(source: str, layout: str) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _load(
-    source: str, layout: str, config_name: str | None, revision: str | None, streaming: bool, cache_dir: str | None
-) -> dict[str, Any]:
-    options: dict[str, Any] = {"streaming": streaming, "cache_dir": cache_dir}
+def _load(source: CaptionSource) -> dict[str, Any]:
+    name, layout = source.source, source.layout
+    options: dict[str, Any] = {"streaming": source.streaming, "cache_dir": source.cache_dir}
     if layout == "hub":
-        options |= {"path": source, "name": config_name, "revision": revision}
-    elif os.path.isfile(source):
-        options |= {"path": layout, "data_files": {"train": source}}
+        options |= {"path": name, "name": source.config_name, "revision": source.revision}
+    elif os.path.isfile(name):
+        options |= {"path": layout, "data_files": {"train": name}}
     else:
-        options |= {"path": layout, "data_dir": source}
+        options |= {"path": layout, "data_dir": name}
     try:
         return datasets.load_dataset(**options)
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, ImportError) as error:
@@ -158,25 +133,23 @@ def _load(
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         if layout == "hub":
             raise kind(
-                f"{source}: is no folder here, and `datasets` cannot load it from the Hub ({reason}); check the name."
+                f"{name}: is no folder here, and `datasets` cannot load it from the Hub ({reason}); check the name."
             ) from error
-        raise kind(f"{source}: `datasets` cannot load it as {layout!r}: {reason}") from error
+        raise kind(f"{name}: `datasets` cannot load it as {layout!r}: {reason}") from error
 
 
-def _choose_columns(
-    features: Mapping[str, Any], image: str | None, caption: str | None, identity: str | None
-) -> Columns:
+def _choose_columns(features: Mapping[str, Any], source: CaptionSource) -> Columns:
     names = list(features)
     of_images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    if identity is None:
-        identity = next((name for name in ID_COLUMNS if name in names), None)
-    else:
-        identity = choose_column(identity, (), names, "id_column")
     usual_images = of_images if len(of_images) == 1 else IMAGE_COLUMNS
+    if source.id_column is None:
+        image_id = next((name for name in ID_COLUMNS if name in names), None)
+    else:
+        image_id = choose_column(source.id_column, (), names, "id_column")
     return Columns(
-        image=choose_column(image, usual_images, names, "image_column"),
-        captions=choose_column(caption, CAPTION_COLUMNS, names, "caption_column"),
-        image_id=identity,
+        image=choose_column(source.image_column, usual_images, names, "image_column"),
+        captions=choose_column(source.caption_column, CAPTION_COLUMNS, names, "caption_column"),
+        image_id=image_id,
     )
 
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from fusion_captioner.data.annotated_images import BadExamples, SkippedExample
 from fusion_captioner.data.image_files import MISSING_IMAGE, ImageFolder, image_problems
-from fusion_captioner.data.imagefolder_layout import METADATA, annotation_files, metadata_rows
-from fusion_captioner.data.split_names import choose_splits
+from fusion_captioner.data.layouts import METADATA, imagefolder_splits
+from fusion_captioner.data.names import choose_splits
+from fusion_captioner.data.row_files import json_lines
 
 
 class FolderRow(NamedTuple):
@@ -57,7 +58,7 @@ def read_folder_rows(
     Args:
         source: a folder with `<split>/metadata.jsonl` beside the images.
         wanted: names of the splits to read.
-        splits: see [`~fusion_captioner.data.split_names.choose_splits`].
+        splits: see [`~fusion_captioner.data.names.choose_splits`].
         skip_bad_images: leave rows out whose image cannot be read, with a warning, instead of raising.
 
     Raises:
@@ -67,7 +68,7 @@ def read_folder_rows(
     root = Path(source).expanduser().absolute()
     if not root.is_dir():
         raise FileNotFoundError(f"{source}: no such folder; give one with <split>/{METADATA} beside its images.")
-    files = annotation_files(root)
+    files = imagefolder_splits(root)
     if not files:
         raise FileNotFoundError(f"{source}: holds no {METADATA}, neither itself nor in a sub-folder.")
     chosen = choose_splits(list(files), splits)
@@ -96,7 +97,7 @@ def read_folder_rows(
 def _rows_of(root: Path, path: Path, split: str, bad: BadExamples) -> list[FolderRow]:
     folder = ImageFolder(path.parent)
     rows = []
-    for line, fields in metadata_rows(path):
+    for line, fields in json_lines(path):
         where = f"{path}, line {line}"
         if "file_name" not in fields:
             raise ValueError(f'{where}: no "file_name"; every line of an imagefolder names its image.')

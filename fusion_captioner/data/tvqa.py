@@ -19,8 +19,8 @@ import numpy as np
 
 from fusion_captioner.data.arguments import ChoiceDataArguments
 from fusion_captioner.data.choice_questions import TEXT_FEATURES, UNKNOWN, check_choices
-from fusion_captioner.data.imagefolder_layout import metadata_rows
-from fusion_captioner.data.split_names import choose_splits
+from fusion_captioner.data.names import choose_splits
+from fusion_captioner.data.row_files import json_lines
 
 FEATURES = datasets.Features(
     {
@@ -69,7 +69,7 @@ def load_tvqa(data: ChoiceDataArguments, splits: Mapping[str, int | None]) -> di
     for split, limit in splits.items():
         if split not in chosen:
             raise ValueError(f"{data.source}: there is no split {split!r}; there are {', '.join(chosen)}.")
-        lines = [(path, *line) for path in map(files.get, chosen[split]) for line in metadata_rows(Path(str(path)))]
+        lines = [(path, *line) for path in map(files.get, chosen[split]) for line in json_lines(Path(str(path)))]
         entries = [clips.entry(fields, f"{path}, line {number}") for path, number, fields in lines[:limit]]
         result[split] = datasets.Dataset.from_list(entries, features=FEATURES)
     return result
@@ -211,7 +211,7 @@ def read_subtitle_lines(path: Path) -> dict[str, list[Subtitle]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such folder or file of subtitles; correct `data.subtitles`.")
     result = {}
-    for number, fields in metadata_rows(path):
+    for number, fields in json_lines(path):
         try:
             result[fields["vid_name"]] = [
                 Subtitle(float(said["start"]), float(said["end"]), str(said["text"])) for said in fields["sub"]

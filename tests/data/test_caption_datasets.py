@@ -12,6 +12,7 @@ from PIL import Image
 
 from fusion_captioner.data.annotated_images import SkippedExample
 from fusion_captioner.data.caption_datasets import detect_layout, load_caption_dataset
+from fusion_captioner.data.caption_source import CaptionSource
 
 OPENED: list[str] | None = None
 
@@ -353,9 +354,9 @@ def test_arguments_that_do_not_fit_are_refused(coco: Path):
 
 def test_what_is_no_path_is_a_hub_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert detect_layout(Path("someone/captions"), "someone/captions") == "hub"
+    assert detect_layout(CaptionSource("someone/captions")) == "hub"
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
-        detect_layout(Path("./someone/captions"), "./someone/captions")
+        detect_layout(CaptionSource("./someone/captions"))
 
 
 @pytest.mark.real_data

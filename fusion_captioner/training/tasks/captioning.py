@@ -3,15 +3,13 @@
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import datasets
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.data.arguments import DataArguments
-from fusion_captioner.data.caption_datasets import load_caption_dataset
-from fusion_captioner.data.caption_folder import FEATURES
+from fusion_captioner.data.caption_datasets import captions_of, load_split, load_splits
 from fusion_captioner.data.caption_sampling import CaptionDataset, StreamedCaptionDataset
 from fusion_captioner.data.collating import CaptionCollator, SelfCriticalCollator
 from fusion_captioner.data.feature_shards import ImageFeatures
@@ -130,65 +128,6 @@ def check_augmentations(data: DataArguments, training: BaseTrainingArguments) ->
             f"`data.augmentations` ({data.augmentations}) change images, and with `data.feature_cache` and a frozen image "
             "encoder none is read; remove all but `flip`, or unset the cache."
         )
-
-
-def load_splits(data: DataArguments) -> dict[str, Any]:
-    """`train` and, if wanted, `eval`: `Dataset`s, or when streaming an `IterableDataset` and a `Dataset` in memory."""
-    loaded = load_caption_dataset(
-        data.source,
-        layout=data.layout,
-        splits=data.splits,
-        images_folder=data.images_folder,
-        image_column=data.image_column,
-        caption_column=data.caption_column,
-        id_column=data.id_column,
-        config_name=data.config_name,
-        revision=data.revision,
-        streaming=data.streaming,
-        cache_dir=data.cache_dir,
-        skip_bad_images=data.skip_bad_images,
-    )
-    splits: dict[str, Any] = {}
-    wanted = {"train": (data.train_split, data.max_train_images), "eval": (data.eval_split, data.max_eval_images)}
-    for role, (name, limit) in wanted.items():
-        if name is None:
-            continue
-        if name not in loaded:
-            raise ValueError(f"`data.{role}_split` ({name!r}) is not in {data.source}; there are {', '.join(loaded)}.")
-        rows = loaded[name] if limit is None else loaded[name].take(limit)
-        if data.streaming and role == "eval":
-            rows = datasets.Dataset.from_list(list(rows), features=FEATURES)
-        if next(iter(rows), None) is None:
-            raise ValueError(
-                f"{data.source}: the split {name!r} has no image; name another split, or raise its limit."
-            )
-        splits[role] = rows
-    if data.more_train_sources:
-        more = [_more_train_rows(source, data) for source in data.more_train_sources]
-        splits["train"] = datasets.concatenate_datasets([splits["train"], *more])
-    return splits
-
-
-def load_split(data: DataArguments, split: str, limit: int | None) -> datasets.Dataset:
-    """The first `limit` rows of a split; None: all."""
-    return load_splits(replace(data, train_split=split, eval_split=None, max_train_images=limit))["train"]
-
-
-def _more_train_rows(source: str, data: DataArguments) -> datasets.Dataset:
-    """The split `train` of a further source; its image ids get the source's name as a prefix, to be unique in the run."""
-    loaded = load_caption_dataset(source, cache_dir=data.cache_dir, skip_bad_images=data.skip_bad_images)
-    if "train" not in loaded:
-        raise ValueError(f"`data.more_train_sources` ({source}) has no split 'train'; there are {', '.join(loaded)}.")
-    name = Path(source).name
-    return loaded["train"].map(
-        lambda row: {"image_id": f"{name}/{row['image_id']}"}, features=FEATURES, desc=f"naming images of {name}"
-    )
-
-
-def captions_of(rows: datasets.Dataset | datasets.IterableDataset) -> Iterator[str]:
-    """All captions of the rows."""
-    for captions in rows["captions"]:
-        yield from captions
 
 
 def caption_datasets(

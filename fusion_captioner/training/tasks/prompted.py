@@ -9,6 +9,7 @@ import torch
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.data.arguments import MODALITIES, PromptDataArguments
+from fusion_captioner.data.caption_datasets import captions_of
 from fusion_captioner.data.caption_sampling import CaptionDataset
 from fusion_captioner.data.collating import CaptionCollator
 from fusion_captioner.data.feature_shards import ImageFeatures
@@ -19,7 +20,6 @@ from fusion_captioner.metrics.caption_scores import score_captions
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.model_card import GENERATES_TEXT, CardText, TrainingRecord, public_name
-from fusion_captioner.training.tasks.captioning import captions_of
 from fusion_captioner.training.tasks.task import Task
 from fusion_captioner.training.trainer import FusionCaptionerTrainer, keep_generation_settings
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments

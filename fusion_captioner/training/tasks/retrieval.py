@@ -10,6 +10,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.data.arguments import DataArguments
+from fusion_captioner.data.caption_datasets import captions_of, load_split, load_splits
 from fusion_captioner.data.caption_sampling import CaptionDataset
 from fusion_captioner.data.collating import ImageCollator
 from fusion_captioner.data.feature_shards import ImageFeatures
@@ -21,10 +22,7 @@ from fusion_captioner.training.model_card import CardText, TrainingRecord
 from fusion_captioner.training.tasks.captioning import (
     caption_datasets,
     caption_record,
-    captions_of,
     check_augmentations,
-    load_split,
-    load_splits,
     mirrored_roles,
 )
 from fusion_captioner.training.tasks.task import Task

@@ -1,18 +1,71 @@
-"""Names of splits: `train`, `val` and `test` whatever the source calls them, or the user's own choice."""
+"""Columns and splits by name: the usual names, or the user's own choice; values inside nested columns (`json.caption`)."""
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-USUAL_NAMES = {
+# Usual names; the first that exists is taken. `txt`, `jpg`, ... are those of WebDataset shards.
+CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "sentences")
+IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")
+ID_COLUMNS = ("image_id", "__key__")
+SPLITS = {
     "train": re.compile(r"train(ing)?_?(\d{4})?"),
     "val": re.compile(r"(val|valid|validation|dev)_?(\d{4})?"),
     "test": re.compile(r"test_?(\d{4})?"),
 }
 
 
+def choose_column(name: str | None, usual: Sequence[str], available: Sequence[str], argument: str) -> str:
+    """The column asked for, or else the first usual one that is available.
+
+    Args:
+        name: what the user gave for `argument`, a dotted path for a value inside a column, or None.
+        usual: names to look for when `name` is None.
+        available: the columns there are.
+        argument: the name of the argument, for the message.
+
+    Raises:
+        ValueError: the column is not there; the message lists those that are.
+    """
+    if name is None:
+        for candidate in usual:
+            if candidate in available:
+                return candidate
+        raise ValueError(
+            f"none of the columns {', '.join(available)} is called {' or '.join(usual)}; give `{argument}`."
+        )
+    if name.split(".")[0] not in available:
+        raise ValueError(f"`{argument}` is {name!r}, but the columns are {', '.join(available)}.")
+    return name
+
+
+def value_at(row: Any, path: str) -> Any:
+    """The value at a dotted path; a path through a list gives a list (`sentences.raw` of a list of dicts).
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    value = row
+    keys = path.split(".")
+    for depth, key in enumerate(keys):
+        if isinstance(value, list):
+            return [value_at(item, ".".join(keys[depth:])) for item in value]
+        if not isinstance(value, Mapping) or key not in value:
+            raise ValueError(f"no value at {path!r}.")
+        value = value[key]
+    return value
+
+
+def as_captions(value: Any) -> list[Any]:
+    """The captions of one row as a list, whether it held one text, a list of them, or nothing."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def usual_name(source_split: str) -> str:
     """`train2017` → `train`, `validation` → `val`, `test` → `test`; other names stay, made fit for `datasets`."""
-    for name, pattern in USUAL_NAMES.items():
+    for name, pattern in SPLITS.items():
         if pattern.fullmatch(source_split.lower()):
             return name
     return re.sub(r"\W+", "_", source_split)

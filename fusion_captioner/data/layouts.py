@@ -1,0 +1,257 @@
+"""Layouts of folders of images with captions: a layout is one function here, and its row in `LAYOUTS`.
+
+A function reads the annotations of the splits that are wanted; it opens no image. Its docstring shows the layout. It
+reports to `bad` annotations without image, images without caption, ids that name two files, and names of files that leave
+the folder of the images. It raises a FileNotFoundError where a file or folder is missing, and a ValueError for malformed
+annotations; each message is one line with the file and the fix.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fusion_captioner.data.annotated_images import (
+    AnnotatedImage,
+    BadExamples,
+    SkippedExample,
+    clean_captions,
+    merge_repeated,
+)
+from fusion_captioner.data.caption_source import CaptionSource
+from fusion_captioner.data.image_files import ImageFolder
+from fusion_captioner.data.names import CAPTION_COLUMNS, as_captions, choose_column, choose_splits, value_at
+from fusion_captioner.data.row_files import json_lines, read_json
+
+COCO_PREFIX = "captions_"
+METADATA = "metadata.jsonl"
+
+Splits = dict[str, list[AnnotatedImage]]
+
+
+class Layout(NamedTuple):
+    """
+    Args:
+        files: the annotation files of a folder, or a file by itself, whose name shows the layout; empty: it is another.
+        read: split → its images, of a source.
+        holds: what such a folder holds, for messages.
+        options: fields of `CaptionSource` that this layout has a use for.
+    """
+
+    files: Callable[[Path], list[Path]]
+    read: Callable[[CaptionSource, BadExamples], Splits]
+    holds: str
+    options: set[str]
+
+
+def read_coco(source: CaptionSource, bad: BadExamples) -> Splits:
+    """COCO's own layout: a file of captions and a folder of images for each split.
+
+        annotations/captions_train2017.json    {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
+        annotations/captions_val2017.json
+        train2017/000000000009.jpg ...
+        val2017/...
+
+    Other files in `annotations/` (instances, keypoints, image_info) are no captions and are left alone. Images are in the
+    order of the `images` lists.
+    """
+    files = {path.stem.removeprefix(COCO_PREFIX): path for path in coco_files(source.path)}
+    splits = {}
+    for split, names in choose_splits(list(files), source.splits).items():
+        images: list[AnnotatedImage] = []
+        for name in names:
+            folder = ImageFolder(_coco_images(source.path, source.images_path, name))
+            images += _read_coco_file(files[name], folder, split, bad)
+        splits[split] = merge_repeated(images, split, bad)
+    return splits
+
+
+def coco_files(root: Path) -> list[Path]:
+    return sorted(root.glob(f"annotations/{COCO_PREFIX}*.json"))
+
+
+def _coco_images(root: Path, images_folder: Path | None, name: str) -> Path:
+    if images_folder is not None:
+        candidates = [images_folder / name, images_folder]
+    else:
+        candidates = [root / name, root / "images" / name, root / "images"]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(
+        f"{root}: no folder with the images of COCO split {name!r} (looked for {', '.join(map(str, candidates))}); put it "
+        'there, name it with `images_folder`, or choose the splits to load with `splits`, e.g. {"val": "val2017"}.'
+    )
+
+
+def _read_coco_file(path: Path, folder: ImageFolder, split: str, bad: BadExamples) -> list[AnnotatedImage]:
+    document = read_json(path)
+    file_names: dict[str, str] = {}
+    captions: dict[str, list[object]] = {}
+    for number, entry in enumerate(_required_list(document, "images", path)):
+        try:
+            image_id, file_name = str(entry["id"]), entry["file_name"]
+        except (TypeError, KeyError) as error:
+            raise ValueError(
+                f'{path}: images[{number}] has no {error}; COCO has "id" and "file_name" there.'
+            ) from None
+        if file_names.setdefault(image_id, file_name) != file_name:
+            reason = f"image id {image_id} already names {file_names[image_id]!r}"
+            bad.report(SkippedExample(split, image_id, str(file_name), reason))
+        captions.setdefault(image_id, [])
+    for number, entry in enumerate(_required_list(document, "annotations", path)):
+        try:
+            image_id, caption = str(entry["image_id"]), entry["caption"]
+        except (TypeError, KeyError) as error:
+            raise ValueError(
+                f'{path}: annotations[{number}] has no {error}; COCO has "image_id" and "caption" there.'
+            ) from None
+        if image_id in captions:
+            captions[image_id].append(caption)
+        else:
+            reason = f'annotation without image: "images" has no id {image_id} (caption {caption!r})'
+            bad.report(SkippedExample(split, image_id, str(path), reason))
+
+    images = []
+    for image_id, file_name in file_names.items():
+        try:
+            image_path = folder.resolve(file_name)
+        except ValueError as error:
+            bad.report(SkippedExample(split, image_id, str(path), str(error)))
+            continue
+        if texts := clean_captions(captions[image_id], split, image_id, image_path, bad):
+            images.append(AnnotatedImage(image_id, image_path, texts))
+    return images
+
+
+def read_karpathy(source: CaptionSource, bad: BadExamples) -> Splits:
+    """Karpathy's layout: one file that names the split of every image.
+
+        dataset_flickr8k.json    {"images": [{"filename", "split", "imgid", "sentences": [{"raw"}]}]}
+        images/*.jpg             or, for COCO, train2014/*.jpg and val2014/*.jpg, named by "filepath"
+
+    The id of an image is its `cocoid`, else its `imgid`, else its file name. Images are in the order of the file.
+
+    Source: Karpathy & Fei-Fei (2015), Deep Visual-Semantic Alignments for Generating Image Descriptions. Its `restval` are
+    the images of COCO's val2014 that are in neither `val` nor `test`; everyone since trains on them too.
+    """
+    files = [source.path] if source.path.is_file() else karpathy_files(source.path)
+    if len(files) > 1:
+        found = ", ".join(file.name for file in files)
+        raise ValueError(f"{source.path}: more than one of Karpathy's files ({found}); give the path of one of them.")
+    (path,) = files
+    entries = _karpathy_entries(path)
+    root = path.parent
+    folder = ImageFolder(source.images_path or (root / "images" if (root / "images").is_dir() else root))
+    available = list(dict.fromkeys(str(entry["split"]) for entry in entries))
+    chosen = choose_splits(available, source.splits, joins_train="restval")
+    splits = {}
+    for split, names in chosen.items():
+        wanted = [(number, entry) for number, entry in enumerate(entries) if entry["split"] in names]
+        images = [_karpathy_image(entry, number, path, folder, split, bad) for number, entry in wanted]
+        splits[split] = merge_repeated([image for image in images if image is not None], split, bad)
+    return splits
+
+
+def karpathy_files(path: Path) -> list[Path]:
+    """
+    The `dataset_*.json` in the folder; there should be one. Captions of the same images in further languages,
+    `dataset_flickr8k_zh.json` next to `dataset_flickr8k.json`, are read only where their path is given.
+    """
+    if path.is_file():
+        return [path] if path.name.startswith("dataset_") and path.suffix == ".json" else []
+    files = sorted(path.glob("dataset_*.json"), key=lambda file: (len(file.stem), file.stem))
+    return [file for file in files if not any(file.stem.startswith(f"{first.stem}_") for first in files)]
+
+
+def _karpathy_entries(path: Path) -> list[dict[str, Any]]:
+    entries = _required_list(read_json(path), "images", path)
+    for number, entry in enumerate(entries):
+        for key in ("filename", "split", "sentences"):
+            if not isinstance(entry, dict) or key not in entry:
+                raise ValueError(f'{path}: images[{number}] has no "{key}"; Karpathy\'s files have it.')
+    return entries
+
+
+def _karpathy_image(
+    entry: dict[str, Any], number: int, path: Path, folder: ImageFolder, split: str, bad: BadExamples
+) -> AnnotatedImage | None:
+    image_id = str(entry.get("cocoid", entry.get("imgid", entry["filename"])))
+    try:
+        # COCO's `filepath` ("val2014") is a sub-folder, unless all images lie in one folder.
+        sub_folder = entry.get("filepath", "")
+        image_path = folder.resolve(entry["filename"])
+        if sub_folder and (folder.path / str(sub_folder)).is_dir():
+            image_path = folder.resolve(f"{sub_folder}/{entry['filename']}")
+    except ValueError as error:
+        bad.report(SkippedExample(split, image_id, str(path), str(error)))
+        return None
+    sentences = entry["sentences"]
+    if not isinstance(sentences, list) or not all(isinstance(item, dict) and "raw" in item for item in sentences):
+        raise ValueError(f'{path}: images[{number}]["sentences"] is no list of {{"raw": caption}} objects.')
+    captions = clean_captions((item["raw"] for item in sentences), split, image_id, image_path, bad)
+    return AnnotatedImage(image_id, image_path, captions) if captions else None
+
+
+def read_imagefolder(source: CaptionSource, bad: BadExamples) -> Splits:
+    """An imagefolder of `datasets`: `metadata.jsonl` next to the images, one line per image or one line per caption.
+
+        train/metadata.jsonl     {"file_name": "a.jpg", "text": "A dog."}      or "caption", or "captions": ["...", "..."]
+        train/a.jpg ...
+        validation/...
+
+    A single `metadata.jsonl` in the folder itself makes one split, `train`. Lines of the same image are joined. The id of
+    an image is `id_column`, else its path inside the folder.
+    """
+    root = source.path
+    files = imagefolder_splits(root)
+    splits = {}
+    for split, names in choose_splits(list(files), source.splits).items():
+        images: list[AnnotatedImage] = []
+        for path in map(files.__getitem__, names):
+            folder = ImageFolder(path.parent)
+            for line, row in json_lines(path):
+                where = f"{path}, line {line}"
+                if "file_name" not in row:
+                    raise ValueError(f'{where}: no "file_name"; every line of an imagefolder names its image.')
+                try:
+                    column = choose_column(source.caption_column, CAPTION_COLUMNS, list(row), "caption_column")
+                    captions = as_captions(value_at(row, column))
+                    image_id = None if source.id_column is None else str(value_at(row, source.id_column))
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}") from None
+                try:
+                    image_path = folder.resolve(row["file_name"])
+                except ValueError as error:
+                    bad.report(SkippedExample(split, str(row["file_name"]), where, str(error)))
+                    continue
+                if image_id is None:
+                    image_id = (path.parent / row["file_name"]).relative_to(root).as_posix()
+                if captions := clean_captions(captions, split, image_id, image_path, bad):
+                    images.append(AnnotatedImage(image_id, image_path, captions))
+        splits[split] = merge_repeated(images, split, bad)
+    return splits
+
+
+def imagefolder_splits(root: Path) -> dict[str, Path]:
+    """The metadata file of every split, by the name of its sub-folder."""
+    if (root / METADATA).is_file():
+        return {"train": root / METADATA}
+    return {path.parent.name: path for path in sorted(root.glob(f"*/{METADATA}"))}
+
+
+def _required_list(document: Any, key: str, path: Path) -> list[Any]:
+    if not isinstance(document, dict) or not isinstance(document.get(key), list):
+        raise ValueError(f"{path}: expected a JSON object with a list \"{key}\", as in COCO's or Karpathy's files.")
+    return document[key]
+
+
+LAYOUTS = {
+    "coco": Layout(coco_files, read_coco, "annotations/captions_*.json (COCO)", {"images_folder"}),
+    "karpathy": Layout(karpathy_files, read_karpathy, "dataset_*.json (Karpathy)", {"images_folder"}),
+    "imagefolder": Layout(
+        lambda path: list(imagefolder_splits(path).values()),
+        read_imagefolder,
+        "metadata.jsonl (imagefolder)",
+        {"caption_column", "id_column"},
+    ),
+}
