@@ -16,8 +16,7 @@ from transformers import EvalPrediction
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.data.arguments import RowDataArguments
 from fusion_captioner.data.feature_shards import ImageFeatures
-from fusion_captioner.data.modality_collating import ModalityCollator
-from fusion_captioner.data.row_dataset import RowDataset
+from fusion_captioner.data.row_batches import ModalityCollator, RowDataset
 from fusion_captioner.optional_modalities import OptionalModalitiesModel
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.base_trainer import BaseTrainer
