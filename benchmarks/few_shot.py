@@ -34,7 +34,7 @@ from transformers.utils.logging import set_verbosity_error
 from fusion_captioner import DEFAULT_CHECKPOINT
 from fusion_captioner.checkpoints.loading import load_config, load_processor
 from fusion_captioner.data.feature_cache import cached_features
-from fusion_captioner.data.row_dataset import rows_with_features
+from fusion_captioner.data.row_batches import rows_with_features
 from fusion_captioner.metrics.classification import classification_scores
 from fusion_captioner.process_setup import keep_freed_memory, keep_stderr_quiet
 from fusion_captioner.training.arguments import RunArguments, read_run_arguments

@@ -52,7 +52,7 @@ class CaptionDataset(torch.utils.data.Dataset):
         captions_per_image: an image is one row with that many captions, drawn anew every epoch; the model encodes the
             image once for all of them. `"all"`: every caption is a row of its own, in every epoch.
         seed: of the drawing.
-        features: cached features to give instead of images.
+        features: cached features to give instead of images, until [`stop_reading_features`].
         augmentations: keys of [`~fusion_captioner.data.augmentation.AUGMENTATIONS`] for the collator to apply to
             images; what they draw is a function of seed, epoch and image id, too.
         mirrored_features: cached features of the mirrored images, read in place of `features` where `flip`, if it is
@@ -75,7 +75,7 @@ class CaptionDataset(torch.utils.data.Dataset):
         self.captions_per_image = captions_per_image
         self.seed = seed
         self.rows = rows
-        self.features = features
+        self._cached = features
         self.mirrored_features = mirrored_features
         self.augmentations = tuple(augmentations)
         with_prompts = ["prompt"] if "prompt" in rows.column_names else []
@@ -103,9 +103,14 @@ class CaptionDataset(torch.utils.data.Dataset):
         self._epoch.fill_(epoch)
 
     @property
-    def reads_features(self) -> bool:
-        """Whether rows hold cached features instead of images."""
-        return bool(self._reads_features)
+    def features(self) -> ImageFeatures | None:
+        """The cached features, as long as they hold."""
+        return self._cached if self._reads_features else None
+
+    @property
+    def has_outdated_features(self) -> bool:
+        """Whether there were cached features that hold no longer."""
+        return self._cached is not None and self.features is None
 
     def stop_reading_features(self) -> None:
         """Give images from now on: the image encoder is trained, or images are augmented."""
@@ -140,9 +145,9 @@ class CaptionDataset(torch.utils.data.Dataset):
                 drawn = [captions[wanted[position] - self._first_caption[numbers[position]]]]
             prompt = {"prompt": texts["prompt"][position]} if "prompt" in texts else {}
             rows.append({"image_id": image_id, "captions": drawn} | prompt)
-        if self.features is not None and self.reads_features:
+        if (cached := self.features) is not None:
             for row in rows:
-                features = self.features
+                features = cached
                 if (
                     self.mirrored_features is not None
                     and "flip" in self.augmentations

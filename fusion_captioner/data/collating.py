@@ -11,6 +11,7 @@ import torch
 
 from fusion_captioner.data.annotated_images import bad_image_error
 from fusion_captioner.data.augmentation import augment
+from fusion_captioner.data.caption_sampling import CaptionDataset
 from fusion_captioner.data.image_files import open_image
 
 logger = logging.getLogger(__name__)
@@ -79,8 +80,8 @@ class CaptionCollator(ImageCollator):
         max_length: tokens at most, prompt and caption together; by default the tokenizer's `model_max_length`.
         dtype: of `pixel_values` and `image_hidden_states`.
         skip_bad_images: leave an image that cannot be decoded out of its batch, with a warning, instead of raising.
-        keep_image_ids: give `image_ids` beside cached features, by which `FusionCaptionerTrainer`, which sets it, finds
-            the images of batches that were made before the image encoder was unfrozen.
+        data: training data whose cached features may go out of date; `FusionCaptionerTrainer` sets it. Batches then have
+            `image_ids`, for [`refresh`].
     """
 
     def __init__(
@@ -90,11 +91,11 @@ class CaptionCollator(ImageCollator):
         max_length: int | None = None,
         dtype: torch.dtype = torch.float32,
         skip_bad_images: bool = False,
-        keep_image_ids: bool = False,
+        data: CaptionDataset | None = None,
     ) -> None:
         super().__init__(processor, prompt, dtype, skip_bad_images)
         self.max_length = max_length
-        self.keep_image_ids = keep_image_ids
+        self.data = data
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """
@@ -112,6 +113,18 @@ class CaptionCollator(ImageCollator):
         kept, batch = self._images(rows)
         return batch | self._captions(kept)
 
+    def refresh(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        A batch without `image_ids`, and with images in place of cached features that are out of date: data loaders prefetch,
+        so that some batches are made before the image encoder is unfrozen.
+        """
+        fresh = dict(batch)
+        image_ids = fresh.pop("image_ids", None)
+        if image_ids and self.data and self.data.has_outdated_features and "image_hidden_states" in fresh:
+            del fresh["image_hidden_states"]
+            fresh |= self.read_images(self.data.images_of(image_ids))[1]
+        return fresh
+
     def _captions(self, kept: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         numbers = {len(row["captions"]) for row in kept}
         if len(numbers) > 1:
@@ -122,13 +135,13 @@ class CaptionCollator(ImageCollator):
         captions = [caption for row in kept for caption in row["captions"]]
         prompts = [row.get("prompt", self.prompt) for row in kept for _ in row["captions"]]
         texts = self.processor(text=prompts, text_target=captions, max_length=self.max_length, return_tensors="pt")
-        names = {"image_ids": [row["image_id"] for row in kept]} if self.keep_image_ids else {}
+        names = {} if self.data is None else {"image_ids": [row["image_id"] for row in kept]}
         return dict(texts) | names
 
 
 class SelfCriticalCollator(CaptionCollator):
     """Batches for [`~fusion_captioner.training.self_critical.trainer.SelfCriticalTrainer`]: those of `CaptionCollator`, and
-    beside them `prompts` to sample from (`input_ids` and `attention_mask` (B, L), padded on the left) and `image_ids`
+    `prompts` to sample from (`input_ids` and `attention_mask` (B, L), padded on the left) and `image_ids`
     (list of B str)."""
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

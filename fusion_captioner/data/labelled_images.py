@@ -9,8 +9,7 @@ import datasets
 import numpy as np
 
 from fusion_captioner.data.arguments import LabelledDataArguments
-from fusion_captioner.data.folder_rows import FolderRow, read_folder_rows
-from fusion_captioner.data.text_template import TextTemplate
+from fusion_captioner.data.folder_rows import FolderRow, TextTemplate, read_folder_rows
 
 FEATURES = datasets.Features(
     {

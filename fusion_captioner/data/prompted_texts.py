@@ -14,8 +14,7 @@ from fusion_captioner.data.arguments import PromptDataArguments
 from fusion_captioner.data.caption_datasets import load_caption_dataset
 from fusion_captioner.data.caption_folder import FEATURES as CAPTION_FEATURES
 from fusion_captioner.data.choice_questions import UNKNOWN, check_choices
-from fusion_captioner.data.folder_rows import FolderRow, read_folder_rows
-from fusion_captioner.data.text_template import TextTemplate
+from fusion_captioner.data.folder_rows import FolderRow, TextTemplate, read_folder_rows
 from fusion_captioner.processing_fusion_captioner import CHAT_TEMPLATE
 
 logger = logging.getLogger(__name__)

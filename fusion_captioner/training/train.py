@@ -13,7 +13,7 @@ from transformers import set_seed
 from fusion_captioner.checkpoints.loading import load_config
 from fusion_captioner.data.feature_cache import cached_features
 from fusion_captioner.data.feature_shards import ImageFeatures
-from fusion_captioner.data.row_dataset import rows_with_features
+from fusion_captioner.data.row_batches import rows_with_features
 from fusion_captioner.files import check_output_folder, lock_output_folder
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
 from fusion_captioner.process_setup import print_log

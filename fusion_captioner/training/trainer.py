@@ -48,28 +48,20 @@ class FusionCaptionerTrainer(BaseTrainer):
         self.scores: dict[str, float] = {}
         beams = self.args.generation_num_beams
         self.score_setting = f", {beams} beam{'s' * (beams > 1)}"
-        if self.args.trains_image_encoder and isinstance(self.data_collator, CaptionCollator):
-            self.data_collator.keep_image_ids = isinstance(self.train_dataset, CaptionDataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if model.training and not return_outputs:
             inputs = {**inputs, "skip_logits": True}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
+    def get_train_dataloader(self):
+        if self.args.trains_image_encoder and isinstance(self.data_collator, CaptionCollator):
+            self.data_collator.data = self.train_dataset if isinstance(self.train_dataset, CaptionDataset) else None
+        return super().get_train_dataloader()
+
     def _prepare_inputs(self, inputs):
-        """`Trainer`'s, but reads the images of a batch whose cached features are out of date: data loaders prefetch, so that
-        some batches were made before the image encoder was unfrozen."""
-        image_ids = inputs.pop("image_ids", None)
-        data, collator = self.train_dataset, self.data_collator
-        if (
-            image_ids is not None
-            and "image_hidden_states" in inputs
-            and isinstance(data, CaptionDataset)
-            and isinstance(collator, CaptionCollator)
-            and not data.reads_features
-        ):
-            del inputs["image_hidden_states"]
-            inputs |= collator.read_images(data.images_of(image_ids))[1]
+        if isinstance(self.data_collator, CaptionCollator):
+            inputs = self.data_collator.refresh(inputs)
         return super()._prepare_inputs(inputs)
 
     def evaluation_loop(
@@ -95,7 +87,7 @@ class FusionCaptionerTrainer(BaseTrainer):
             self.accelerator.unwrap_model(self.model),
             self.processing_class,
             dataset.rows,
-            dataset.features if dataset.reads_features else None,
+            dataset.features,
             batch_size=self.args.eval_batch_size,
             show_progress=not self.args.disable_tqdm and self.is_world_process_zero(),
             num_beams=self.args.generation_num_beams,

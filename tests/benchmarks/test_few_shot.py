@@ -13,9 +13,8 @@ from transformers import Trainer, TrainingArguments
 
 from fusion_captioner import FusionCaptionerForSequenceClassification
 from fusion_captioner.data.arguments import LabelledDataArguments
-from fusion_captioner.data.label_collating import LabelCollator
 from fusion_captioner.data.labelled_images import load_labelled_images
-from fusion_captioner.data.row_dataset import RowDataset
+from fusion_captioner.data.row_batches import LabelCollator, RowDataset
 from fusion_captioner.training.lora import lora_layers
 
 peft = pytest.importorskip("peft")

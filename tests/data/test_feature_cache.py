@@ -301,8 +301,24 @@ def test_training_data_with_features_until_they_no_longer_hold(
     assert model(**batches[0]).loss.isfinite()
 
     data.stop_reading_features()
-    assert not data.reads_features
+    assert data.features is None
     assert all("pixel_values" in batch and "image_hidden_states" not in batch for batch in loader)
+
+
+def test_a_prefetched_batch_gets_images_once_its_features_are_out_of_date(model, image_processor, splits, cache_dir):
+    rows, features, _ = cached_features({"train": splits["train"]}, model, image_processor, cache_dir)["train"]
+    data = CaptionDataset(rows, features=features)
+    collate = CaptionCollator(tiny_processor(), data=data)
+    prefetched = collate(data.__getitems__([4, 1]))
+    held = collate.refresh(prefetched)
+    assert "image_ids" not in held
+    assert torch.equal(held["image_hidden_states"], prefetched["image_hidden_states"])
+    data.stop_reading_features()
+    fresh = collate.refresh(prefetched)
+    expected = collate.refresh(collate(data.__getitems__([4, 1])))
+    assert fresh.keys() == expected.keys()
+    assert all(torch.equal(fresh[name], expected[name]) for name in expected)
+    assert "pixel_values" in fresh
 
 
 def test_rows_without_features_are_refused(model, image_processor, splits, cache_dir):

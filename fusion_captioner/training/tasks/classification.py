@@ -9,8 +9,8 @@ import numpy as np
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.data.arguments import LabelledDataArguments
-from fusion_captioner.data.label_collating import LabelCollator
 from fusion_captioner.data.labelled_images import class_weights, load_labelled_images, positive_weights
+from fusion_captioner.data.row_batches import LabelCollator
 from fusion_captioner.metrics.classification import auroc, auroc_interval, classification_scores, multi_label_scores
 from fusion_captioner.metrics.regression import regression_scores
 from fusion_captioner.sequence_classification import FusionCaptionerForSequenceClassification

@@ -16,8 +16,7 @@ from transformers import EvalPrediction
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.data.arguments import RowDataArguments
 from fusion_captioner.data.feature_shards import ImageFeatures
-from fusion_captioner.data.modality_collating import ModalityCollator
-from fusion_captioner.data.row_dataset import RowDataset
+from fusion_captioner.data.row_batches import ModalityCollator, RowDataset
 from fusion_captioner.optional_modalities import OptionalModalitiesModel
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.base_trainer import BaseTrainer
@@ -72,6 +71,7 @@ class ModalityTrainer(BaseTrainer):
         **keywords: Any,
     ) -> None:
         super().__init__(*arguments, compute_metrics=self._score, **keywords)
+        self.data_collator.keeps_row_numbers = True
         self.settings = settings
         self.score = score
         self.card_text = card_text

@@ -8,8 +8,8 @@ import datasets
 import numpy as np
 
 from fusion_captioner.data.arguments import ChoiceDataArguments
-from fusion_captioner.data.choice_collating import ChoiceCollator
 from fusion_captioner.data.choice_questions import load_choice_questions
+from fusion_captioner.data.row_batches import ChoiceCollator
 from fusion_captioner.data.tvqa import load_tvqa
 from fusion_captioner.multiple_choice import FusionCaptionerForMultipleChoice
 from fusion_captioner.training.model_card import CardText

@@ -177,7 +177,7 @@ class PromptedTrainer(FusionCaptionerTrainer):
             self.processing_class,
             rows,
             [""] * len(rows) if "text" in hidden else rows["prompt"],
-            dataset.features if dataset.reads_features else None,
+            dataset.features,
             hides_images="image" in hidden,
             batch_size=self.args.eval_batch_size,
             show_progress=not self.args.disable_tqdm and self.is_world_process_zero(),

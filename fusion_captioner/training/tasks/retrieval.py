@@ -123,7 +123,7 @@ class RetrievalTrainer(BaseTrainer):
                 self.accelerator.unwrap_model(self.model),
                 self.processing_class,
                 data.rows,
-                data.features if data.reads_features else None,
+                data.features,
                 batch_size=self.args.eval_batch_size,
                 candidates=self.args.rerank_candidates,
             )
