@@ -71,7 +71,8 @@ class ModalityTrainer(BaseTrainer):
         **keywords: Any,
     ) -> None:
         super().__init__(*arguments, compute_metrics=self._score, **keywords)
-        self.data_collator.keeps_row_numbers = True
+        collator: Any = self.data_collator
+        collator.keeps_row_numbers = True
         self.settings = settings
         self.score = score
         self.card_text = card_text
