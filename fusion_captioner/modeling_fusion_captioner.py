@@ -93,7 +93,7 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
 
     def _returns_hidden_states(self, output_hidden_states: bool | None) -> bool:
         """Whether a call returns them: as it says, or else as the config says."""
-        return self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
 
     @property
     def _image_encoder(self) -> ImageEncoder:

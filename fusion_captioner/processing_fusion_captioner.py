@@ -150,7 +150,9 @@ class FusionCaptionerProcessor(ProcessorMixin):
         """
         for name in ("videos", "audio"):  # transformers passes them, mostly unset
             if kwargs.pop(name, None) is not None:
-                raise ValueError(f"`{name}` cannot be processed; give the frames of a video as a list within `images`.")
+                raise ValueError(
+                    f"`{name}` cannot be processed; give the frames of a video as a list within `images`."
+                )
         if images is None and text is None and text_target is None and choices is None:
             raise ValueError("nothing to process; give `images`, `text`, `text_target` or `choices`.")
         if choices is not None and text_target is not None:

@@ -9,7 +9,13 @@ from not_applicable import reason
 
 collect_ignore_glob = [] if os.environ.get("FUSION_CAPTIONER_CONFORMANCE") else ["test_*.py"]
 # what pytest reports, the worst first
-OUTCOMES = {"error": "failed", "failed": "failed", "xfailed": "not applicable", "skipped": "skipped", "passed": "passed"}
+OUTCOMES = {
+    "error": "failed",
+    "failed": "failed",
+    "xfailed": "not applicable",
+    "skipped": "skipped",
+    "passed": "passed",
+}
 COLUMNS = ("passed", "failed", "not applicable", "skipped")
 HEADS = "Model|ConditionalGeneration|ImageTextRetrieval|MultipleChoice|SequenceClassification"
 

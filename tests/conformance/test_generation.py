@@ -182,7 +182,7 @@ def test_generate_from_input_ids_alone(inputs: dict) -> None:
 
 
 def test_generate_from_inputs_embeds() -> None:
-    with pytest.raises(ValueError, match="not used by the model: .*inputs_embeds"):
+    with pytest.raises(ValueError, match=r"not used by the model: .*inputs_embeds"):
         generate(model_of(), input_ids=None, inputs_embeds=torch.zeros(2, 3, 16))
 
 

@@ -135,7 +135,9 @@ class FusionCaptionerTests(ModelTesterMixin):
         return (HEADS[self.head],)
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
-        inputs = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs_dict.items()}
+        inputs = {
+            name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs_dict.items()
+        }
         if return_labels:
             labels = {
                 "ConditionalGeneration": inputs["input_ids"].clone(),
@@ -176,7 +178,8 @@ for _variant in VARIANTS:
     for _head in HEADS:
         _name = f"{_variant}{_head}Test"
         globals()[_name] = type(
-            _name, (FusionCaptionerTests, unittest.TestCase), {"head": _head, "variant": _variant, "__module__": __name__}
+            _name,
+            (FusionCaptionerTests, unittest.TestCase),
+            {"head": _head, "variant": _variant, "__module__": __name__},
         )
 del _name, _head, _variant
-
