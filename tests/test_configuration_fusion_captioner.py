@@ -117,6 +117,8 @@ def test_where_an_encoder_came_from_is_not_saved(tmp_path: Path) -> None:
     config = FusionCaptionerConfig(vision_config=vision)
     config.save_pretrained(tmp_path / "captioner")
     assert str(tmp_path) not in (tmp_path / "captioner" / "config.json").read_text() + str(config.to_dict())
+    # the same keys as the encoder's config by itself
+    assert config.to_dict()["vision_config"]["_name_or_path"] == ""
     assert vision.name_or_path == str(tmp_path / "encoder")
 
 

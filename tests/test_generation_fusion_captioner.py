@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from tiny_models import FUSION_TYPES, VOCAB_SIZE, pixels, tiny_model, tiny_tokenizer, tokens
-from transformers import TextIteratorStreamer
+from transformers import DynamicCache, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
 BOS, EOS, PAD = 1, 2, 0
@@ -276,6 +276,10 @@ def test_generation_in_half_precision(dtype: torch.dtype) -> None:
         ({"pixel_values": pixels(), "input_ids": tokens(3)}, "3 rows of `input_ids` do not divide among 2 images"),
         ({"pixel_values": pixels()[:, :1]}, r"`pixel_values` must have the shape"),
         ({"pixel_values": pixels(), "input_ids": tokens() + VOCAB_SIZE}, "outside the vocabulary of 50"),
+        (
+            {"pixel_values": pixels(), "past_key_values": DynamicCache()},
+            r"`past_key_values` \(DynamicCache\) must be a",
+        ),
         ({"pixel_values": pixels(), "cache_implementation": "static"}, r"`cache_implementation` \('static'\)"),
         ({"pixel_values": pixels(), "max_new_token": 3}, "max_new_token"),
     ],

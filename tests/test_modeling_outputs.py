@@ -85,6 +85,22 @@ def test_hidden_states_are_those_of_text_fusion_and_decoder(head: Any) -> None:
     torch.testing.assert_close(model(**given).hidden_states, states)
 
 
+@pytest.mark.parametrize("asked", ["by the call", "by the config"])
+@pytest.mark.parametrize("head", [head for head in HIDDEN_STATES if hasattr(head, "get_text_features")])
+def test_features_return_their_hidden_states(head: Any, asked: str) -> None:
+    model = tiny_head(head, **FIELDS)
+    given = {"output_hidden_states": True}
+    texts, images = model.get_text_features(tokens()), model.get_image_features(pixels())
+    assert texts.hidden_states is None and images.hidden_states is None
+    if asked == "by the config":
+        given, model.config.output_hidden_states = {}, True
+    words, states = model.get_text_features(tokens(), **given).hidden_states
+    torch.testing.assert_close(words, model.get_input_embeddings()(tokens()))
+    torch.testing.assert_close(states, texts.last_hidden_state)
+    (regions,) = model.get_image_features(pixels(), **given).hidden_states
+    torch.testing.assert_close(regions, images.last_hidden_state)
+
+
 @pytest.mark.parametrize("head", HIDDEN_STATES)
 def test_a_misspelt_argument_is_refused(head: Any) -> None:
     model = tiny_head(head, **FIELDS)
