@@ -14,7 +14,7 @@ HELP = "score a model on a split"
 BEAMS = [1, 3]
 MAX_NEW_TOKENS = 30
 # Flags that are about generated captions, and for captioners only.
-CAPTION_FLAGS = ("beams", "max_new_tokens", "length_penalty", "meteor", "captions", "report")
+CAPTION_FLAGS = ("beams", "max_new_tokens", "length_penalty", "meteor", "tokenizer", "captions", "report")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N images, or rows, only")
     parser.add_argument(
         "--meteor", action="store_true", help="compute METEOR 1.5 as well (needs Java and pycocoevalcap)"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        choices=["auto", "words", "characters", "whitespace", "jieba"],
+        help="tokenizer of the scores; auto serves every language (default: auto)",
     )
     parser.add_argument("--captions", metavar="FILE", help="write the captions to a file, as JSON lines")
     parser.add_argument(
@@ -111,6 +116,7 @@ def _evaluate_captioner(options: argparse.Namespace) -> int:
         rows,
         options.beams or BEAMS,
         meteor=options.meteor,
+        tokenizer=options.tokenizer or "auto",
         batch_size=options.batch_size,
         skip_bad_images=options.skip_bad_images,
         max_new_tokens=max_new_tokens,

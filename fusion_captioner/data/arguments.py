@@ -5,6 +5,7 @@ from typing import Any
 
 from fusion_captioner.data.augmentation import AUGMENTATIONS
 from fusion_captioner.data.caption_source import CaptionSource
+from fusion_captioner.metrics.tokenization import TOKENIZERS
 
 MODALITIES = ("image", "text")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -27,6 +28,7 @@ class DataArguments(CaptionSource):
             when the image encoder is unfrozen.
         feature_batch_size: images at a time while the cache is made.
         max_train_images, max_eval_images: take the first so many.
+        metric_tokenizer: tokenizer of scores and rewards, of `metrics.TOKENIZERS`.
     """
 
     source: str = ""
@@ -39,10 +41,15 @@ class DataArguments(CaptionSource):
     feature_batch_size: int = 8
     max_train_images: int | None = None
     max_eval_images: int | None = None
+    metric_tokenizer: str = "auto"
 
     def __post_init__(self) -> None:
         if self.feature_batch_size < 1:
             raise ValueError(f"`data.feature_batch_size` ({self.feature_batch_size}) must be at least 1.")
+        if self.metric_tokenizer not in TOKENIZERS:
+            raise ValueError(
+                f"`data.metric_tokenizer` ({self.metric_tokenizer!r}) must be one of {', '.join(TOKENIZERS)}."
+            )
         if not self.source:
             raise ValueError("`data.source` is missing; name the folder, or Hub repository, of the training data.")
         count = self.captions_per_image

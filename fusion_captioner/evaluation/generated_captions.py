@@ -132,8 +132,10 @@ def generate_texts(
     return dict(sorted(gather_object(found)))
 
 
-def score_generated(captions: Mapping[str, str], rows: datasets.Dataset) -> dict[str, Any]:
+def score_generated(captions: Mapping[str, str], rows: datasets.Dataset, tokenizer: str = "auto") -> dict[str, Any]:
     """CIDEr, BLEU-1..4, ROUGE-L and METEOR-exact-stem of captions by `image_id`, against those of `rows`, and
     their `signature`."""
     references = dict(zip(rows["image_id"], rows["captions"]))
-    return score_captions(list(captions.values()), [references[image_id] for image_id in captions])
+    return score_captions(
+        list(captions.values()), [references[image_id] for image_id in captions], tokenizer=tokenizer
+    )

@@ -35,6 +35,7 @@ def score_split(
     beam_sizes: Sequence[int],
     *,
     meteor: bool = False,
+    tokenizer: str = "auto",
     **settings: Any,
 ) -> SplitScores:
     """
@@ -44,6 +45,7 @@ def score_split(
         model, processor, rows, settings: as for [`generate_captions`].
         beam_sizes: at least one; 1 is greedy.
         meteor: compute METEOR 1.5 as well, which needs Java.
+        tokenizer: tokenizer of the scores, of `metrics.TOKENIZERS`.
 
     Raises:
         ValueError: no image can be decoded; and what [`generate_captions`] raises.
@@ -61,10 +63,11 @@ def score_split(
             list(captions.values()),
             [references[image_id] for image_id in captions],
             metrics=(*DEFAULT_METRICS, "METEOR") if meteor else DEFAULT_METRICS,
+            tokenizer=tokenizer,
             per_image=True,
         )
         cider = scores.pop("per_image")["CIDEr"]
-        scores |= caption_diversity(list(captions.values()))
+        scores |= caption_diversity(list(captions.values()), tokenizer)
         numbers["greedy" if beams == 1 else f"beam {beams}"] = {
             name: round(value, 4) if isinstance(value, float) else value for name, value in scores.items()
         }

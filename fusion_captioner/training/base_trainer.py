@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from fusion_captioner.data.caption_sampling import SetCaptionEpoch
+from fusion_captioner.files import write_json
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
-from fusion_captioner.training.callbacks import MovingAverage, UnfreezeImageEncoder, WarnOfWarmUp
+from fusion_captioner.training.callbacks import MovingAverage, StopEarly, UnfreezeImageEncoder, WarnOfWarmUp, wins_tie
 from fusion_captioner.training.model_card import CardText, TrainedModel, TrainingRecord, build_model_card
+from fusion_captioner.training.run_folder import write_digests
 from fusion_captioner.training.training_arguments import BaseTrainingArguments
 
 
@@ -55,7 +57,7 @@ class BaseTrainer(Trainer):
         if self.moving_average is not None:
             self.add_callback(self.moving_average)
         if self.args.early_stopping_patience is not None:
-            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
+            self.add_callback(StopEarly(self.args.early_stopping_patience, self._further_scores()))
 
     def moving_average_weights(self):
         """A context in which the model has the moving average of its weights, where `ema_decay` is set."""
@@ -106,6 +108,31 @@ class BaseTrainer(Trainer):
             self._count_terms(outputs.loss_terms, weight)
         return (loss, outputs) if return_outputs else loss
 
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """
+        Raises:
+            ValueError: the loss is not finite. The weights, which no step with it has changed, are saved in
+                `non_finite/` in the output folder, with the batch's numbers.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss).all():
+            self._stop_at_non_finite_loss(float(loss), inputs)
+        return loss
+
+    def _stop_at_non_finite_loss(self, loss: float, inputs: dict[str, Any]) -> None:
+        folder = Path(str(self.args.output_dir), "non_finite")
+        ids = inputs.get("image_ids", inputs.get("rows", []))
+        ids = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
+        if self.is_world_process_zero():
+            self._save(str(folder))
+            state = {"step": self.state.global_step + 1, "epoch": self.state.epoch, "loss": str(loss), "batch": ids}
+            write_json(folder / "state.json", state)
+        shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+        raise ValueError(
+            f"the loss of step {self.state.global_step + 1} is {loss}, and training stops; the weights before it are in "
+            f"{folder}. Batch: {shown or 'see state.json'}. Lower `training.learning_rate`, or look for bad examples."
+        )
+
     def _count_terms(self, terms: dict[str, torch.Tensor], weight: float) -> None:
         """Add loss terms to the next line of the log, as `Trainer` does with the loss: shares of a step, summed over its
         batches and averaged over processes."""
@@ -122,7 +149,15 @@ class BaseTrainer(Trainer):
             self._loss_terms = {}
         super().log(logs, start_time)
 
+    def _further_scores(self) -> list[str]:
+        """Scores of the task beside the one that chooses the best checkpoint, of which higher is better."""
+        chosen = str(self.args.metric_for_best_model).removeprefix("eval_")
+        return [f"eval_{name}" for name in self.card_text.metrics if name not in (chosen, "mae")]
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        metric = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+        if self.args.greater_is_better and wins_tie(metrics, self.state, metric, self._further_scores()):
+            self.state.best_metric = None  # so that an equal score is a new best one
         try:
             return super()._determine_best_metric(metrics, trial)
         except KeyError as error:
@@ -193,6 +228,10 @@ class BaseTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             self.moving_average.save_training_weights(folder, self.model)
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process writes its own random state
+        folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+        if self.args.should_save and folder.is_dir():
+            write_digests(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -2,6 +2,7 @@
 that is too long."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 
 from fusion_captioner.data.caption_sampling import CaptionDataset
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
@@ -128,3 +129,50 @@ class MovingAverage(TrainerCallback):
             raise FileNotFoundError(f"{path} is missing: this checkpoint was not made with `ema_decay`; set it to 0.")
         self.average = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         self._copy(load_file(path), model)
+
+
+def wins_tie(metrics: Mapping[str, float], state: TrainerState, metric: str, others: Sequence[str]) -> bool:
+    """
+    Whether an evaluation whose score equals the best one is better after all: by the first of the other scores that
+    differs, then by the loss; one that equals it in all of these is later, and wins. CIDEr is 0 as long as captions share
+    no words with their references: training must not stop, or keep its first checkpoint, for that.
+
+    Args:
+        metrics: the evaluation.
+        state: holds the best score, and all evaluations before.
+        metric: name of the score that chooses, with its prefix `eval_`.
+        others: names of further scores with their prefix, of which higher is better.
+    """
+    if state.best_metric is None or metrics.get(metric) != state.best_metric:
+        return False
+    rows = [row for row in state.log_history if row.get(metric) == state.best_metric]
+    before = [row for row in rows if row["step"] < state.global_step]
+    best = next((row for row in before if row["step"] == state.best_global_step), before[-1] if before else None)
+    if best is None:
+        return False
+    for name in others:
+        if name in metrics and name in best and metrics[name] != best[name]:
+            return metrics[name] > best[name]
+    if "eval_loss" in metrics and "eval_loss" in best and metrics["eval_loss"] != best["eval_loss"]:
+        return metrics["eval_loss"] < best["eval_loss"]
+    return True
+
+
+class StopEarly(EarlyStoppingCallback):
+    """transformers' early stopping, which also counts an evaluation as better that [`wins_tie`].
+
+    Args:
+        patience: evaluations without a better one before training stops.
+        others: names of further scores, as for `wins_tie`.
+    """
+
+    def __init__(self, patience: int, others: Sequence[str]) -> None:
+        super().__init__(patience)
+        self.others = others
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        metric = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+        if args.greater_is_better and wins_tie(metrics or {}, state, metric, self.others):
+            self.early_stopping_patience_counter = 0
+            return
+        super().on_evaluate(args, state, control, metrics, **kwargs)

@@ -4,10 +4,13 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
-from fusion_captioner.files import check_output_folder
+from fusion_captioner.files import check_output_folder, hash_file, write_json
 
 logger = logging.getLogger(__name__)
+
+DIGESTS = "digests.json"
 
 
 def prepare_run_folder(output_dir: str | os.PathLike, resume: bool) -> str | None:
@@ -37,22 +40,56 @@ def prepare_run_folder(output_dir: str | os.PathLike, resume: bool) -> str | Non
 
 def newest_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
-    The newest checkpoint of a run that was written to its end, or `None`.
+    The newest checkpoint of a run that is whole, or `None`. A damaged one is named in the log, with what is lost.
 
-    `trainer_state.json` is the last file that `Trainer` writes of a checkpoint: a folder without it, or with a part of
-    it, is what a kill left behind.
+    `trainer_state.json` is the last file that `Trainer` writes of a checkpoint, and `DIGESTS` is written after it: a folder
+    without the former is what a kill left behind, and one whose files differ from the latter was damaged later.
     """
-    complete: dict[int, str] = {}
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        step = folder.name.removeprefix("checkpoint-")
-        if step.isdigit() and _is_json(folder / "trainer_state.json"):
-            complete[int(step)] = str(folder)
-    return complete[max(complete)] if complete else None
+    folders = [folder for folder in Path(output_dir).glob("checkpoint-*") if folder.name[11:].isdigit()]
+    steps = {int(folder.name[11:]): folder for folder in folders}
+    damaged: list[tuple[int, str]] = []
+    for step in sorted(steps, reverse=True):
+        if (problem := checkpoint_problem(steps[step])) is None:
+            for newer, what in damaged:
+                logger.warning(
+                    "%s is not taken (%s); training goes on from step %d, and the %d steps after it are repeated",
+                    steps[newer], what, step, newer - step,
+                )  # fmt: skip
+            return str(steps[step])
+        damaged.append((step, problem))
+    for newer, what in damaged:
+        logger.warning("%s is not taken (%s)", steps[newer], what)
+    return None
 
 
-def _is_json(path: Path) -> bool:
+def checkpoint_problem(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; `None`: nothing. Checkpoints of other trainers, without digests, are checked by their
+    state alone."""
+    state = _read_json(folder / "trainer_state.json")
+    if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
+        return "trainer_state.json is missing or damaged"
+    if not (folder / DIGESTS).exists():
+        return None
+    digests = _read_json(folder / DIGESTS)
+    if not isinstance(digests, dict):
+        return f"{DIGESTS} is damaged"
+    for name, digest in digests.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if hash_file(file) != digest:
+            return f"{name} is damaged"
+    return None
+
+
+def write_digests(folder: Path) -> None:
+    """Write the digests of all files of a checkpoint into it; the last step of saving it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS)
+    write_json(folder / DIGESTS, {path.relative_to(folder).as_posix(): hash_file(path) for path in files})
+
+
+def _read_json(path: Path) -> Any:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -35,6 +35,7 @@ class FusionCaptionerTrainer(BaseTrainer):
         processing_class (`FusionCaptionerProcessor`): decodes generated tokens, and is saved with the model.
         train_dataset (`CaptionDataset` or `StreamedCaptionDataset`).
         eval_dataset (`CaptionDataset`).
+        metric_tokenizer: tokenizer of the scores, of `metrics.TOKENIZERS`.
         The rest as for `Trainer`.
     """
 
@@ -42,8 +43,9 @@ class FusionCaptionerTrainer(BaseTrainer):
     model: FusionCaptionerForConditionalGeneration
     card_text = CAPTION_CARD
 
-    def __init__(self, *arguments, **keywords) -> None:
+    def __init__(self, *arguments, metric_tokenizer: str = "auto", **keywords) -> None:
         super().__init__(*arguments, **keywords)
+        self.metric_tokenizer = metric_tokenizer
         self.evaluated_captions: dict[str, str] = {}
         self.scores: dict[str, float] = {}
         beams = self.args.generation_num_beams
@@ -55,8 +57,8 @@ class FusionCaptionerTrainer(BaseTrainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def get_train_dataloader(self):
-        if self.args.trains_image_encoder and isinstance(self.data_collator, CaptionCollator):
-            self.data_collator.data = self.train_dataset if isinstance(self.train_dataset, CaptionDataset) else None
+        if isinstance(self.data_collator, CaptionCollator) and isinstance(self.train_dataset, CaptionDataset):
+            self.data_collator.data = self.train_dataset
         return super().get_train_dataloader()
 
     def _prepare_inputs(self, inputs):
@@ -96,9 +98,30 @@ class FusionCaptionerTrainer(BaseTrainer):
             skip_bad_images=isinstance(self.data_collator, CaptionCollator) and self.data_collator.skip_bad_images,
         )
         self.evaluated_captions = captions
-        scores = score_generated(captions, dataset.rows)
+        scores = score_generated(captions, dataset.rows, self.metric_tokenizer)
         self.score_signature = scores.pop("signature")
         return scores
+
+
+def check_caption_length(
+    model: FusionCaptionerForConditionalGeneration, training: FusionCaptionerTrainingArguments
+) -> None:
+    """
+    Raises:
+        ValueError: captions of `generation_max_new_tokens` are longer than the positions that Transformer layers know,
+            which would be found out after an epoch.
+    """
+    config = model.config
+    layers = [name for name in ("text_encoder_type", "decoder_type") if getattr(config, name) == "transformer"]
+    if (
+        layers
+        and training.predict_with_generate
+        and training.generation_max_new_tokens >= config.max_position_embeddings
+    ):
+        raise ValueError(
+            f"`training.generation_max_new_tokens` ({training.generation_max_new_tokens}) must be below the model's "
+            f"`max_position_embeddings` ({config.max_position_embeddings}), since `{layers[0]}` is 'transformer'."
+        )
 
 
 def keep_generation_settings(

@@ -7,14 +7,15 @@ import transformers
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_captioner import caption_rows, tiny_model, tiny_processor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from fusion_captioner.data.caption_sampling import CaptionDataset
 from fusion_captioner.data.collating import CaptionCollator
 from fusion_captioner.data.feature_cache import cached_features
 from fusion_captioner.evaluation.generated_captions import generate_captions
+from fusion_captioner.training.callbacks import StopEarly, wins_tie
 from fusion_captioner.training.run_folder import newest_complete_checkpoint
-from fusion_captioner.training.trainer import FusionCaptionerTrainer
+from fusion_captioner.training.trainer import FusionCaptionerTrainer, check_caption_length
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
 
@@ -290,3 +291,66 @@ def test_wrong_settings_are_named(tmp_path: Path, settings: dict, words: list[st
     with pytest.raises(ValueError) as caught:
         FusionCaptionerTrainingArguments(output_dir=str(tmp_path), **settings)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_training_stops_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    trainer = build(tmp_path / "out", tmp_path / "data", learning_rate=1e-3)
+
+    class Break(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                with torch.no_grad():
+                    model.model.text_projection.weight.fill_(1.0)
+                    model.lm_head.bias[3] = torch.nan
+
+    trainer.add_callback(Break())
+    with pytest.raises(
+        ValueError, match=r"the loss of step 3 is nan, and training stops.*Batch: train-\d, train-\d\."
+    ):
+        trainer.train()
+    state = json.loads((tmp_path / "out" / "non_finite" / "state.json").read_text())
+    assert state["step"] == 3 and len(state["batch"]) == 2
+    assert (tmp_path / "out" / "non_finite" / "model.safetensors").is_file()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_captions_longer_than_the_positions_are_refused_before_training() -> None:
+    model = tiny_model(decoder_type="transformer", max_position_embeddings=8)
+    arguments = FusionCaptionerTrainingArguments(output_dir="unused", generation_max_new_tokens=8, report_to="none")
+    with pytest.raises(ValueError, match=r"`training.generation_max_new_tokens` \(8\) must be below.*`decoder_type`"):
+        check_caption_length(model, arguments)
+    check_caption_length(tiny_model(max_position_embeddings=8), arguments)
+
+
+def evaluation(step: int, **scores: float) -> dict[str, float]:
+    return {"step": step, **{f"eval_{name.replace('_', '-')}": value for name, value in scores.items()}}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "wins"),
+    [
+        ({"CIDEr": 0.0, "BLEU_4": 0.1, "loss": 2.0}, {"CIDEr": 0.0, "BLEU_4": 0.2, "loss": 3.0}, True),
+        ({"CIDEr": 0.0, "BLEU_4": 0.2, "loss": 3.0}, {"CIDEr": 0.0, "BLEU_4": 0.1, "loss": 2.0}, False),
+        ({"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 3.0}, {"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 2.0}, True),
+        ({"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 2.0}, {"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 3.0}, False),
+        ({"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 2.0}, {"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 2.0}, True),
+        ({"CIDEr": 0.3, "BLEU_4": 0.0, "loss": 2.0}, {"CIDEr": 0.2, "BLEU_4": 0.9, "loss": 1.0}, False),
+    ],
+)
+def test_a_tie_of_scores_goes_to_the_next_score_the_loss_or_the_later_one(before, now, wins: bool) -> None:
+    state = TrainerState(best_metric=before["CIDEr"], best_global_step=4, global_step=8)
+    state.log_history = [evaluation(4, **before), evaluation(8, **now)]
+    metrics = evaluation(8, **now)
+    assert wins_tie(metrics, state, "eval_CIDEr", ["eval_BLEU-4"]) is wins
+    stop = StopEarly(1, ["eval_BLEU-4"])
+    arguments = FusionCaptionerTrainingArguments(output_dir="unused", report_to="none")
+    control = TrainerControl()
+    stop.on_evaluate(arguments, state, control, metrics=metrics)
+    assert control.should_training_stop is not wins
+
+
+def test_the_tokenizer_of_scores_is_that_of_the_run(tmp_path: Path) -> None:
+    trainer = build(tmp_path / "out", tmp_path / "data")
+    trainer.metric_tokenizer = "characters"
+    trainer.evaluate()
+    assert "tokenizer=characters" in trainer.score_signature

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from fusion_captioner.causal_layers import CausalLSTM
 from fusion_captioner.fusion import count_texts
+from fusion_captioner.metrics.tokenization import Tokenizer, tokenize_caption
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.text_encoder import last_token
 from fusion_captioner.training.self_critical.sampled_captions import (
@@ -112,6 +113,7 @@ class DiscriminatorReward(Reward):
         references: Mapping[str, Sequence[str]],
         model: FusionCaptionerForConditionalGeneration,
         settings: RewardSettings,
+        tokenizer: Tokenizer = tokenize_caption,
     ) -> None:
         discriminator = CaptionDiscriminator(model.config.vocab_size, model.model.image_encoder.hidden_size)
         self.discriminator = discriminator.to(model.device)

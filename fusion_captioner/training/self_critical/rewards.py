@@ -1,26 +1,26 @@
 """Rewards of sampled captions in self-critical training: one class per reward, and a closed dict of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from fusion_captioner.metrics.bleu import sentence_bleu
 from fusion_captioner.metrics.cider import CiderD
-from fusion_captioner.metrics.tokenization import tokenize_caption
+from fusion_captioner.metrics.tokenization import Tokenizer, tokenize_caption
 from fusion_captioner.training.self_critical.discriminator import DiscriminatorReward
 from fusion_captioner.training.self_critical.sampled_captions import END, Reward, SampledCaptions
 
 
-def _reference_tokens(references: Mapping[str, Sequence[str]]) -> list[list[list[str]]]:
-    return [[[*tokenize_caption(caption), END] for caption in captions] for captions in references.values()]
+def _reference_tokens(references: Mapping[str, Sequence[str]], tokenizer: Tokenizer) -> list[list[list[Hashable]]]:
+    return [[[*tokenizer(caption), END] for caption in captions] for captions in references.values()]
 
 
 class CiderReward(Reward):
     """CIDEr-D with the document frequencies of the training set (Rennie et al., 2017)."""
 
-    def __init__(self, references, model, settings) -> None:
-        self._cider = CiderD(_reference_tokens(references), tokenizer=None)
+    def __init__(self, references, model, settings, tokenizer=tokenize_caption) -> None:
+        self._cider = CiderD(_reference_tokens(references, tokenizer), tokenizer=None)
         self._index = {image_id: index for index, image_id in enumerate(references)}
 
     def __call__(self, samples: SampledCaptions) -> np.ndarray:
@@ -31,8 +31,8 @@ class BleuReward(Reward):
     """BLEU-4 of the single caption, smoothed so that a caption without a common 4-gram is still rewarded for shorter
     n-grams (Lin & Och, 2004)."""
 
-    def __init__(self, references, model, settings) -> None:
-        self._references = dict(zip(references, _reference_tokens(references), strict=True))
+    def __init__(self, references, model, settings, tokenizer=tokenize_caption) -> None:
+        self._references = dict(zip(references, _reference_tokens(references, tokenizer), strict=True))
 
     def __call__(self, samples: SampledCaptions) -> np.ndarray:
         return sentence_bleu(samples.tokens(), [self._references[image_id] for image_id in samples.image_ids])
@@ -45,7 +45,7 @@ class MatchingReward(Reward):
         ValueError: the model was trained without the matching loss, and so has no such head.
     """
 
-    def __init__(self, references, model, settings) -> None:
+    def __init__(self, references, model, settings, tokenizer=tokenize_caption) -> None:
         if not model.config.matching_loss_weight:
             raise ValueError(
                 "the reward `matching` needs a model with `matching_loss_weight` above 0; train with that loss first, or "

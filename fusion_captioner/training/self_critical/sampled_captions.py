@@ -5,7 +5,7 @@ B: images, N: sampled captions, T = B·k: reference captions; the captions of on
 P: regions, Dv: width of a region
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from fusion_captioner.metrics.tokenization import tokenize_caption
+from fusion_captioner.metrics.tokenization import Tokenizer, tokenize_caption
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 
 # Appended to every reference, and to every sample that ended with EOS. Without it in the reward, a caption that breaks
@@ -30,6 +30,7 @@ class SampledCaptions:
         ended (N): whether the caption ended with EOS, or was cut at the maximum length.
         input_ids, attention_mask (`torch.LongTensor` of shape `(N, L)`): prompt and words, as sampled.
         image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)`): one row per image.
+        tokenizer: from a caption to its words.
     """
 
     image_ids: Sequence[str]
@@ -38,11 +39,12 @@ class SampledCaptions:
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     image_hidden_states: torch.Tensor
+    tokenizer: Tokenizer = tokenize_caption
 
-    def tokens(self) -> list[list[str]]:
+    def tokens(self) -> list[list[Hashable]]:
         """Words of each caption, with `END` where it ended."""
         return [
-            tokenize_caption(text) + ([END] if ended else [])
+            [*self.tokenizer(text), *([END] if ended else [])]
             for text, ended in zip(self.texts, self.ended, strict=True)
         ]
 
@@ -76,6 +78,7 @@ class Reward:
         references: reference captions of every training image, by image id.
         model: the captioner.
         settings: settings of the run.
+        tokenizer: from a caption to its words.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Reward:
         references: Mapping[str, Sequence[str]],
         model: FusionCaptionerForConditionalGeneration,
         settings: RewardSettings,
+        tokenizer: Tokenizer = tokenize_caption,
     ) -> None:
         raise NotImplementedError
 

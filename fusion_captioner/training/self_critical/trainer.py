@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from fusion_captioner.metrics.diversity import caption_diversity
+from fusion_captioner.metrics.tokenization import find_tokenizer
 from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
 from fusion_captioner.training.self_critical.rewards import REWARDS
 from fusion_captioner.training.self_critical.sampled_captions import ReferenceCaptions, SampledCaptions
@@ -90,7 +91,10 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         super().__init__(*arguments, **keywords)
         rows = self.train_dataset.rows  # type: ignore[union-attr]
         references = dict(zip(rows["image_id"], rows["captions"], strict=True))
-        self.rewards = {name: REWARDS[name](references, self.model, self.args) for name in self.args.rewards}
+        self.tokenizer = find_tokenizer(self.metric_tokenizer)
+        self.rewards = {
+            name: REWARDS[name](references, self.model, self.args, self.tokenizer) for name in self.args.rewards
+        }
         self._sampled: dict[str, list[float]] = defaultdict(list)
 
     def _prepare_inputs(self, inputs):
@@ -167,6 +171,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
             input_ids=sequences,
             attention_mask=torch.cat((prompt_mask, sampled.long()), dim=1),
             image_hidden_states=regions,
+            tokenizer=self.tokenizer,
         )
         return samples, torch.cat((torch.zeros_like(prompt_mask, dtype=torch.bool), sampled), dim=1)
 

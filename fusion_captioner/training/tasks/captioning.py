@@ -19,7 +19,7 @@ from fusion_captioner.training.model_card import TrainingRecord, public_name
 from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
 from fusion_captioner.training.self_critical.trainer import SelfCriticalTrainer
 from fusion_captioner.training.tasks.task import MIRRORED, Task
-from fusion_captioner.training.trainer import FusionCaptionerTrainer, keep_generation_settings
+from fusion_captioner.training.trainer import FusionCaptionerTrainer, check_caption_length, keep_generation_settings
 from fusion_captioner.training.training_arguments import BaseTrainingArguments, FusionCaptionerTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ class CaptioningTask(Task[DataArguments]):
         features: Mapping[str, ImageFeatures],
     ) -> FusionCaptionerTrainer:
         parts = caption_datasets(self.data, splits, features, arguments.seed)
+        check_caption_length(model, arguments)
         if "train" in parts:
             keep_generation_settings(model, arguments)
         self_critical = isinstance(arguments, SelfCriticalArguments)
@@ -90,6 +91,7 @@ class CaptioningTask(Task[DataArguments]):
             train_dataset=parts.get("train"),
             eval_dataset=parts.get("eval"),
             processing_class=processor,
+            metric_tokenizer=self.data.metric_tokenizer,
         )
 
     def report(self, trainer: FusionCaptionerTrainer, rows: datasets.Dataset) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditi
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.model_card import GENERATES_TEXT, CardText, TrainingRecord, public_name
 from fusion_captioner.training.tasks.task import Task
-from fusion_captioner.training.trainer import FusionCaptionerTrainer, keep_generation_settings
+from fusion_captioner.training.trainer import FusionCaptionerTrainer, check_caption_length, keep_generation_settings
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
 # Modalities that evaluation hides, by the name of the setting, which is a prefix of its scores; first nothing is hidden.
@@ -225,6 +225,7 @@ class PromptedTask(Task[PromptDataArguments]):
         for role, rows in splits.items():
             prompts = render_prompts(rows["turns"], str(processor.chat_template))
             parts[role] = CaptionDataset(rows.add_column("prompt", prompts), 1, arguments.seed, features.get(role))
+        check_caption_length(model, arguments)
         if "train" in parts:
             keep_generation_settings(model, arguments)
         hidden = set(MODALITIES) - set(self.data.modalities)

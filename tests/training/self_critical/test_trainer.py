@@ -61,7 +61,7 @@ def build(folder: Path, data: Path, callbacks=(), **settings) -> SelfCriticalTra
 class RewardOfRed(Reward):
     """The share of the words that are "red"."""
 
-    def __init__(self, references, model, args) -> None:
+    def __init__(self, references, model, settings, tokenizer) -> None:
         self.model = model
 
     def __call__(self, samples: SampledCaptions) -> np.ndarray:
