@@ -4,11 +4,11 @@
         [--rows sum attention ...] [--seeds 0 1 2] [--SECTION.FIELD VALUE ...]
     python benchmarks/ablation.py --out FOLDER --table [--page NAME] [--title TITLE]
 
-Each row is `fusion-captioner train configs/flickr8k_cpu.yaml` with its change, scored on `val` once, at its end: no row
-is given the best of several checkpoints. All rows but two have the decoder's residual, which the recipe leaves off:
-with it captions are learned within the few steps that a row has. Further flags of the recipe's fields hold for all
-rows. One JSON line a row and seed goes to OUT/results.jsonl; what is there is not run again, and a row that was killed
-goes on from its checkpoint. `--table` writes NAME.md and NAME.svg into docs/.
+Each row is `fusion-captioner train configs/flickr8k_cpu.yaml` with its change, scored on `val` once, at its end: no
+row is given the best of several checkpoints. All rows but two have the decoder's residual, which the recipe leaves
+off: with it captions are learned within the few steps that a row has. Further flags of the recipe's fields hold for
+all rows. One JSON line a row and seed goes to OUT/results.jsonl; what is there is not run again, and a row that was
+killed goes on from its checkpoint. `--table` writes NAME.md and NAME.svg into docs/.
 """
 
 import argparse
@@ -159,9 +159,12 @@ def table(results: Sequence[dict[str, Any]], settings: dict[str, Any], page: str
     lines = [
         f"# {title}",
         "",
-        "One change a row of `configs/flickr8k_cpu.yaml` (whose own value stands in brackets) with the decoder's residual, the",
-        f"same budget for each, the image encoder frozen; scores on `val` of {settings['source']} at the end of training, the",
-        "mean of the seeds. The difference is in CIDEr, to the row that lacks the change, over the seeds that both have, with",
+        "One change a row of `configs/flickr8k_cpu.yaml` (whose own value stands in brackets) with the decoder's "
+        "residual, the",
+        f"same budget for each, the image encoder frozen; scores on `val` of {settings['source']} at the end of "
+        f"training, the",
+        "mean of the seeds. The difference is in CIDEr, to the row that lacks the change, over the seeds that both "
+        "have, with",
         "its range. Parameters are those beside the image encoder.",
         "",
         "```",

@@ -1,6 +1,8 @@
-"""transformers' small image captioners, with random weights of the published sizes: speed does not depend on the values.
+"""transformers' small image captioners, with random weights of the published sizes: speed does not depend on the
+values.
 
-Nothing is downloaded. Tokenizers are made up, of the published size; turning 15 tokens into words takes no time to speak of.
+Nothing is downloaded. Tokenizers are made up, of the published size; turning 15 tokens into words takes no time to
+speak of.
 """
 
 from collections.abc import Callable

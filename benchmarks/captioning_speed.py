@@ -1,20 +1,21 @@
-"""Captions a second, from JPEG file to text, beside transformers' BLIP-base (384 px), GIT-base and ViT-GPT2. Linux only.
+"""Captions a second, from JPEG file to text, beside transformers' BLIP-base (384 px), GIT-base and ViT-GPT2. Linux
+only.
 
     fusion-captioner export runs/captioner --to openvino --out exported
     python benchmarks/captioning_speed.py --checkpoint runs/captioner --export exported [--export ...] [--json FILE]
 
 Every system runs in a process of its own, on the same cores, reads the same synthetic photos and writes exactly 15 new
-tokens, greedily and with beams, in batches of several sizes; each time is the median of repeats, after one that does not
-count. The peers have random weights of the published sizes and run in the faster of fp32 and bf16, which is tried first.
-This package runs as its command does, in fp32.
+tokens, greedily and with beams, in batches of several sizes; each time is the median of repeats, after one that does
+not count. The peers have random weights of the published sizes and run in the faster of fp32 and bf16, which is tried
+first. This package runs as its command does, in fp32.
 
-A time is split into decoding and resizing, the image encoder (with what is projected once an image), and generation, to
-text. FLOPs are those of an image with 15 tokens, counted by torch.utils.flop_counter; an export has those of the
+A time is split into decoding and resizing, the image encoder (with what is projected once an image), and generation,
+to text. FLOPs are those of an image with 15 tokens, counted by torch.utils.flop_counter; an export has those of the
 checkpoint that it was made of. "Peak" is the most resident memory that a process has had so far, settings in the order
 of the tables: freed memory stays with a process, which is faster (see process_setup.py), for peers as well.
 
-The cold start is a process of its own from start to end: for this package the command `caption`, whose captions end where
-they end, for a peer a script that imports transformers, loads the model and captions one photo.
+The cold start is a process of its own from start to end: for this package the command `caption`, whose captions end
+where they end, for a peer a script that imports transformers, loads the model and captions one photo.
 """
 
 import argparse
@@ -191,7 +192,8 @@ def time_system(task: Run) -> Run:
 
 
 def examine(task: Run) -> Run:
-    """What is asked of a system outside of its measurement: FLOPs an image; of a peer the faster type and a checkpoint."""
+    """What is asked of a system outside of its measurement: FLOPs an image; of a peer the faster type and a
+    checkpoint."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -337,7 +339,8 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Run]:
 
 
 def ratios(systems: list[Run]) -> None:
-    """Adds to each setting how many times faster it is than the fastest peer, and how many times fewer FLOPs it takes."""
+    """Adds to each setting how many times faster it is than the fastest peer, and how many times fewer FLOPs it
+    takes."""
     for place, setting in enumerate(systems[0]["settings"]):
         peers = [system for system in systems if system["kind"] == "peer"]
         if not peers:

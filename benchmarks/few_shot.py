@@ -4,14 +4,15 @@
         [--steps 200] [--cache FOLDER] [--SECTION.FIELD VALUE ...]
     python benchmarks/few_shot.py --json FILE --table
 
-DATA is an imagefolder as `configs/tweet_sentiment.yaml` reads it, with the splits train and validation. Every run takes
+DATA is an imagefolder as `configs/tweet_sentiment.yaml` reads it, with the splits train and validation. Every run
+takes
 as many steps, from the same checkpoint, on the same examples for both ways of training: the first of a shuffle by the
 seed, one of each label before all others. The image encoder stays as it is in both, so that its features are computed
 once. Scores are of the whole of validation at the end of training; no checkpoint is chosen by them.
 
 LoRA is peft's own, with the layers of `lora_layers`: recurrent ones and the new classifier are trained whole. Each way
-of training has its learning rate, as low-rank updates begin at nothing and take larger steps. What is in FILE already is
-not run again. `--table` writes few_shot.md and few_shot.svg into docs/.
+of training has its learning rate, as low-rank updates begin at nothing and take larger steps. What is in FILE already
+is not run again. `--table` writes few_shot.md and few_shot.svg into docs/.
 """
 
 import argparse
@@ -98,7 +99,8 @@ class Sentiment:
         _, first = np.unique(rows["label"], return_index=True)
         if size is not None and not len(first) <= size <= len(rows):
             raise ValueError(
-                f"`--sizes` ({size}) must be from {len(first)}, one example of each label, to the {len(rows)} that there "
+                f"`--sizes` ({size}) must be from {len(first)}, one example of each label, to the {len(rows)} that "
+                f"there "
                 "are; change it."
             )
         order = [*sorted(first), *sorted(set(range(len(rows))) - set(first))]
@@ -163,7 +165,8 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
     document = {} if options.json is None else read_results(options.json)
     if document and document["settings"] != settings:
         raise ValueError(
-            f"`--json` ({options.json}) holds runs of {document['settings']}, and this is {settings}; name another file."
+            f"`--json` ({options.json}) holds runs of {document['settings']}, and this is {settings}; name another "
+            f"file."
         )
     sentiment = Sentiment(options, flags)
     document = document or {"settings": settings, "commonest": sentiment.commonest(), "results": []}
@@ -205,7 +208,8 @@ def table(document: dict[str, Any]) -> str:
         "# Few examples: LoRA and full fine-tuning",
         "",
         f"Sentiment of {settings['data']} from {start}, {settings['steps']} steps each; scores on the whole of",
-        "validation at the end of training. Mean of the seeds, and lowest to highest. The image encoder stays as it is in",
+        "validation at the end of training. Mean of the seeds, and lowest to highest. The image encoder stays as it "
+        "is in",
         f"both. LoRA of rank {settings['rank']}, recurrent layers and classifier trained whole, learning rate "
         f"{settings['lora_rate']:g}; full",
         f"fine-tuning {settings['full_rate']:g}. Always the commonest label: accuracy {commonest['accuracy']:.3f}, "
@@ -227,7 +231,8 @@ def table(document: dict[str, Any]) -> str:
             parameters = statistics.mean(result["trained_parameters"] for result in of_method) / 1e6
             seconds = statistics.mean(result["seconds"] for result in of_method)
             lines.append(
-                f"| {size} | {METHODS[method]} | {' | '.join(scores)} | {len(of_method)} | {parameters:.2f} | {seconds:.0f} |"
+                f"| {size} | {METHODS[method]} | {' | '.join(scores)} | {len(of_method)} | {parameters:.2f} | "
+                f"{seconds:.0f} |"
             )
     lines += [
         "",
@@ -287,7 +292,7 @@ def _panel(sizes: dict[int, Any], metric: str, commonest: float, left: int) -> l
         means = [f"{x(size)},{y(statistics.mean(scores))}" for size, scores in found.items() if scores]
         parts.append(f'<polyline points="{" ".join(means)}" fill="none" stroke="{COLOURS[method]}" stroke-width="2"/>')
         parts += [
-            f'<circle cx="{x(size) + 6 * number - 3}" cy="{y(score)}" r="3.5" fill="{COLOURS[method]}" fill-opacity=".7"/>'
+            f'<circle cx="{x(size) + 6 * number - 3}" cy="{y(score)}" r="3.5" fill="{COLOURS[method]}" fill-opacity=".7"/>'  # noqa: E501
             for size, scores in found.items()
             for score in scores
         ]

@@ -3,11 +3,11 @@
     python benchmarks/human_judgements.py --expert Flickr8k_text/
     python benchmarks/human_judgements.py --captions dataset_flickr8k.json dataset_flickr8k_zh.json
 
-`--expert`: the folder of Flickr8k's text files, with `ExpertAnnotations.txt` (Hodosh et al., 2013: three people say from 1
-to 4 how well a caption describes an image) and `Flickr8k.token.txt`. Candidates that are among the image's own captions are
-left out; what is left are 16,992 judgements. Agreement is Kendall's tau-c, as in Hessel et al. (2021), table 1: BLEU-4
-.308, ROUGE-L .323, CIDEr .439. `--captions`: Karpathy's files; the first caption of each image of `val` is scored against
-its others. Needs scipy, and jieba for Chinese words.
+`--expert`: the folder of Flickr8k's text files, with `ExpertAnnotations.txt` (Hodosh et al., 2013: three people say
+from 1 to 4 how well a caption describes an image) and `Flickr8k.token.txt`. Candidates that are among the image's own
+captions are left out; what is left are 16,992 judgements. Agreement is Kendall's tau-c, as in Hessel et al. (2021),
+table 1: BLEU-4 .308, ROUGE-L .323, CIDEr .439. `--captions`: Karpathy's files; the first caption of each image of
+`val` is scored against its others. Needs scipy, and jieba for Chinese words.
 """
 
 import argparse

@@ -1,12 +1,14 @@
-"""Photos a second per core, from JPEG file to pixel values, beside plain Pillow and transformers' Pillow image processor.
+"""Photos a second per core, from JPEG file to pixel values, beside plain Pillow and transformers' Pillow image
+processor.
 
     python benchmarks/input_speed.py [--image-size 256] [--json FILE]
 
 The photos are synthetic (see synthetic_photos.py) and lie in a temporary folder, which the operating system keeps in
-memory: what is measured is decoding and resizing, no disk. The peer opens each photo with Pillow as RGB and hands it to
-`ViTImageProcessorPil` with the same size, filter, mean and deviation. Both in turn, photo by photo; the median of rounds.
-Then this package once more with a thread a core, which shows what threads lose to one another. The last column is how
-far the pixels of the two lie apart, in grey levels, where a shortcut of decoding would show.
+memory: what is measured is decoding and resizing, no disk. The peer opens each photo with Pillow as RGB and hands it
+to
+`ViTImageProcessorPil` with the same size, filter, mean and deviation. Both in turn, photo by photo; the median of
+rounds. Then this package once more with a thread a core, which shows what threads lose to one another. The last
+column is how far the pixels of the two lie apart, in grey levels, where a shortcut of decoding would show.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/metrics_speed.py annotations/captions_val2017.json
 
-The file is one of COCO's caption annotations (or the bare list of them). The references are five captions of each image;
-its first caption stands for the prediction, and all five for the samples of self-critical training. Needs pycocoevalcap,
-and Java for METEOR's row.
+The file is one of COCO's caption annotations (or the bare list of them). The references are five captions of each
+image; its first caption stands for the prediction, and all five for the samples of self-critical training. Needs
+pycocoevalcap, and Java for METEOR's row.
 """
 
 import argparse
@@ -33,7 +33,8 @@ BATCH_IMAGES = 50  # of a step of self-critical training
 
 
 def load_captions(path: str) -> list[list[str]]:
-    """Tokenized captions, joined by spaces, of 5,000 images with five captions each; images repeat where there are fewer."""
+    """Tokenized captions, joined by spaces, of 5,000 images with five captions each; images repeat where there are
+    fewer."""
     with open(path, encoding="utf-8") as file:
         annotations = json.load(file)
     images = defaultdict(list)

@@ -1,5 +1,5 @@
-"""The matrix products of one step of generation, by `nn.Linear` and by packed weights, for a few rows; and the packing,
-which every call of `generate` pays for once.
+"""The matrix products of one step of generation, by `nn.Linear` and by packed weights, for a few rows; and the
+packing, which every call of `generate` pays for once.
 
     python benchmarks/packed_linear.py
 

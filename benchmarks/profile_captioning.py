@@ -4,11 +4,13 @@
     python benchmarks/profile_captioning.py --checkpoint runs/captioner [--export exported ...] [--json FILE]
 
 Each system runs in a process of its own as in captioning_speed.py, whose photos and stages these are: greedy, 15 new
-tokens. The first is torch without what this package does to be faster (see `TorchBefore`). The ceilings are measured in the same run, before and after, the best counting: floating-point operations a second
-of square float32 products, and bytes a second of a matrix of 256 MiB times a vector, which is what generation does with
-its weights. A stage's floor is the longer of its operations at the one, and of its weights at the other, each read once a
-batch by the encoder and once a token by the decoder. (Weights that stay in the processor's cache can be read faster than
-that.) An int8 export has the operations and weights of its checkpoint in float32. Decoding and resizing have no floor here.
+tokens. The first is torch without what this package does to be faster (see `TorchBefore`). The ceilings are measured
+in the same run, before and after, the best counting: floating-point operations a second
+of square float32 products, and bytes a second of a matrix of 256 MiB times a vector, which is what generation does
+with its weights. A stage's floor is the longer of its operations at the one, and of its weights at the other, each
+read once a batch by the encoder and once a token by the decoder. (Weights that stay in the processor's cache can be
+read faster than that.) An int8 export has the operations and weights of its checkpoint in float32. Decoding and
+resizing have no floor here.
 """
 
 import argparse
@@ -27,8 +29,8 @@ STAGES = {"input": "decode, resize", "encoder": "image encoder", "generation": "
 
 
 class TorchBefore(TorchSystem):
-    """A checkpoint on torch as it was before packed weights, channels-last images, JPEG files that are decoded small and
-    freed memory that stays."""
+    """A checkpoint on torch as it was before packed weights, channels-last images, JPEG files that are decoded small
+    and freed memory that stays."""
 
     def __init__(self, task: Run, watch: Stopwatch) -> None:
         from fusion_captioner import image_loading, packed_linear, process_setup

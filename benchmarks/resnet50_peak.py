@@ -3,8 +3,9 @@
     python benchmarks/resnet50_peak.py [--runtimes torch onnx openvino] [--batch 8] [--json FILE]
 
 The default captioner, whose image encoder is transformers' ResNet-50, with random weights, which take the same time:
-pictures of 224 pixels to projected regions, all in float32. Operations are counted by torch.utils.flop_counter. The peak is
-the best of square products, measured before, between and after the runtimes, which share nothing but the machine.
+pictures of 224 pixels to projected regions, all in float32. Operations are counted by torch.utils.flop_counter. The
+peak is the best of square products, measured before, between and after the runtimes, which share nothing but the
+machine.
 """
 
 import argparse

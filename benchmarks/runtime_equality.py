@@ -5,9 +5,9 @@
     python benchmarks/runtime_equality.py --checkpoint runs/captioner --export exported --export exported-int8 \\
         --source flickr8k [--split val] [--limit 200] [--beams 1 3]
 
-Every system reads the same image files, in the same batches, and captions them with the checkpoint's own settings, as the
-command `caption` does. Told are the captions that equal torch's word for word; CIDEr-D against the split's references,
-and how much of torch's is lost; and the seconds, for guidance: `captioning_speed.py` measures speed.
+Every system reads the same image files, in the same batches, and captions them with the checkpoint's own settings, as
+the command `caption` does. Told are the captions that equal torch's word for word; CIDEr-D against the split's
+references, and how much of torch's is lost; and the seconds, for guidance: `captioning_speed.py` measures speed.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Photos for benchmarks: with coarse and fine detail, so that JPEG has as much to do with them as with those of a camera."""
+"""Photos for benchmarks: with coarse and fine detail, so that JPEG has as much to do with them as with those of a
+camera."""
 
 from pathlib import Path
 

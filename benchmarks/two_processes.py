@@ -4,9 +4,11 @@
 
 Each process has a core of its own, and finds its share of the work as under `torchrun`, by the variables that it sets.
 
-Captioning: the command `caption` on synthetic photos, from its start to the end of the last process, merged file included.
-Training: the trainer on random features of 49 x 1280 (hidden size 512, vocabulary 4,000, 13 tokens, a batch of 64 a process,
-one caption an image); two processes average their gradients over gloo. Captions a second by the median of steps.
+Captioning: the command `caption` on synthetic photos, from its start to the end of the last process, merged file
+included.
+Training: the trainer on random features of 49 x 1280 (hidden size 512, vocabulary 4,000, 13 tokens, a batch of 64 a
+process, one caption an image); two processes average their gradients over gloo. Captions a second by the median of
+steps.
 Beside it two processes that train at the same time and share nothing: what the machine's second core is worth.
 """
 
@@ -31,8 +33,8 @@ PROCESSES = (1, 2)
 def run_processes(
     command: Sequence[str], processes: int, cores: Sequence[int], joined: bool = True
 ) -> tuple[float, list[str]]:
-    """Seconds from the start of so many processes to the end of the last, and what each has printed; `joined`: they know
-    of each other."""
+    """Seconds from the start of so many processes to the end of the last, and what each has printed; `joined`: they
+    know of each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -3,8 +3,8 @@
     python benchmarks/vqa_folds.py --source FOLDER --vision-model lite2 --cache FOLDER --out FOLDER
         [--recipe configs/vqa_rad.yaml] [--SECTION.FIELD VALUE ...]
 
-Each fold is `fusion-captioner train RECIPE` with its `data.fold`, scored once, at its end; further flags of the recipe's
-fields hold for all. A fold whose `eval_report.json` lies in OUT is not trained again. The last line is JSON.
+Each fold is `fusion-captioner train RECIPE` with its `data.fold`, scored once, at its end; further flags of the
+recipe's fields hold for all. A fold whose `eval_report.json` lies in OUT is not trained again. The last line is JSON.
 """
 
 import argparse
@@ -58,7 +58,8 @@ def print_table(summary: dict[str, dict[str, dict[str, Any]]]) -> None:
             low, high = score["interval"]
             folds = " ".join(f"{value:.3f}" for value in score["folds"])
             print(
-                f"| {setting.replace('_', ' ')} | {name.replace('_', ' ')} | {score['mean']:.3f} | {low:.3f} to {high:.3f} "
+                f"| {setting.replace('_', ' ')} | {name.replace('_', ' ')} | {score['mean']:.3f} | {low:.3f} to "
+                f"{high:.3f} "
                 f"| {folds} |"
             )
 

@@ -94,8 +94,8 @@ class AlignmentLosses(nn.Module):
     def forward(self, outputs: Any, attention_mask: torch.Tensor | None, fuse: Fuse) -> dict[str, torch.Tensor]:
         """
         Args:
-            outputs (`FusionCaptionerModelOutput`): of the base model; embeddings, text states, regions and, for the matching term, projected regions
-                are read.
+            outputs (`FusionCaptionerModelOutput`): of the base model; embeddings, text states, regions and, for the
+                matching term, projected regions are read.
             attention_mask (`torch.LongTensor` of shape `(T, L)`, *optional*): of the texts.
             fuse: `FusionCaptionerModel.fuse`.
 
@@ -143,9 +143,9 @@ class AlignmentLosses(nn.Module):
         self, image_embeds: torch.Tensor, text_embeds: torch.Tensor, text_images: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Text, image and match, 1 or 0, of true pairs; of each text with other images; and of each text's image with other
-        texts. The others, `matching_negatives` of each kind where the batch has so many, are drawn by similarity, none
-        of them twice; a batch of one image has none.
+        Text, image and match, 1 or 0, of true pairs; of each text with other images; and of each text's image with
+        other texts. The others, `matching_negatives` of each kind where the batch has so many, are drawn by
+        similarity, none of them twice; a batch of one image has none.
         """
         texts = torch.arange(len(text_embeds), device=text_embeds.device)
         if len(image_embeds) == 1:

@@ -133,7 +133,8 @@ C = TypeVar("C", bound=type)
 
 
 def raise_value_errors(strict_class: C) -> C:
-    """`@strict` reports what is wrong by an exception of two lines that is no `ValueError`; make it one, of one line."""
+    """`@strict` reports what is wrong by an exception of two lines that is no `ValueError`; make it one, of one
+    line."""
 
     def with_value_error(method):
         @wraps(method)
@@ -166,8 +167,8 @@ class FusionCaptionerConfig(PreTrainedConfig):
         num_audio_regions (`int`, defaults to 16): regions that a sound becomes, whatever its length.
         vocab_size (`int`, defaults to 10000): entries of the tokenizer.
         hidden_size (`int`, defaults to 512): width of token states, projected regions and joint representations.
-        text_encoder_type (`"lstm"`, `"gru"`, `"transformer"` or `"embedding"`): the causal text encoder; `"embedding"`:
-            each word by itself, without layers.
+        text_encoder_type (`"lstm"`, `"gru"`, `"transformer"` or `"embedding"`): the causal text encoder;
+            `"embedding"`: each word by itself, without layers.
         num_text_encoder_layers (`int`, defaults to 1).
         normalize_text_states (`bool`, defaults to `True`): layer normalisation of a recurrent text encoder's states.
             They begin thirty times as small as what the image brings, and without it captions are learned late.
@@ -178,17 +179,18 @@ class FusionCaptionerConfig(PreTrainedConfig):
         num_hidden_layers (`int`, defaults to 1): layers of the decoder.
         decoder_input (`"joint"` or `"joint_and_embedding"`): whether the decoder also reads the word embedding.
         decoder_residual (`bool`, defaults to `True`): whether a recurrent decoder's output is added to the joint
-            representation that it reads, and layer-normalised. Words are scored by small states without it, and learned
-            several times as late.
+            representation that it reads, and layer-normalised. Words are scored by small states without it, and
+            learned several times as late.
         num_attention_heads (`int`, defaults to 8): heads of the fusion and of Transformer layers.
         intermediate_size (`int`, defaults to 2048): width of the feed-forward part of Transformer layers.
         max_position_embeddings (`int`, defaults to 512): positions that Transformer layers know.
         max_frames (`int`, defaults to 0): frames of a video that the model can tell apart; 0: still images only.
         projection_dim (`int`, defaults to 256): width of `image_embeds` and `text_embeds`.
         text_pooling (`"last"` or `"mean"`): what stands for a text, in `text_embeds` and classifiers: the state of the
-            last token, or the mean of all tokens' states. With `text_encoder_type` `"embedding"` it must be the mean, a
-            bag of words, which is learned soonest and generalises best where captions are few.
-        logit_scale_init_value (`float`, defaults to 2.6592): logarithm of the initial contrastive temperature's inverse.
+            last token, or the mean of all tokens' states. With `text_encoder_type` `"embedding"` it must be the mean,
+            a bag of words, which is learned soonest and generalises best where captions are few.
+        logit_scale_init_value (`float`, defaults to 2.6592): logarithm of the initial contrastive temperature's
+            inverse.
         dropout, attention_dropout (`float`): on hidden states, and on attention weights.
         image_dropout (`float`, defaults to 0): on the image encoder's features; one mask for all regions of an image,
             as `dropout` has one for all tokens of a text.
@@ -202,10 +204,10 @@ class FusionCaptionerConfig(PreTrainedConfig):
         matching_loss_weight (`float`): weight of each loss term; at 0 nothing of the term is built or computed.
         contrastive_loss_type (`"info_nce"` or `"hinge"`): symmetric InfoNCE, or the hinge on the hardest negatives.
         contrastive_margin (`float`, defaults to 0.2): margin of the hinge, in cosine similarity.
-        matching_type (`"fusion"` or `"word_region"`): what the matching score of a pair is read from: the fused states,
-            or how near each word is to the regions that it attends to (see `matching.py`).
-        matching_negatives (`int`, defaults to 1): false pairs that the matching loss draws for each true one: so many other
-            images, and so many other texts.
+        matching_type (`"fusion"` or `"word_region"`): what the matching score of a pair is read from: the fused
+            states, or how near each word is to the regions that it attends to (see `matching.py`).
+        matching_negatives (`int`, defaults to 1): false pairs that the matching loss draws for each true one: so many
+            other images, and so many other texts.
         gradient_reversal_weight (`float`, defaults to 1): factor on the reversed gradient of the modality critic.
         initializer_range (`float`, defaults to 0.02): standard deviation of freshly drawn weights.
 
@@ -290,7 +292,8 @@ class FusionCaptionerConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _check_sub_config(self, name: str, examples: str) -> None:
-        """Refuse what transformers does not know of an encoder's config in a `dict`; leave it out of a ready config."""
+        """Refuse what transformers does not know of an encoder's config in a `dict`; leave it out of a ready
+        config."""
         sub_config = getattr(self, name)
         if isinstance(sub_config, PreTrainedConfig):
             setattr(self, name, without_unknown_keys(sub_config, name))
@@ -392,7 +395,8 @@ class FusionCaptionerConfig(PreTrainedConfig):
             )
         if self.text_encoder_type == "embedding" and self.text_pooling == "last":
             raise ValueError(
-                '`text_pooling` ("last") would make the same of every text, as with `text_encoder_type` "embedding" the '
+                '`text_pooling` ("last") would make the same of every text, as with `text_encoder_type` '
+                '"embedding" the '
                 'last token knows no other one; set `text_pooling` to "mean".'
             )
 

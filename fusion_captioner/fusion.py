@@ -204,7 +204,8 @@ class AttentionFusion(Fusion):
     def _attend(
         self, weights: torch.Tensor, value: torch.Tensor, rows: int, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The context `(B, heads, k*L, D/heads)` of weights `(B, heads, k*L, P)`, and the weights by text or `None`."""
+        """The context `(B, heads, k*L, D/heads)` of weights `(B, heads, k*L, P)`, and the weights by text or
+        `None`."""
         by_text = None
         if output_attentions:
             # what is returned is what is used, so that it has a gradient

@@ -1,5 +1,5 @@
-"""What transformers' `GenerationMixin` needs to know of the captioner: each image, and its sound, is encoded once a call,
-and the cache is a `CaptionCache`."""
+"""What transformers' `GenerationMixin` needs to know of the captioner: each image, and its sound, is encoded once a
+call, and the cache is a `CaptionCache`."""
 
 # mypy: disable-error-code="attr-defined, misc, override"
 # GenerationMixin types `self` as the finished model, which a mixin is not yet.

@@ -1,4 +1,5 @@
-"""A file of an image, or its bytes, to an upright RGB picture: within bounds of memory, whatever the file claims to be.
+"""A file of an image, or its bytes, to an upright RGB picture: within bounds of memory, whatever the file claims to
+be.
 
 Needs Pillow and NumPy only.
 """
@@ -18,10 +19,11 @@ from io import BytesIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, JpegImagePlugin
 
-# What decoding may take, of all images together that are decoded at the same time. A file of 34 bytes can be a picture of
-# 180 megapixels, and take 3 GB.
+# What decoding may take, of all images together that are decoded at the same time. A file of 34 bytes can be a
+# picture of 180 megapixels, and take 3 GB.
 MAX_DECODED_BYTES = 208 * 1024**2
-# What decoding takes of this size and more, the C library is told to give back to the system: it may keep what is freed.
+# What decoding takes of this size and more, the C library is told to give back to the system: it may keep what is
+# freed.
 LARGE_BYTES = 32 * 1024**2
 # Larger than any camera's pictures; those of 200 megapixels are JPEG, which is decoded small.
 MAX_IMAGE_PIXELS = 2**28
@@ -32,8 +34,9 @@ MAX_PIXELS_AT_ONCE = 4_000_000
 # from the full size. Mean difference 1 grey level (43 dB) instead of up to 5 (28 dB) without a margin.
 DRAFT_MARGIN = 1.5
 
-# This module says itself what is wrong with an image. Pillow's warnings of large pictures and damaged metadata only name
-# a file of Pillow. Not `catch_warnings` around the call: images are loaded in threads, with which that is not safe.
+# This module says itself what is wrong with an image. Pillow's warnings of large pictures and damaged metadata only
+# name a file of Pillow. Not `catch_warnings` around the call: images are loaded in threads, with which that is not
+# safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
 
@@ -87,7 +90,8 @@ def decode_image(source: str | bytes, name: str, target_size: tuple[int, int] | 
         size = _decoded_bytes(image)
         if size > MAX_DECODED_BYTES:
             raise ValueError(
-                f"{name}: {image.width}x{image.height} pixels of {image.format} take {size / 1024**2:.0f} MiB to decode "
+                f"{name}: {image.width}x{image.height} pixels of {image.format} take {size / 1024**2:.0f} MiB to "
+                f"decode "
                 f"(the limit is {MAX_DECODED_BYTES // 1024**2}); make the image smaller, or save it as JPEG"
             )
         with _budget.taking(size):
@@ -200,7 +204,8 @@ def upright_rgb(image: Image.Image, name: str, target_size: tuple[int, int] | No
 
 
 def _turned(image: Image.Image) -> Image.Image:
-    """Upright by its EXIF orientation, and without it, so that whoever loads the picture again does not turn it again."""
+    """Upright by its EXIF orientation, and without it, so that whoever loads the picture again does not turn it
+    again."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # a damaged EXIF block raises all sorts; the picture itself is whole
@@ -208,8 +213,8 @@ def _turned(image: Image.Image) -> Image.Image:
 
 
 def _in_bands(image: Image.Image, name: str, target_size: tuple[int, int]) -> Image.Image:
-    """A large picture brought near `target_size` by averaging whole blocks of pixels, in bands of about a megapixel: what
-    its conversion to RGB takes is taken for a band at a time."""
+    """A large picture brought near `target_size` by averaging whole blocks of pixels, in bands of about a megapixel:
+    what its conversion to RGB takes is taken for a band at a time."""
     height, width = target_size
     across = max(int(image.width / (width * DRAFT_MARGIN)), 1)
     down = max(int(image.height / (height * DRAFT_MARGIN)), 1)

@@ -1,4 +1,5 @@
-"""Images by URL: fetched with a deadline and a limit of size; URLs of strangers never reach this machine's own network.
+"""Images by URL: fetched with a deadline and a limit of size; URLs of strangers never reach this machine's own
+network.
 
 Needs the standard library only.
 """
@@ -27,9 +28,9 @@ def download(url: str, public_only: bool = False, deadline: float = DOWNLOAD_DEA
 
     Args:
         url: http or https; characters outside ASCII and spaces are quoted.
-        public_only: for URLs that come from data: refuse every address that is not public (loopback, private, link-local,
-            metadata services), in redirects too. The address is checked after its name was resolved, and is the one
-            that is connected to; proxies are not used.
+        public_only: for URLs that come from data: refuse every address that is not public (loopback, private,
+            link-local, metadata services), in redirects too. The address is checked after its name was resolved, and
+            is the one that is connected to; proxies are not used.
         deadline: seconds that the whole download may take.
 
     Raises:
@@ -71,7 +72,8 @@ def download(url: str, public_only: bool = False, deadline: float = DOWNLOAD_DEA
 
 
 class _Watch:
-    """Ends the connections of a download when its time is over, wherever it waits: in headers, in redirects, in content."""
+    """Ends the connections of a download when its time is over, wherever it waits: in headers, in redirects, in
+    content."""
 
     def __init__(self, deadline: float) -> None:
         self.is_over = False
@@ -126,7 +128,8 @@ def _public_addresses(host: str, port: int) -> list[tuple[str, int]]:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address, of version 4 or 6, is one of the public internet; what it wraps or tunnels to counts too."""
+    """Whether an IP address, of version 4 or 6, is one of the public internet; what it wraps or tunnels to counts
+    too."""
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)

@@ -39,9 +39,11 @@ def load_image(
     and of an animation the first frame is taken.
 
     Args:
-        image: a path, an http(s) or data URL, the bytes of an image file or these in base64, `{"path": ..., "bytes": ...}` as
+        image: a path, an http(s) or data URL, the bytes of an image file or these in base64, `{"path": ..., "bytes":
+            ...}` as
             `datasets.Image(decode=False)` gives (bytes first), a PIL image, or an array or tensor of shape (H, W),
-            (H, W, C) or (C, H, W) with 1 to 4 channels (grey, grey and alpha, RGB, RGBA): bool, uint8, uint16 (always of
+            (H, W, C) or (C, H, W) with 1 to 4 channels (grey, grey and alpha, RGB, RGBA): bool, uint8, uint16 (always
+                of
             0..65535), other integers of 0..255 or 0..65535, or floats of 0..1 or 0..255. Where both ends could be the
             channels, an array is read as (H, W, C) and a tensor as (C, H, W).
         target_size: (H, W) that the picture will be resized to. A JPEG file is then decoded at 1/2, 1/4 or 1/8 of its
@@ -168,7 +170,8 @@ def images_to_pixel_values(
         float32 (B, 3, H, W).
 
     Raises:
-        ValueError: an image that cannot be read (or FileNotFoundError, OSError), or of another size than the first with
+        ValueError: an image that cannot be read (or FileNotFoundError, OSError), or of another size than the first
+            with
             `do_resize` off.
     """
     target = target_size(settings)
@@ -185,7 +188,8 @@ def images_to_pixel_values(
         height, width = pixel_values.shape[2:]
         if picture.size != (width, height):
             raise ValueError(
-                f"`images` have different sizes, {height}x{width} and {picture.height}x{picture.width} (height x width); "
+                f"`images` have different sizes, {height}x{width} and {picture.height}x{picture.width} (height x "
+                f"width); "
                 "set `do_resize=True` or give images of one size."
             )
         write_normalized(picture, pixel_values[index], scale, offset)
@@ -265,6 +269,7 @@ def check_processed_size(size: Any, name: str) -> None:
     whole = [side for side in sides if isinstance(side, int) and side > 0]
     if len(whole) != 2 or whole[0] * whole[1] > MAX_PROCESSED_PIXELS:
         raise ValueError(
-            f"{name}: the image processor's `size` ({str(size)[:60]}) must be a height and a width of together at most "
+            f"{name}: the image processor's `size` ({str(size)[:60]}) must be a height and a width of together at "
+            f"most "
             f"{MAX_PROCESSED_PIXELS:,} pixels; correct its config."
         )

@@ -60,8 +60,8 @@ class FusionCaptionerImageProcessor(PilBackend):
             `"crop"` scales the shorter side to `size` and cuts the middle out, as ImageNet evaluation does.
         resample: Pillow's filter, by number (`PIL.Image.Resampling`), by default bicubic.
         do_rescale, rescale_factor: whether pixel values of 0..255 are multiplied, and by what (1/255).
-        do_normalize, image_mean, image_std: whether `(value - mean) / std` follows, with a number for each of red, green
-            and blue, by default those of ImageNet.
+        do_normalize, image_mean, image_std: whether `(value - mean) / std` follows, with a number for each of red,
+            green and blue, by default those of ImageNet.
 
     Raises:
         ValueError: a setting that is unknown or does not fit.
@@ -114,9 +114,9 @@ class FusionCaptionerImageProcessor(PilBackend):
         """Reads and prepares one or many images, or videos as lists of frames.
 
         Args:
-            images: an image of any kind that [`load_image`] opens, a list of images, or a list of lists (or an array of
-                one more dimension) for videos: one list of frames a video, as many frames in each. Lists of one image
-                each count as images.
+            images: an image of any kind that [`load_image`] opens, a list of images, or a list of lists (or an array
+                of one more dimension) for videos: one list of frames a video, as many frames in each. Lists of one
+                image each count as images.
             return_tensors: `"pt"` for torch tensors, `"np"` or None for NumPy arrays.
             input_data_format: `"channels_first"` or `"channels_last"`, how arrays and tensors are laid out; by default
                 their shape tells.
@@ -154,7 +154,8 @@ def _as_videos(images: Any) -> tuple[list[list[Any]], bool]:
     frame_counts = sorted({len(video) for video in videos})
     if frame_counts[0] == 0 or len(frame_counts) > 1:
         raise ValueError(
-            f"`images` holds samples of {', '.join(map(str, frame_counts))} frames; give each sample the same number, at "
+            f"`images` holds samples of {', '.join(map(str, frame_counts))} frames; give each sample the same "
+            f"number, at "
             "least one."
         )
     return videos, frame_counts[0] > 1

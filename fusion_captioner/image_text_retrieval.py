@@ -19,8 +19,8 @@ from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerRetriev
 
 class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
     """
-    Two towers that meet in one space, trained by the contrastive loss (`contrastive_loss_type`: InfoNCE or hinge), and,
-    with a `matching_loss_weight` above 0, a score of fused pairs to re-rank the towers' best candidates by.
+    Two towers that meet in one space, trained by the contrastive loss (`contrastive_loss_type`: InfoNCE or hinge),
+    and, with a `matching_loss_weight` above 0, a score of fused pairs to re-rank the towers' best candidates by.
 
     Texts end in EOS, whose state may stand for all of them (`text_pooling`): `processor(text=..., add_eos=True)`.
 
@@ -42,8 +42,10 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
         super().__init__(config)
         if not config.contrastive_loss_weight:
             raise ValueError(
-                f"`contrastive_loss_weight` ({config.contrastive_loss_weight}) must be above 0 for retrieval: it trains "
-                "the space that is searched; set it, for example by `from_pretrained(..., contrastive_loss_weight=1.0)`."
+                f"`contrastive_loss_weight` ({config.contrastive_loss_weight}) must be above 0 for retrieval: it "
+                f"trains "
+                "the space that is searched; set it, for example by `from_pretrained(..., "
+                "contrastive_loss_weight=1.0)`."
             )
         self.model = FusionCaptionerModel(config)
         self.alignment = AlignmentLosses(config, self.model.image_encoder.hidden_size)
@@ -65,8 +67,8 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        How well texts and images match when they are fused, which costs more than comparing embeddings and is meant for
-        the best candidates. Texts and images are encoded once, however many pairs they are in.
+        How well texts and images match when they are fused, which costs more than comparing embeddings and is meant
+        for the best candidates. Texts and images are encoded once, however many pairs they are in.
 
         Args:
             pairs (`torch.LongTensor` of shape `(N, 2)`): row of the text and row of the image of each pair.

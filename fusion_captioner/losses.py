@@ -98,8 +98,8 @@ def reconstruction_loss(rebuilt: torch.Tensor, pooled: torch.Tensor) -> torch.Te
 
 def matching_loss(match_logits: torch.Tensor, matches: torch.Tensor) -> torch.Tensor:
     """
-    Binary cross-entropy of image-text pairs told true or false (Li et al., 2021, eq. 3); both of shape `(N,)`. True pairs
-    together weigh as much as false ones, however many of these were drawn.
+    Binary cross-entropy of image-text pairs told true or false (Li et al., 2021, eq. 3); both of shape `(N,)`. True
+    pairs together weigh as much as false ones, however many of these were drawn.
     """
     losses = F.binary_cross_entropy_with_logits(match_logits.float(), matches.float(), reduction="none")
     kinds = torch.stack((matches.float(), 1 - matches.float()))  # (2, N)

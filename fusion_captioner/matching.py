@@ -40,7 +40,8 @@ class FusionMatching(nn.Module):
         """
         Args:
             texts, images (`torch.LongTensor` of shape `(N,)`): row of the text and row of the image of each pair.
-            outputs (`FusionCaptionerModelOutput`): of the base model, of which text states and projected regions are read.
+            outputs (`FusionCaptionerModelOutput`): of the base model, of which text states and projected regions are
+                read.
             attention_mask (`torch.LongTensor` of shape `(T, L)`, *optional*).
             fuse: `FusionCaptionerModel.fuse`.
 
@@ -59,9 +60,9 @@ class FusionMatching(nn.Module):
 class WordRegionMatching(nn.Module):
     """
     A pair's score from its words and regions in a space of their own, both ways (stacked cross attention, SCAN: Lee et
-    al., 2018, sections 3.1 and 3.2): each word attends to the regions that are nearest to it, each region to the words,
-    and scores how near they are. How much a word and a region count among the others is learned from them. A word and a
-    region cost one product, where the fusion costs a network.
+    al., 2018, sections 3.1 and 3.2): each word attends to the regions that are nearest to it, each region to the
+    words, and scores how near they are. How much a word and a region count among the others is learned from them. A
+    word and a region cost one product, where the fusion costs a network.
     """
 
     # Of attention over cosine similarities; SCAN's are 4 to 9

@@ -55,8 +55,8 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
         super().__init__(config)
 
     def save_pretrained(self, *args, **kwargs) -> None:
-        """As in transformers; the code of all heads is saved beside the model, so that each of them loads from it where
-        this package is not installed."""
+        """As in transformers; the code of all heads is saved beside the model, so that each of them loads from it
+        where this package is not installed."""
         classes: dict[str, type] = {"AutoConfig": FusionCaptionerConfig, **auto_classes()}
         self.config.auto_map = {
             auto_class: f"{own_class.__module__.rpartition('.')[2]}.{own_class.__name__}"
@@ -149,7 +149,8 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         self.text_encoder.embedding = value  # type: ignore[assignment]  # transformers gives an embedding
 
     def flatten_frames(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
-        """Regions `(B, P, Dv)` as they are; those of video, `(B, F, P, Dv)`, told apart and joined to `(B, F·P, Dv)`."""
+        """Regions `(B, P, Dv)` as they are; those of video, `(B, F, P, Dv)`, told apart and joined to `(B, F·P,
+        Dv)`."""
         if image_hidden_states.dim() == 3:
             return image_hidden_states
         if self.frame_embedding is None or image_hidden_states.shape[1] > len(self.frame_embedding):
@@ -197,7 +198,8 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         """
         if self.audio_encoder is None:
             raise ValueError(
-                f"`input_features` {tuple(input_features.shape)} are given to a model without audio encoder; leave them "
+                f"`input_features` {tuple(input_features.shape)} are given to a model without audio encoder; leave "
+                f"them "
                 "out, or build the model with `audio_config`."
             )
         return self.audio_encoder(input_features)
@@ -291,7 +293,8 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         cache = past_key_values
         if cache is not None and not isinstance(cache, CaptionCache):
             raise ValueError(
-                f"`past_key_values` ({type(cache).__name__}) must be a CaptionCache, as this model returns it; leave it out "
+                f"`past_key_values` ({type(cache).__name__}) must be a CaptionCache, as this model returns it; leave "
+                f"it out "
                 "of the first call."
             )
         regions = None

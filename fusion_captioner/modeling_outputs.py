@@ -18,8 +18,8 @@ from .caption_cache import CaptionCache
 
 def returns_output(method: Callable) -> Callable:
     """
-    What a model's methods share: a `ModelOutput` becomes a tuple where `return_dict`, an argument or the config's field,
-    is false, and an argument that neither the method nor transformers knows is refused.
+    What a model's methods share: a `ModelOutput` becomes a tuple where `return_dict`, an argument or the config's
+    field, is false, and an argument that neither the method nor transformers knows is refused.
     """
     known = {*signature(method).parameters, *TransformersKwargs.__optional_keys__, "return_dict"}
     returns = can_return_tuple(method)
@@ -44,8 +44,8 @@ class FusionCaptionerModelOutput(ModelOutput):
         fused_hidden_states (`torch.FloatTensor` of shape `(T, L, D)`): joint representations, one a token.
         text_hidden_states (`torch.FloatTensor` of shape `(T, L, D)`): states of the text encoder.
         embeddings (`torch.FloatTensor` of shape `(T, L, D)`): word embeddings.
-        image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)`): grid regions of the backbone, for video those of
-            all frames.
+        image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)`): grid regions of the backbone, for video those
+            of all frames.
         projected_regions (tuple of `torch.FloatTensor`): what the fusion made of the regions.
         image_embeds (`torch.FloatTensor` of shape `(B, E)`): projected and normalised.
         text_embeds (`torch.FloatTensor` of shape `(T, E)`): projected and normalised.

@@ -21,8 +21,8 @@ def drop_modalities(present: torch.Tensor, probability: float) -> torch.Tensor:
 
     Args:
         present (`torch.BoolTensor` of shape `(B, M)`): the modalities that each row has.
-        probability (`float`): of a row to lose some of those that it has; how many, and which, is drawn evenly, and one
-            always stays.
+        probability (`float`): of a row to lose some of those that it has; how many, and which, is drawn evenly, and
+            one always stays.
 
     Returns:
         those that are left, of the same shape.
@@ -93,8 +93,8 @@ class OptionalModalitiesModel(FusionCaptionerPreTrainedModel):
             keeps_text (`bool`): whether `modality_dropout` leaves texts alone.
 
         Returns:
-            the fused state that stands for each text (`text_pooling`), `(T, D)`; `attentions`; and `hidden_states`, text
-            states and joint representations `(T, L, D)`; the config says whether these two are wanted, where the
+            the fused state that stands for each text (`text_pooling`), `(T, D)`; `attentions`; and `hidden_states`,
+            text states and joint representations `(T, L, D)`; the config says whether these two are wanted, where the
             arguments do not.
 
         Raises:
@@ -116,7 +116,8 @@ class OptionalModalitiesModel(FusionCaptionerPreTrainedModel):
         rows = {n: states.shape[0] // (texts_per_row if n == "text" else 1) for n, states in embedded.items()}
         if not rows:
             raise ValueError(
-                "there is neither image, text nor sound; give `pixel_values` (or `image_hidden_states`), `input_ids` or "
+                "there is neither image, text nor sound; give `pixel_values` (or `image_hidden_states`), `input_ids` "
+                "or "
                 "`input_features`."
             )
         if not torch.compiler.is_compiling() and len(set(rows.values())) > 1:
@@ -134,7 +135,8 @@ class OptionalModalitiesModel(FusionCaptionerPreTrainedModel):
             if flag is not None:
                 if name not in embedded or flag.shape != (count,):
                     raise ValueError(
-                        f"`has_{name}` {tuple(flag.shape)} must have one value for each of the {rows.get(name, 0)} rows "
+                        f"`has_{name}` {tuple(flag.shape)} must have one value for each of the {rows.get(name, 0)} "
+                        f"rows "
                         f"of {name} that are given."
                     )
                 present[name] = flag.to(device).bool()

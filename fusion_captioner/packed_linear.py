@@ -2,8 +2,8 @@
 Matrix products of a few rows on packed weights, for as long as one call of `generate` runs.
 
 A step of generation multiplies one row per beam by every weight of the decoder. On CPUs the kernel behind `nn.Linear`
-is made for many rows; with a few it is faster on weights that are laid out for it. `benchmarks/packed_linear.py` measures
-by how much. No copy outlives the call, so that no change of a weight can be missed.
+is made for many rows; with a few it is faster on weights that are laid out for it. `benchmarks/packed_linear.py`
+measures by how much. No copy outlives the call, so that no change of a weight can be missed.
 """
 
 from collections.abc import Iterable, Iterator

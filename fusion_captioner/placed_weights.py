@@ -30,8 +30,8 @@ def execution_device(model: nn.Module) -> torch.device | None:
 
 
 def own_parameter(module: nn.Module, name: str) -> torch.Tensor:
-    """A parameter of `module` for code outside of the module's `forward`, the only place where accelerate's hooks bring
-    offloaded parameters back."""
+    """A parameter of `module` for code outside of the module's `forward`, the only place where accelerate's hooks
+    bring offloaded parameters back."""
     parameter = getattr(module, name)
     if parameter.is_meta:
         for hook in offloading_hooks(module):

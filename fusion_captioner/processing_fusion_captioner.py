@@ -12,8 +12,8 @@ from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, Proces
 
 from .image_processing_fusion_captioner import FusionCaptionerImageProcessor
 
-# Plain words, since a captioner's tokenizer has no tokens for turns: "question: what is it? answer: a dog question: ...
-# answer:". What is said without a question before it, by system or assistant, stands alone, and a chat that holds
+# Plain words, since a captioner's tokenizer has no tokens for turns: "question: what is it? answer: a dog question:
+# ... answer:". What is said without a question before it, by system or assistant, stands alone, and a chat that holds
 # images and no text is the empty prompt, which asks for a caption.
 CHAT_TEMPLATE = """\
 {%- set chat = namespace(begun=false, asked=false) -%}
@@ -51,9 +51,11 @@ OTHER_SETTINGS = {*TextKwargs.__annotations__, *ImagesKwargs.__annotations__, *P
 class FusionCaptionerProcessor(ProcessorMixin):
     """An image processor and a tokenizer in one.
 
-    The processor places the special tokens itself, whatever the tokenizer would do: a prompt is `[BOS] prompt`, a row to
-    learn from is `[BOS] prompt caption [EOS]`, a choice is `[BOS] question choice [EOS]`. BOS is the tokenizer's `bos_token` or, like BERT's, `cls_token`, or, where
-    there is neither, `eos_token`; EOS is its `eos_token` or `sep_token`.
+    The processor places the special tokens itself, whatever the tokenizer would do: a prompt is `[BOS] prompt`, a row
+        to
+    learn from is `[BOS] prompt caption [EOS]`, a choice is `[BOS] question choice [EOS]`. BOS is the tokenizer's
+    `bos_token` or, like BERT's, `cls_token`, or, where there is neither, `eos_token`; EOS is its `eos_token` or
+    `sep_token`.
 
     Args:
         image_processor: such as [`FusionCaptionerImageProcessor`].
@@ -116,15 +118,17 @@ class FusionCaptionerProcessor(ProcessorMixin):
                 standing together; a single string serves every image. "" is a lone BOS.
             text_target: captions: one, one for every row, or a list of k for every image. `text` then holds the prompt
                 before each: none, one string, one an image or one a row.
-            choices: for each question the answers to choose from, for [`FusionCaptionerForMultipleChoice`]; `text` then
+            choices: for each question the answers to choose from, for [`FusionCaptionerForMultipleChoice`]; `text`
+                then
                 holds the questions: none, one string for all, or one each. Where a question has fewer choices than
                 another, rows of padding take their place.
             add_eos: ends `text` with EOS, as the text embeddings of retrieval want it, and pads it on the right.
             padding: True or `"longest"`, `"max_length"`, or False for rows of different lengths (lists only).
-            truncation: by default, captions that are too long lose their end, never their EOS, and prompts that are too
-                long are refused. True also cuts the end of `text` that stands without `text_target`; False refuses
+            truncation: by default, captions that are too long lose their end, never their EOS, and prompts that are
+                too long are refused. True also cuts the end of `text` that stands without `text_target`; False refuses
                 captions that are too long as well.
-            max_length: tokens of a row at most, special tokens included; by default the tokenizer's `model_max_length`.
+            max_length: tokens of a row at most, special tokens included; by default the tokenizer's
+                `model_max_length`.
             pad_to_multiple_of: rounds the padded length up.
             return_tensors: `"pt"`, `"np"`, or None for lists of tokens.
             add_special_tokens: False leaves BOS out, for a `text` that brings its own.
@@ -134,8 +138,8 @@ class FusionCaptionerProcessor(ProcessorMixin):
             padding_side: `"left"` or `"right"`; by default left for prompts, and right for everything else.
             return_offsets_mapping: adds `offset_mapping`: where in its text, first to behind the last character, each
                 token stands; (0, 0) for special tokens.
-            text_kwargs, images_kwargs, common_kwargs: the settings above, those of the image processor for this call, such
-                as `size`, and `return_tensors`; they may as well stand in `kwargs`, each in one place.
+            text_kwargs, images_kwargs, common_kwargs: the settings above, those of the image processor for this call,
+                such as `size`, and `return_tensors`; they may as well stand in `kwargs`, each in one place.
 
         Returns:
             those that apply of
@@ -145,8 +149,8 @@ class FusionCaptionerProcessor(ProcessorMixin):
             - `labels`, with `text_target`: `input_ids`, but -100 on BOS, prompt and padding.
 
         Raises:
-            ValueError: nothing to prepare; numbers of images, prompts and captions that do not fit each other; a text too
-                long; an argument that is unknown or does not fit. And what reading images raises.
+            ValueError: nothing to prepare; numbers of images, prompts and captions that do not fit each other; a text
+                too long; an argument that is unknown or does not fit. And what reading images raises.
         """
         for name in ("videos", "audio"):  # transformers passes them, mostly unset
             if kwargs.pop(name, None) is not None:
@@ -281,7 +285,8 @@ class FusionCaptionerProcessor(ProcessorMixin):
         )["input_ids"]
 
     def _offsets(self, prompts: list[str], rows: list[list[int]], first: int) -> list[list[tuple[int, int]]]:
-        """Where in its prompt each token of a row stands; `first` is the number of special tokens before the prompt."""
+        """Where in its prompt each token of a row stands; `first` is the number of special tokens before the
+        prompt."""
         encoded = self.tokenizer(prompts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         offsets = []
         for row, spans in zip(rows, encoded["offset_mapping"]):
@@ -291,7 +296,8 @@ class FusionCaptionerProcessor(ProcessorMixin):
 
     @cached_property
     def _joins_without_space(self) -> bool:
-        """Whether two texts, each tokenised alone, decode as one word: so in GPT-2, whose tokens bring their spaces."""
+        """Whether two texts, each tokenised alone, decode as one word: so in GPT-2, whose tokens bring their
+        spaces."""
         letter = self._token_ids(["a"])[0]
         return self.tokenizer.decode(letter + letter).strip().lower() == "aa"
 
@@ -393,7 +399,8 @@ def _fit_prompt(row: list[int], end: list[int], prompt: str, limit: int | None, 
 
 def _too_long(text: str, length: int, limit: int | None, relation: str) -> str:
     return (
-        f"the text {text[:40]!r}{'...' if len(text) > 40 else ''} of {length} tokens, special tokens included, {relation} "
+        f"the text {text[:40]!r}{'...' if len(text) > 40 else ''} of {length} tokens, special tokens included, "
+        f"{relation} "
         f"the maximum of {limit}; shorten it or raise `max_length` (by default the tokenizer's `model_max_length`)."
     )
 

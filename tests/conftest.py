@@ -26,7 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real photos and captions that `FUSION_CAPTIONER_DATA` names (`coco/`, `flickr8k/`, ... below it)."""
+    """The folder of real photos and captions that `FUSION_CAPTIONER_DATA` names (`coco/`, `flickr8k/`, ... below
+    it)."""
     folder = os.environ.get("FUSION_CAPTIONER_DATA")
     if not folder or not Path(folder).is_dir():
         pytest.skip("FUSION_CAPTIONER_DATA names no folder with real data")

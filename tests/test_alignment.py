@@ -1,4 +1,5 @@
-"""The auxiliary loss terms: each can be on or off, an absent one costs nothing, and processes share their negatives."""
+"""The auxiliary loss terms: each can be on or off, an absent one costs nothing, and processes share their
+negatives."""
 
 import warnings
 from datetime import timedelta

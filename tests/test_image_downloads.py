@@ -16,7 +16,8 @@ SEEN: list[str] = []
 
 
 class Handler(BaseHTTPRequestHandler):
-    """`/slow` sends a byte every tenth of a second; `/to/URL` redirects there; every other path is answered with its name."""
+    """`/slow` sends a byte every tenth of a second; `/to/URL` redirects there; every other path is answered with its
+    name."""
 
     def do_GET(self) -> None:
         SEEN.append(self.path)
@@ -92,7 +93,8 @@ def test_data_reach_no_server_of_this_machine(host: str, server: str):
     "address",
     [
         "10.0.0.1", "192.168.1.1", "172.16.0.1", "169.254.169.254", "100.64.0.1", "127.0.0.1", "0.0.0.0", "224.0.0.1",
-        "255.255.255.255", "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:10.0.0.1", "::ffff:127.0.0.1",
+        "255.255.255.255", "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:10.0.0.1",
+        "::ffff:127.0.0.1",
         "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "::127.0.0.1", "fd00:ec2::254",
     ],
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""Processor: rows to continue and rows to learn from, chats, decoding, saving, loading with and without the package."""
+"""Processor: rows to continue and rows to learn from, chats, decoding, saving, loading with and without the
+package."""
 
 import base64
 import json

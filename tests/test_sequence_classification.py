@@ -1,4 +1,5 @@
-"""Labels from image, text or both: losses by hand, every kind of label, loading, pipelines, and fusion that is needed."""
+"""Labels from image, text or both: losses by hand, every kind of label, loading, pipelines, and fusion that is
+needed."""
 
 from pathlib import Path
 

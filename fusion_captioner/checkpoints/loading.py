@@ -148,7 +148,8 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
     ]
     if wrong:
         raise ValueError(
-            f"{name}: {_counted(sorted(wrong))} weights that are not finite; train it again from an earlier checkpoint."
+            f"{name}: {_counted(sorted(wrong))} weights that are not finite; train it again from an earlier "
+            f"checkpoint."
         )
 
 

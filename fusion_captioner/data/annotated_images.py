@@ -76,7 +76,8 @@ def log_skipped(skipped: list[SkippedExample], source: str, listed_in: str | Non
 
 
 def clean_captions(captions: Iterable[Any], split: str, image_id: str, file: str, bad: BadExamples) -> list[str]:
-    """The captions with runs of white space (COCO has line breaks inside captions) made one space, empty ones left out.
+    """The captions with runs of white space (COCO has line breaks inside captions) made one space, empty ones left
+    out.
 
     Every empty or non-text caption is reported to `bad`, and so is an image that has no caption left.
     """

@@ -22,8 +22,10 @@ class DataArguments(CaptionSource):
             `training.max_steps`. The images of `eval_split` are held in memory, a file's as its path.
         train_split, eval_split: names of the splits; `eval_split` unset: no evaluation.
         captions_per_image: captions of an image in one row, drawn anew each epoch, or `"all"`: each a row.
-        augmentations: what is done to training images at random, of `flip`, `crop` and `colour`; see `augmentation.py`.
-        feature_cache: folder of cached grid features of the frozen image encoder; unset: images are read each epoch. Of
+        augmentations: what is done to training images at random, of `flip`, `crop` and `colour`; see
+            `augmentation.py`.
+        feature_cache: folder of cached grid features of the frozen image encoder; unset: images are read each epoch.
+            Of
             the augmentations a cache can hold `flip`: the mirrored training images are cached, too. The others begin
             when the image encoder is unfrozen.
         feature_batch_size: images at a time while the cache is made.
@@ -57,7 +59,8 @@ class DataArguments(CaptionSource):
             raise ValueError(f"`data.captions_per_image` ({count!r}) must be a number of at least 1, or 'all'.")
         if self.splits is not None and not isinstance(self.splits, dict):
             raise ValueError(
-                f"`data.splits` ({self.splits!r}) must say what each split is made of, such as {{train: train+restval}}."
+                f"`data.splits` ({self.splits!r}) must say what each split is made of, such as "
+                f"{{train: train+restval}}."
             )
         if not isinstance(self.augmentations, list) or set(self.augmentations) - set(AUGMENTATIONS):
             raise ValueError(
@@ -239,13 +242,13 @@ class PromptDataArguments(RowDataArguments):
     Args:
         question_column: field of the question; "" asks for a caption.
         text_template: pieces of a prompt with fields in braces, such as `["age {age}.", "view {view}."]`, joined by
-            blanks; a piece is left out where one of its fields is empty. In place of `question_column`; what follows is
-            then scored as a text, by BLEU and ROUGE-L, and not as an answer, by exact match and token-F1.
+            blanks; a piece is left out where one of its fields is empty. In place of `question_column`; what follows
+            is then scored as a text, by BLEU and ROUGE-L, and not as an answer, by exact match and token-F1.
         answer_column: field of the text that follows; rows where it is empty are left out.
         choices_column, label_column: in place of `answer_column`: a list of texts, and the number of the right one.
         answer_type_column: field of the kind of question, such as `closed` or `open`, by which scores are told apart.
-        folds, fold: the images of `train_split` are dealt out into so many parts; that of number `fold`, counted from 0,
-            becomes `eval_split`, and the others `train_split`. No image is in two parts.
+        folds, fold: the images of `train_split` are dealt out into so many parts; that of number `fold`, counted from
+            0, becomes `eval_split`, and the others `train_split`. No image is in two parts.
         max_turns: questions about the image in a training prompt at most; those that stand before its own have their
             answers, so that conversations are learned.
         caption_source: captions in any layout of captioning, learned beside the questions from an empty prompt, and
@@ -267,7 +270,8 @@ class PromptDataArguments(RowDataArguments):
         super().__post_init__()
         if self.question_column is not None and self.text_template is not None:
             raise ValueError(
-                f"`data.question_column` ({self.question_column!r}) and `data.text_template` are both set; unset one of "
+                f"`data.question_column` ({self.question_column!r}) and `data.text_template` are both set; unset one "
+                f"of "
                 "them."
             )
         if self.text_template is None:
@@ -279,14 +283,16 @@ class PromptDataArguments(RowDataArguments):
             )
         if self.answer_column is not None and self.choices_column is not None:
             raise ValueError(
-                f"`data.answer_column` ({self.answer_column!r}) and `data.choices_column` ({self.choices_column!r}) are "
+                f"`data.answer_column` ({self.answer_column!r}) and `data.choices_column` ({self.choices_column!r}) "
+                f"are "
                 "both set; unset one of them."
             )
         if self.choices_column is None:
             self.answer_column = self.answer_column or "answer"
         if self.folds is not None and (self.folds < 2 or self.eval_split is None):
             raise ValueError(
-                f"`data.folds` ({self.folds}) must be at least 2, with `data.eval_split` ({self.eval_split!r}) as the name "
+                f"`data.folds` ({self.folds}) must be at least 2, with `data.eval_split` ({self.eval_split!r}) as "
+                f"the name "
                 "of the part that is held out."
             )
         if not 0 <= self.fold < (self.folds or 1):
@@ -295,7 +301,8 @@ class PromptDataArguments(RowDataArguments):
             raise ValueError(f"`data.max_turns` ({self.max_turns}) must be at least 1, the question itself.")
         if self.max_turns > 1 and "text" not in self.modalities:
             raise ValueError(
-                f"`data.max_turns` ({self.max_turns}) is for prompts, and `data.modalities` ({self.modalities}) has none; "
+                f"`data.max_turns` ({self.max_turns}) is for prompts, and `data.modalities` ({self.modalities}) has "
+                f"none; "
                 "unset it."
             )
 
@@ -315,8 +322,8 @@ class ChoiceDataArguments(RowDataArguments):
 
     Args:
         layout: `imagefolder`; or `tvqa`, whose `source` holds `tvqa_<split>.jsonl`.
-        question_column, choices_column, label_column: fields of an imagefolder: a text, a list of texts, and the number
-            of the right one.
+        question_column, choices_column, label_column: fields of an imagefolder: a text, a list of texts, and the
+            number of the right one.
         frames_folder: of `tvqa`: folder with `<show>/<clip>/<number>.jpg`; unset: `frames` in the source.
         subtitles: of `tvqa`: a folder of `<clip>.srt`, or a file of JSON lines; unset: questions stand alone.
         max_subtitle_words: words of the subtitles before a question at most, the first ones.

@@ -1,4 +1,5 @@
-"""Augmentation of training images: the same picture, mirrored, cropped or in other light, with captions that stay true."""
+"""Augmentation of training images: the same picture, mirrored, cropped or in other light, with captions that stay
+true."""
 
 import re
 from collections.abc import Callable, Sequence

@@ -1,4 +1,5 @@
-"""START HERE for data: one loader for every layout, with the columns `image`, `captions`, `image_id` and named splits."""
+"""START HERE for data: one loader for every layout, with the columns `image`, `captions`, `image_id` and named
+splits."""
 
 import re
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ def load_caption_dataset(
     | layout | `source` |
     |---|---|
     | `"coco"` | a folder with `annotations/captions_<split>.json` and a folder of images for each split |
-    | `"karpathy"` | a folder with `dataset_{coco,flickr8k,flickr30k}.json`, or that file; images in `images/` next to it, in `train2014/` and `val2014/` for COCO |
+    | `"karpathy"` | a folder with `dataset_NAME.json`, or that file; COCO's images in `train2014/`, `val2014/` |
     | `"imagefolder"` | a folder with `<split>/metadata.jsonl` (`file_name`, and `text`, `caption` or `captions`) |
     | `"parquet"`, `"webdataset"` | a folder with shards, or one shard |
     | `"hub"` | the name of a Hub repository without script |
@@ -46,7 +47,8 @@ def load_caption_dataset(
     Args:
         source: path or name, see above; or a [`~fusion_captioner.data.caption_source.CaptionSource`].
         skipped: a list that is extended by what was left out (when streaming, that is logged only).
-        options: fields of `CaptionSource`, such as `layout`, `splits`, `images_folder`, `streaming`, `skip_bad_images`.
+        options: fields of `CaptionSource`, such as `layout`, `splits`, `images_folder`, `streaming`,
+            `skip_bad_images`.
 
     Returns:
         Splits with the columns `image` (`datasets.Image(decode=False)`: `path` or `bytes`), `captions` (list of str,
@@ -153,7 +155,8 @@ def load_splits(data: DataArguments) -> dict[str, Any]:
 
 
 def _more_train_rows(source: str, data: DataArguments) -> datasets.Dataset:
-    """The split `train` of a further source; its image ids get the source's name as a prefix, to be unique in the run."""
+    """The split `train` of a further source; its image ids get the source's name as a prefix, to be unique in the
+    run."""
     loaded = load_caption_dataset(source, cache_dir=data.cache_dir, skip_bad_images=data.skip_bad_images)
     if "train" not in loaded:
         raise ValueError(f"`data.more_train_sources` ({source}) has no split 'train'; there are {', '.join(loaded)}.")

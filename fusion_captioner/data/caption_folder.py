@@ -1,4 +1,5 @@
-"""A `datasets` builder for folders of annotated images: reads and checks them once, keeps the result as Arrow files."""
+"""A `datasets` builder for folders of annotated images: reads and checks them once, keeps the result as Arrow
+files."""
 
 import os
 from collections.abc import Iterator, Sequence

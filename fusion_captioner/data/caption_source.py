@@ -12,15 +12,15 @@ class CaptionSource:
 
     Args:
         source: path of a folder or file, or name of a Hub repository.
-        layout: one of the layouts of `load_caption_dataset`, or `"auto"`: by what the folder holds; what does not exist
-            as a path is a Hub repository.
+        layout: one of the layouts of `load_caption_dataset`, or `"auto"`: by what the folder holds; what does not
+            exist as a path is a Hub repository.
         splits: split → the source's split, or several joined by `+` (`{"train": "train+restval"}`); only these are
             loaded. None: all under their usual names, with Karpathy's `restval` in `train`.
-        images_folder: folder of the images, if they are not in the usual place of the layout. For tables, the folder of
-            the files that a column of text names.
+        images_folder: folder of the images, if they are not in the usual place of the layout. For tables, the folder
+            of the files that a column of text names.
         image_column: tables only: column of images; by default the only one.
-        caption_column: tables and imagefolder: column of captions, each a text or a list of them; a dotted path for one
-            inside a column (`json.caption`). By default `captions`, `caption`, `text`, `txt` or `sentences`.
+        caption_column: tables and imagefolder: column of captions, each a text or a list of them; a dotted path for
+            one inside a column (`json.caption`). By default `captions`, `caption`, `text`, `txt` or `sentences`.
         id_column: tables and imagefolder: id of the image; rows with the same id are joined (but not in a stream of a
             table). By default `image_id` or a WebDataset's `__key__`; else the image's path or a digest of it.
         config_name: Hub only: the repository's configuration.

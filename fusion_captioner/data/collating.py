@@ -80,7 +80,8 @@ class CaptionCollator(ImageCollator):
         max_length: tokens at most, prompt and caption together; by default the tokenizer's `model_max_length`.
         dtype: of `pixel_values` and `image_hidden_states`.
         skip_bad_images: leave an image that cannot be decoded out of its batch, with a warning, instead of raising.
-        data: training data whose cached features may go out of date; `FusionCaptionerTrainer` sets it. Batches then have
+        data: training data whose cached features may go out of date; `FusionCaptionerTrainer` sets it. Batches then
+            have
             `image_ids`, for [`refresh`].
     """
 
@@ -115,7 +116,8 @@ class CaptionCollator(ImageCollator):
 
     def refresh(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """
-        A batch without `image_ids`, and with images in place of cached features that are out of date: data loaders prefetch,
+        A batch without `image_ids`, and with images in place of cached features that are out of date: data loaders
+            prefetch,
         so that some batches are made before the image encoder is unfrozen.
         """
         fresh = dict(batch)
@@ -140,7 +142,8 @@ class CaptionCollator(ImageCollator):
 
 
 class SelfCriticalCollator(CaptionCollator):
-    """Batches for [`~fusion_captioner.training.self_critical.trainer.SelfCriticalTrainer`]: those of `CaptionCollator`, and
+    """Batches for [`~fusion_captioner.training.self_critical.trainer.SelfCriticalTrainer`]: those of
+    `CaptionCollator`, and
     `prompts` to sample from (`input_ids` and `attention_mask` (B, L), padded on the left) and `image_ids`
     (list of B str)."""
 

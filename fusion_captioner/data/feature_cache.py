@@ -90,7 +90,8 @@ def cached_features(
     killed loses one shard at most, and the next call goes on behind the last. Threads decode the next images while
     the encoder works. Several processes may call this at once: one computes, the others wait.
 
-    The features hold only as long as the encoder is frozen, and images are not augmented otherwise than by mirroring: see
+    The features hold only as long as the encoder is frozen, and images are not augmented otherwise than by mirroring:
+        see
     [`~fusion_captioner.data.caption_sampling.CaptionDataset.stop_reading_features`].
 
     Args:
@@ -279,7 +280,8 @@ def _compute(
                     if encoded.shape[1:] != (regions, width):
                         raise ValueError(
                             f"the image encoder gives {tuple(encoded.shape[1:])} regions for one image and "
-                            f"{(regions, width)} for another; let the image processor make all images the same size, or "
+                            f"{(regions, width)} for another; let the image processor make all images the same size, "
+                            f"or "
                             "train without feature cache."
                         )
                     for key, features in zip(keys, encoded.numpy(), strict=True):

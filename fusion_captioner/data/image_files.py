@@ -1,4 +1,5 @@
-"""Files of images: those that a command line names, names that stay inside their folder, the check of a header, decoding."""
+"""Files of images: those that a command line names, names that stay inside their folder, the check of a header,
+decoding."""
 
 import os
 import unicodedata
@@ -29,8 +30,9 @@ NO_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 def find_images(sources: list[str]) -> Iterator[str]:
     """
-    The files, URLs, and images in the folders, that `sources` name. In a folder, names that begin with a dot are left out;
-    links that lead nowhere, pipes and the like, and HEIC photos that cannot be read are left out and counted on stderr.
+    The files, URLs, and images in the folders, that `sources` name. In a folder, names that begin with a dot are left
+    out; links that lead nowhere, pipes and the like, and HEIC photos that cannot be read are left out and counted on
+    stderr.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -87,8 +89,8 @@ class ImageFolder:
         self._names: dict[str, dict[str, str]] = {}
 
     def resolve(self, file_name: object) -> str:
-        """The absolute path of `file_name`, which need not exist. A file that has this name with slashes for backslashes,
-        or in another Unicode normal form, is found.
+        """The absolute path of `file_name`, which need not exist. A file that has this name with slashes for
+        backslashes, or in another Unicode normal form, is found.
 
         Raises:
             ValueError: `file_name` is no text, or leads out of the folder: `..`, an absolute path, or a link.
@@ -121,8 +123,8 @@ class ImageFolder:
 
 def image_path_problem(path: str, folder: str, allow_urls: bool) -> str | None:
     """
-    What forbids to read an image that data name by a path or URL; None: nothing does. Data are a stranger's: without this,
-    a table could have any file of this machine read, or any address of its network asked.
+    What forbids to read an image that data name by a path or URL; None: nothing does. Data are a stranger's: without
+    this, a table could have any file of this machine read, or any address of its network asked.
 
     Args:
         path: as the data has it.
@@ -199,8 +201,8 @@ def open_image(image: dict[str, Any], image_id: str, image_processor: Any) -> Im
     """Decode an image of a data set, as an upright RGB picture.
 
     Args:
-        image: `path` and `bytes`, as `datasets.Image(decode=False)` gives; the path of a stream may be remote (`hf://`), and
-            an http(s) URL is fetched from public servers only.
+        image: `path` and `bytes`, as `datasets.Image(decode=False)` gives; the path of a stream may be remote
+            (`hf://`), and an http(s) URL is fetched from public servers only.
         image_id: what messages call an image without path.
         image_processor: that the picture is for; a large one is decoded near its `size`.
 

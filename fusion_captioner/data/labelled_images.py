@@ -40,17 +40,18 @@ def load_labelled_images(
 
     Returns:
         split → columns `image` (`datasets.Image(decode=False)`), `image_id`, `text` (white space made single blanks),
-        `label` (a class number; of several labels 1 or 0 for each name; of regression the value) and `group` (that which
-        rows belong together by; without a column of it the image's id); and the labels' names, of regression that of
-        the column.
+        `label` (a class number; of several labels 1 or 0 for each name; of regression the value) and `group` (that
+        which rows belong together by; without a column of it the image's id); and the labels' names, of regression
+        that of the column.
 
     Raises:
-        FileNotFoundError, ValueError: see [`read_folder_rows`]; a field that is missing or no text; a label that is not
-            among the names; names that `data.labels` has in another order, or not at all.
+        FileNotFoundError, ValueError: see [`read_folder_rows`]; a field that is missing or no text; a label that is
+            not among the names; names that `data.labels` has in another order, or not at all.
     """
     if names is not None and data.labels is not None and list(names) != data.labels:
         raise ValueError(
-            f"`data.labels` ({data.labels}) differ from the labels of the classifier, {list(names)}, whose order is that "
+            f"`data.labels` ({data.labels}) differ from the labels of the classifier, {list(names)}, whose order is "
+            f"that "
             "of its outputs; unset `data.labels`, or write them so."
         )
     pieces = data.text_template or ([f"{{{data.text_column}}}"] if data.text_column is not None else [])
@@ -94,7 +95,8 @@ def class_weights(labels: Sequence[int], count: int, exponent: float) -> list[fl
     for number in range(count):
         if not support[number]:
             raise ValueError(
-                f"label {number} of {count} has no training row, so that `data.class_balance` ({exponent}) cannot weigh "
+                f"label {number} of {count} has no training row, so that `data.class_balance` ({exponent}) cannot "
+                f"weigh "
                 "it; leave the label out, or set `data.class_balance` to 0."
             )
     weights = [support[number] ** -exponent for number in range(count)]
@@ -115,7 +117,8 @@ def positive_weights(labels: Sequence[Sequence[float]], names: Sequence[str], ex
     support = np.asarray(labels).sum(axis=0)
     if not support.all():
         raise ValueError(
-            f"label {names[int(support.argmin())]!r} has no training row, so that `data.class_balance` ({exponent}) cannot "
+            f"label {names[int(support.argmin())]!r} has no training row, so that `data.class_balance` ({exponent}) "
+            f"cannot "
             "weigh it; leave the label out, or set `data.class_balance` to 0."
         )
     # a label that all rows have would weigh nothing
@@ -129,7 +132,8 @@ def _names(rows: Sequence[FolderRow], data: LabelledDataArguments) -> list[str]:
         for label in _values(row, data):
             if not isinstance(label, str):
                 raise ValueError(
-                    f"{row.where}: the label {label!r} is no text; name the labels of numbers in `data.labels`, in order, "
+                    f"{row.where}: the label {label!r} is no text; name the labels of numbers in `data.labels`, in "
+                    f"order, "
                     "or set `data.problem_type` to 'regression' for values."
                 )
             found.add(values.get(label, label))

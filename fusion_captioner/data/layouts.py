@@ -1,9 +1,9 @@
 """Layouts of folders of images with captions: a layout is one function here, and its row in `LAYOUTS`.
 
 A function reads the annotations of the splits that are wanted; it opens no image. Its docstring shows the layout. It
-reports to `bad` annotations without image, images without caption, ids that name two files, and names of files that leave
-the folder of the images. It raises a FileNotFoundError where a file or folder is missing, and a ValueError for malformed
-annotations; each message is one line with the file and the fix.
+reports to `bad` annotations without image, images without caption, ids that name two files, and names of files that
+leave the folder of the images. It raises a FileNotFoundError where a file or folder is missing, and a ValueError for
+malformed annotations; each message is one line with the file and the fix.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,8 @@ Splits = dict[str, list[AnnotatedImage]]
 class Layout(NamedTuple):
     """
     Args:
-        files: the annotation files of a folder, or a file by itself, whose name shows the layout; empty: it is another.
+        files: the annotation files of a folder, or a file by itself, whose name shows the layout; empty: it is
+            another.
         read: split → its images, of a source.
         holds: what such a folder holds, for messages.
         options: fields of `CaptionSource` that this layout has a use for.
@@ -46,13 +47,13 @@ class Layout(NamedTuple):
 def read_coco(source: CaptionSource, bad: BadExamples) -> Splits:
     """COCO's own layout: a file of captions and a folder of images for each split.
 
-        annotations/captions_train2017.json    {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
-        annotations/captions_val2017.json
+        annotations/captions_train2017.json    {"images": [{"id", "file_name"}], "annotations": [{"image_id",
+        "caption"}]} annotations/captions_val2017.json
         train2017/000000000009.jpg ...
         val2017/...
 
-    Other files in `annotations/` (instances, keypoints, image_info) are no captions and are left alone. Images are in the
-    order of the `images` lists.
+    Other files in `annotations/` (instances, keypoints, image_info) are no captions and are left alone. Images are in
+    the order of the `images` lists.
     """
     files = {path.stem.removeprefix(COCO_PREFIX): path for path in coco_files(source.path)}
     splits = {}
@@ -78,7 +79,8 @@ def _coco_images(root: Path, images_folder: Path | None, name: str) -> Path:
         if candidate.is_dir():
             return candidate
     raise FileNotFoundError(
-        f"{root}: no folder with the images of COCO split {name!r} (looked for {', '.join(map(str, candidates))}); put it "
+        f"{root}: no folder with the images of COCO split {name!r} (looked for {', '.join(map(str, candidates))}); "
+        f"put it "
         'there, name it with `images_folder`, or choose the splits to load with `splits`, e.g. {"val": "val2017"}.'
     )
 
@@ -131,7 +133,8 @@ def read_karpathy(source: CaptionSource, bad: BadExamples) -> Splits:
 
     The id of an image is its `cocoid`, else its `imgid`, else its file name. Images are in the order of the file.
 
-    Source: Karpathy & Fei-Fei (2015), Deep Visual-Semantic Alignments for Generating Image Descriptions. Its `restval` are
+    Source: Karpathy & Fei-Fei (2015), Deep Visual-Semantic Alignments for Generating Image Descriptions. Its
+        `restval` are
     the images of COCO's val2014 that are in neither `val` nor `test`; everyone since trains on them too.
     """
     files = [source.path] if source.path.is_file() else karpathy_files(source.path)
@@ -195,12 +198,12 @@ def _karpathy_image(
 def read_imagefolder(source: CaptionSource, bad: BadExamples) -> Splits:
     """An imagefolder of `datasets`: `metadata.jsonl` next to the images, one line per image or one line per caption.
 
-        train/metadata.jsonl     {"file_name": "a.jpg", "text": "A dog."}      or "caption", or "captions": ["...", "..."]
-        train/a.jpg ...
+        train/metadata.jsonl     {"file_name": "a.jpg", "text": "A dog."}      or "caption", or "captions": ["...",
+        "..."] train/a.jpg ...
         validation/...
 
-    A single `metadata.jsonl` in the folder itself makes one split, `train`. Lines of the same image are joined. The id of
-    an image is `id_column`, else its path inside the folder.
+    A single `metadata.jsonl` in the folder itself makes one split, `train`. Lines of the same image are joined. The
+    id of an image is `id_column`, else its path inside the folder.
     """
     root = source.path
     files = imagefolder_splits(root)

@@ -1,4 +1,5 @@
-"""Columns and splits by name: the usual names, or the user's own choice; values inside nested columns (`json.caption`)."""
+"""Columns and splits by name: the usual names, or the user's own choice; values inside nested columns
+(`json.caption`)."""
 
 import re
 from collections.abc import Mapping, Sequence

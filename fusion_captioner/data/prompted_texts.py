@@ -38,7 +38,8 @@ def load_prompted_texts(
 
     Returns:
         split → columns `image` (`datasets.Image(decode=False)`), `image_id`, `captions` (list of the one text to
-        follow), `turns` (what is said before it, by user and assistant in turn; empty where a caption is asked for) and
+        follow), `turns` (what is said before it, by user and assistant in turn; empty where a caption is asked for)
+        and
         `kind` (of the question, in lower case; "": of none).
 
     Raises:
@@ -69,8 +70,8 @@ def load_prompted_texts(
 
 
 def load_captions(data: PromptDataArguments, splits: Mapping[str, int | None]) -> dict[str, datasets.Dataset]:
-    """Those of the splits that `data.caption_source` has, in the columns of [`load_prompted_texts`]; image ids begin with
-    the source's name, to be unique in the run."""
+    """Those of the splits that `data.caption_source` has, in the columns of [`load_prompted_texts`]; image ids begin
+    with the source's name, to be unique in the run."""
     source = str(data.caption_source)
     loaded = load_caption_dataset(source, skip_bad_images=data.skip_bad_images)
     if data.train_split not in loaded:

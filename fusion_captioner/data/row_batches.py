@@ -89,8 +89,8 @@ class ModalityCollator(ImageCollator, ABC):
         skip_bad_images: leave an image that cannot be decoded out of its batch, with a warning, instead of raising.
 
     Attributes:
-        keeps_row_numbers: whether batches have the numbers of their rows, which the trainer of these tasks needs and the
-            models do not take.
+        keeps_row_numbers: whether batches have the numbers of their rows, which the trainer of these tasks needs and
+            the models do not take.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class LabelCollator(ModalityCollator):
 class ChoiceCollator(ModalityCollator):
     """
     Batches to learn right choices from: where images are given `pixel_values` (B, 3, H, W), of frames (B, F, 3, H, W),
-    or `image_hidden_states` (B, P, Dv), of frames (B, F, P, Dv); `input_ids` and `attention_mask` (B, N, L) of `question`
-    and `choices`; `labels` (B,).
+    or `image_hidden_states` (B, P, Dv), of frames (B, F, P, Dv); `input_ids` and `attention_mask` (B, N, L) of
+    `question` and `choices`; `labels` (B,).
 
     A question that is longer than the processor's tokenizer allows is an error, and so is a frame that cannot be
     decoded, `skip_bad_images` or not. Arguments as of [`ModalityCollator`].

@@ -13,17 +13,17 @@ from fusion_captioner.metrics.tokenization import CHARACTER_SCRIPTS, FOLDING, LO
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 
-# A word keeps its hyphens, apostrophes and decimal points (t-shirt, man's, 3.5); any other mark is a token of its own, and
-# so is every character of the scripts of Chinese and Japanese.
+# A word keeps its hyphens, apostrophes and decimal points (t-shirt, man's, 3.5); any other mark is a token of its
+# own, and so is every character of the scripts of Chinese and Japanese.
 _WORD = (
     rf"[{CHARACTER_SCRIPTS}]\p{{M}}*"
     rf"|[\w'\-&&[^{CHARACTER_SCRIPTS}]]+(?:(?<=\d)[.,:]\d[\w'\-&&[^{CHARACTER_SCRIPTS}]]*)*"
     r"|[^\w\s]"
 )
 
-# Where the WordPiece decoder, which joins words with spaces, must take one away again: before closing marks, after opening
-# marks, inside a pair of quotation marks (an opening one has an odd number of them behind it), between characters of
-# Chinese and Japanese and next to their punctuation.
+# Where the WordPiece decoder, which joins words with spaces, must take one away again: before closing marks, after
+# opening marks, inside a pair of quotation marks (an opening one has an odd number of them behind it), between
+# characters of Chinese and Japanese and next to their punctuation.
 _NO_SPACE = (
     rf"(?<=[{CHARACTER_SCRIPTS}]) (?=[{CHARACTER_SCRIPTS}])",
     " (?=[\u3001-\u303f])|(?<=[\u3001-\u303f]) ",
@@ -50,9 +50,9 @@ def train_tokenizer(
 
     Args:
         captions: at least one text; read once.
-        kind: `"wordpiece"` (Schuster & Nakajima, 2012; words and their pieces, as in BERT), or `"byte_bpe"` (byte-level
-            byte-pair encoding, Sennrich et al., 2016; Radford et al., 2019), which knows every character of every
-            language.
+        kind: `"wordpiece"` (Schuster & Nakajima, 2012; words and their pieces, as in BERT), or `"byte_bpe"`
+            (byte-level byte-pair encoding, Sennrich et al., 2016; Radford et al., 2019), which knows every character
+            of every language.
         vocab_size: entries at most, special tokens included; a small corpus fills fewer.
         lower_case: whether case is dropped.
         min_frequency: how often two pieces must meet to become one.
@@ -132,8 +132,8 @@ def _train_wordpiece(texts: list[str], vocab_size: int, min_frequency: int, lowe
     rare = {ord(character): " " for character, count in counts.items() if count < min_frequency}
     letters = ascii_lowercase if lower_case else ascii_letters
     characters = {*letters, *digits, *punctuation} | {character for character in counts if ord(character) not in rare}
-    # In a fixed order and given as special tokens: left alone, the trainer numbers pieces in the order of a hash table,
-    # and breaks ties by number, so that no two runs agree. Whatever is inside a word also needs its inner form.
+    # In a fixed order and given as special tokens: left alone, the trainer numbers pieces in the order of a hash
+    # table, and breaks ties by number, so that no two runs agree. Whatever is inside a word also needs its inner form.
     first_entries = [PAD, BOS, EOS, UNK, *sorted(characters - {" "})]
     first_entries += [
         f"##{character}" for character in sorted(characters) if character in "'-.,:" or _is_letter(character)

@@ -51,8 +51,8 @@ def load_tvqa(data: ChoiceDataArguments, splits: Mapping[str, int | None]) -> di
         splits: split → number of questions to take from its beginning, None: all.
 
     Returns:
-        split → columns `frames` (`num_frames` of `datasets.Image(decode=False)`), `frame_ids`, `question` (what is said,
-        then what is asked), `choices` and `label` (-100 in a test split).
+        split → columns `frames` (`num_frames` of `datasets.Image(decode=False)`), `frame_ids`, `question` (what is
+        said, then what is asked), `choices` and `label` (-100 in a test split).
 
     Raises:
         FileNotFoundError: a file of questions, the frames of a clip or its subtitles are not there.

@@ -1,4 +1,5 @@
-"""Evaluation: a caption for each image, or an answer to each question, from its prompt alone, and its scores against the references."""
+"""Evaluation: a caption for each image, or an answer to each question, from its prompt alone, and its scores against
+the references."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,5 @@
-"""Metrics of captions, answers, retrieval and labels without Java, PyTorch or downloads. Each takes predictions and references and says what it is."""
+"""Metrics of captions, answers, retrieval and labels without Java, PyTorch or downloads. Each takes predictions and
+references and says what it is."""
 
 from fusion_captioner.metrics.answers import answer_scores
 from fusion_captioner.metrics.caption_scores import score_captions

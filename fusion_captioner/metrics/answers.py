@@ -89,6 +89,7 @@ def _check(predictions: Sequence[str], references: Sequence[str]) -> None:
             raise ValueError(f"`{name}` must be a list with one answer a question, and holds {wrong[0]!r}.")
     if len(predictions) != len(references) or not len(predictions):
         raise ValueError(
-            f"`predictions` ({len(predictions)}) and `references` ({len(references)}) must be as many answers, at least "
+            f"`predictions` ({len(predictions)}) and `references` ({len(references)}) must be as many answers, at "
+            f"least "
             "one."
         )

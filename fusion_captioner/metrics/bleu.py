@@ -45,8 +45,8 @@ def sentence_bleu(
     references: Sequence[Sequence[Caption]],
     tokenizer: Tokenizer | None = None,
 ) -> np.ndarray:
-    """BLEU-4 of single captions, with one added to matches and guesses of two words and more (Lin & Och 2004, "ORANGE",
-    section 4): a caption without a common 4-gram still scores by its shorter ones, as a reward must.
+    """BLEU-4 of single captions, with one added to matches and guesses of two words and more (Lin & Och 2004,
+    "ORANGE", section 4): a caption without a common 4-gram still scores by its shorter ones, as a reward must.
 
     Args:
         predictions, references, tokenizer: as for `bleu`, but by default captions are tokens already.

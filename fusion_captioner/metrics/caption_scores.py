@@ -46,8 +46,8 @@ def score_captions(
 ) -> dict[str, Any]:
     """Scores one predicted caption per image against its reference captions.
 
-    All scores are fractions as coco-caption returns them (papers print them times 100); CIDEr goes up to 10, the others
-    to 1.
+    All scores are fractions as coco-caption returns them (papers print them times 100); CIDEr goes up to 10, the
+    others to 1.
 
     ```python
     >>> scores = score_captions(["a dog runs"], [["a dog is running", "the dog runs fast"]])

@@ -143,7 +143,8 @@ class CiderD:
         if document_frequencies is not None and document_frequencies.tokenizer != name:
             raise ValueError(
                 f"`document_frequencies` of '{document_frequencies.corpus}' were counted with tokenizer "
-                f"'{document_frequencies.tokenizer}', the references have '{name}': count them with the same tokenizer."
+                f"'{document_frequencies.tokenizer}', the references have '{name}': count them with the same "
+                f"tokenizer."
             )
         self.tokenizer = tokenizer
         tokens = tokenize_references(references, tokenizer)
@@ -175,7 +176,8 @@ class CiderD:
 
         Args:
             predictions: C captions, of the same kind as the references; an image may have several or none.
-            images: for each prediction the index of its image in `references`; by default prediction `i` is of image `i`.
+            images: for each prediction the index of its image in `references`; by default prediction `i` is of image
+                `i`.
 
         Returns:
             (C,) float64, from 0 to 10.
@@ -188,13 +190,15 @@ class CiderD:
             raise ValueError("`predictions` is empty: pass at least one caption.")
         if images is None and len(predictions) != num_images:
             raise ValueError(
-                f"`predictions` has {len(predictions)} captions for {num_images} images: pass one caption per image, or "
+                f"`predictions` has {len(predictions)} captions for {num_images} images: pass one caption per image, "
+                f"or "
                 "`images` with the index of each caption's image."
             )
         image = np.arange(num_images) if images is None else np.asarray(images)
         if image.shape != (len(predictions),) or image.dtype.kind not in "iu":
             raise ValueError(
-                f"`images` is an array of {image.dtype} of shape {image.shape}: it must hold one integer for each of the "
+                f"`images` is an array of {image.dtype} of shape {image.shape}: it must hold one integer for each of "
+                f"the "
                 f"{len(predictions)} predictions."
             )
         if not (image.min() >= 0 and image.max() < num_images):

@@ -1,4 +1,5 @@
-"""Scores of labels: accuracy, F1 of each class and their mean, AUROC with its interval; of one label a row, or several.
+"""Scores of labels: accuracy, F1 of each class and their mean, AUROC with its interval; of one label a row, or
+several.
 
 N: rows, C: classes
 """
@@ -28,7 +29,8 @@ def classification_scores(
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or predictions.ndim != 1 or not len(labels):
         raise ValueError(
-            f"`predictions` {predictions.shape} and `labels` {labels.shape} must be as many class numbers, at least one."
+            f"`predictions` {predictions.shape} and `labels` {labels.shape} must be as many class numbers, at least "
+            f"one."
         )
     for name, numbers in (("predictions", predictions), ("labels", labels)):
         wrong = numbers[(numbers < 0) | (numbers >= len(names))]
@@ -52,10 +54,10 @@ def multi_label_scores(
         names: of the C labels, in the order of their numbers (`config.id2label`).
 
     Returns:
-        `"micro_f1"`, of all decisions together; `"macro_f1"`, the mean F1 of the labels that rows have or are thought to
-        have; `"exact_match"`, the share of rows with every label right; and `"auroc"`, the mean over the labels that
-        some rows have and some have not, if there are any. For every label what `classification_scores` reports and,
-        where it is defined, its `"auroc"`.
+        `"micro_f1"`, of all decisions together; `"macro_f1"`, the mean F1 of the labels that rows have or are thought
+        to have; `"exact_match"`, the share of rows with every label right; and `"auroc"`, the mean over the labels
+        that some rows have and some have not, if there are any. For every label what `classification_scores` reports
+        and, where it is defined, its `"auroc"`.
 
     Raises:
         ValueError: shapes that differ, no row, labels other than 0 and 1, or logits that are not finite.
@@ -63,7 +65,8 @@ def multi_label_scores(
     logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if logits.shape != labels.shape or logits.ndim != 2 or logits.shape[1] != len(names) or not len(labels):
         raise ValueError(
-            f"`logits` {logits.shape} and `labels` {labels.shape} must have a row or more, and a column for each of the "
+            f"`logits` {logits.shape} and `labels` {labels.shape} must have a row or more, and a column for each of "
+            f"the "
             f"{len(names)} `names`."
         )
     if not np.isin(labels, (0, 1)).all():

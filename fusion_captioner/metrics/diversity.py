@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from fusion_captioner.metrics.tokenization import Caption, Tokenizer, find_tokenizer, to_tokens, tokenize_caption
 
-# Words that cannot end an English phrase. Words that can are left out even where they often do not: "on" (with the lights
-# on), "by", "up", "outside", "her", "one". Of 59,373 captions that people wrote for COCO and Flickr8k, 78 end in these.
+# Words that cannot end an English phrase. Words that can are left out even where they often do not: "on" (with the
+# lights on), "by", "up", "outside", "her", "one". Of 59,373 captions that people wrote for COCO and Flickr8k, 78 end
+# in these.
 FUNCTION_WORDS = frozenset(
     """
     a an the this that these those my your his its our their some every no
@@ -31,8 +32,8 @@ def caption_diversity(
 
     Returns:
         `"unique_captions"`: distinct captions / captions; `"dangling_endings"`: share of captions whose last word is
-        in `FUNCTION_WORDS`, which are English; `"vocabulary"`: distinct words used; `"mean_length"`, `"min_length"`, `"max_length"`: words
-        per caption.
+        in `FUNCTION_WORDS`, which are English; `"vocabulary"`: distinct words used; `"mean_length"`, `"min_length"`,
+        `"max_length"`: words per caption.
 
     Raises:
         ValueError: if there is no caption, or one is of the wrong type.

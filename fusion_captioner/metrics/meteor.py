@@ -1,6 +1,6 @@
-"""METEOR-exact-stem: METEOR 1.5 (Denkowski & Lavie 2014, "Meteor Universal: Language Specific Translation Evaluation for
-Any Target Language") with its English parameters and, of its four matching modules, the two that need no data: the same
-word, and the same Snowball stem. It equals `java -jar meteor-1.5.jar - - -stdio -l en -norm -m "exact stem"`.
+"""METEOR-exact-stem: METEOR 1.5 (Denkowski & Lavie 2014, "Meteor Universal: Language Specific Translation Evaluation
+for Any Target Language") with its English parameters and, of its four matching modules, the two that need no data: the
+same word, and the same Snowball stem. It equals `java -jar meteor-1.5.jar - - -stdio -l en -norm -m "exact stem"`.
 
 It is lower than METEOR itself, which also matches synonyms and paraphrases: never compare one with the other.
 """
@@ -21,7 +21,8 @@ from fusion_captioner.metrics.tokenization import Caption, Tokenizer, tokenize_c
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 EXACT_WEIGHT, STEM_WEIGHT = 1.0, 0.6
 
-# Snowball changed its English stemmer in 3.0 (emergency, evening, skis, …), METEOR has an older one that 2.2 agrees with.
+# Snowball changed its English stemmer in 3.0 (emergency, evening, skis, …), METEOR has an older one that 2.2 agrees
+# with.
 STEMMER_VERSION = version("snowballstemmer")
 
 
@@ -35,7 +36,8 @@ def meteor_exact_stem(
     Args:
         predictions: one caption per image: strings, or sequences of words where `tokenizer` is `None`.
         references: for each image its reference captions.
-        tokenizer: callable from string to words, or `None`. METEOR splits its words further, at hyphens and apostrophes.
+        tokenizer: callable from string to words, or `None`. METEOR splits its words further, at hyphens and
+            apostrophes.
 
     Returns:
         the score of the corpus (computed from the counts summed over the images, as METEOR does: not a mean) and the

@@ -1,11 +1,12 @@
 """METEOR's alignment of two captions: which word of one stands for which word of the other.
 
-Every word is matched at most once; more exact matches win, then fewer chunks (runs of matches adjacent in both captions),
-then the smaller distance between matched positions (Denkowski & Lavie 2011, "Meteor 1.3"). Where repeated words leave a
-choice, METEOR 1.5 searches with a beam of 40 and does not always find the best. This module takes the same steps in the
-same order, so that it finds the same alignment, including where:
+Every word is matched at most once; more exact matches win, then fewer chunks (runs of matches adjacent in both
+captions), then the smaller distance between matched positions (Denkowski & Lavie 2011, "Meteor 1.3"). Where repeated
+words leave a choice, METEOR 1.5 searches with a beam of 40 and does not always find the best. This module takes the
+same steps in the same order, so that it finds the same alignment, including where:
 
-- stem matches count nothing in the comparison (half a match, rounded down at each step), so they are made only where that
+- stem matches count nothing in the comparison (half a match, rounded down at each step), so they are made only where
+that
   gives no more chunks, or where a word has no other match;
 - the distance of a match is charged to the alternatives tried after it, not to the alignment that makes it.
 """
@@ -23,7 +24,8 @@ _BY_COST = itemgetter(0)
 
 
 class Match(NamedTuple):
-    """A matched pair of words: position in the prediction, position in the reference, whether they are the same word."""
+    """A matched pair of words: position in the prediction, position in the reference, whether they are the same
+    word."""
 
     prediction: int
     reference: int
@@ -75,9 +77,10 @@ def count_chunks(matches: list[Match]) -> int:
 def _search(options: list[list[Match]], fixed: list[bool]) -> list[Match]:
     """Beam search over the words of the reference.
 
-    A path is `(cost, end, used, matches)`: `end` is the word of the prediction after the open chunk (-1: none is open),
-    `used` has a bit for each matched word of the prediction, `matches` is a chain `(last match, earlier chain)`. A chunk
-    is paid for when it closes, as METEOR does.
+    A path is `(cost, end, used, matches)`: `end` is the word of the prediction after the open chunk (-1: none is
+    open),
+    `used` has a bit for each matched word of the prediction, `matches` is a chain `(last match, earlier chain)`. A
+    chunk is paid for when it closes, as METEOR does.
     """
     paths: list[tuple] = [(0, -1, 0, None)]
     for matches, is_fixed in zip(options, fixed):

@@ -1,4 +1,5 @@
-"""What METEOR 1.5's `-norm` and its function-word list do to the tokens of a caption, so that both count the same words.
+"""What METEOR 1.5's `-norm` and its function-word list do to the tokens of a caption, so that both count the same
+words.
 
 The rules are those of the METEOR and Moses tokenizers as far as they touch text that is tokenized already. Only Moses'
 list of abbreviations is left out: of its entries `v.`, `vs.` and `rev.` can meet a lower-cased caption, at its end.
@@ -28,8 +29,8 @@ _RULES = [
 ]
 _PLAIN = re.compile(r"[0-9a-z ]*")
 
-# METEOR 1.5's English function words (`function/english.words` in its jar, Carnegie Mellon University, LGPL): the words
-# and marks with a relative frequency above 10⁻³ in a large corpus (Denkowski & Lavie 2014).
+# METEOR 1.5's English function words (`function/english.words` in its jar, Carnegie Mellon University, LGPL): the
+# words and marks with a relative frequency above 10⁻³ in a large corpus (Denkowski & Lavie 2014).
 FUNCTION_WORDS = frozenset(
     """
     the , . to of and a in that for " is on 's it with was as said at he by be from have has are his but an this

@@ -1,8 +1,8 @@
 """Counts of the n-grams of many captions at once, as numpy arrays: what BLEU and CIDEr-D are made of.
 
 An n-gram is named by a 64-bit hash instead of by its words. That keeps tables of millions of n-grams in flat arrays,
-lets a table be saved without its vocabulary, and needs no shared vocabulary between corpora. Two of `N` distinct n-grams
-share a hash with probability `N² / 2⁶⁵`: 10⁻⁶ for the 5 million of all COCO training captions together.
+lets a table be saved without its vocabulary, and needs no shared vocabulary between corpora. Two of `N` distinct
+n-grams share a hash with probability `N² / 2⁶⁵`: 10⁻⁶ for the 5 million of all COCO training captions together.
 
 E: distinct (caption, n-gram) pairs, over all captions and orders
 """

@@ -25,7 +25,8 @@ def retrieval_recall(
         similarity: scores of shape (I, T), higher is better.
         text_images: for each of the T texts the row of its image; any number of texts an image, at least one.
         fold_size: images to search among: all (the 1k protocol on 1,000 images, the 5k protocol on 5,000), or the mean
-            over folds of so many images in their order with their texts (COCO's 1k protocol: 5 folds of 1,000 of 5,000).
+            over folds of so many images in their order with their texts (COCO's 1k protocol: 5 folds of 1,000 of
+            5,000).
         ranks: the values of K.
 
     Returns:

@@ -1,7 +1,7 @@
 """ROUGE-L (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3.1).
 
-As coco-caption computes it: β = 1.2, and precision and recall are each the highest over the references, which need not be
-the same reference for both.
+As coco-caption computes it: β = 1.2, and precision and recall are each the highest over the references, which need
+not be the same reference for both.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ BETA = 1.2
 def lcs_length(first: Tokens, second: Tokens) -> int:
     """Length of the longest common subsequence of two token sequences.
 
-    Bit-parallel (Hyyrö 2004, "Bit-parallel LCS-length computation revisited"): a column of the dynamic programme is one
-    integer, a zero bit where the length grows, so that a column takes four operations whatever its height.
+    Bit-parallel (Hyyrö 2004, "Bit-parallel LCS-length computation revisited"): a column of the dynamic programme is
+    one integer, a zero bit where the length grows, so that a column takes four operations whatever its height.
     """
     occurrences: dict = {}
     for position, token in enumerate(first):

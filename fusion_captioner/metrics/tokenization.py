@@ -12,7 +12,8 @@ Caption = str | Sequence[Hashable]
 Tokens = Sequence[Hashable]
 Tokenizer = Callable[[str], Sequence[Hashable]]
 
-# How text is folded before tokens are made of it, in scoring and in the tokenizers that `train_tokenizer` trains. Captions
+# How text is folded before tokens are made of it, in scoring and in the tokenizers that `train_tokenizer` trains.
+# Captions
 # that differ in nothing else are equal: composed and decomposed accents, full and half width, curly and straight
 # apostrophes, soft hyphens and other invisible characters, `the dog 's` and `the dog's`.
 FOLDING = [
@@ -50,13 +51,14 @@ def fold_caption(caption: str) -> str:
 
 def tokenize_caption(caption: str) -> list[str]:
     """
-    Words of a caption in lower case: the tokenizer `auto`. Punctuation is dropped, hyphens and apostrophes inside a word
+    Words of a caption in lower case: the tokenizer `auto`. Punctuation is dropped, hyphens and apostrophes inside a
+        word
     stay, and a letter keeps its marks. Scripts that are written without spaces (Chinese, Japanese, Thai, Lao, Khmer,
     Burmese and a few more) are split by character, each with its marks.
 
     It stands in for the Penn Treebank tokenizer that coco-caption runs in Java. The two differ where that one splits
-    contractions (`dog's` → `dog 's`), in 371 of the 24,373 captions of COCO val2017, which moves BLEU and ROUGE-L there
-    by less than .0003 and CIDEr-D by .0009.
+    contractions (`dog's` → `dog 's`), in 371 of the 24,373 captions of COCO val2017, which moves BLEU and ROUGE-L
+    there by less than .0003 and CIDEr-D by .0009.
     """
     if caption.isascii():
         return _ASCII_WORD.findall(fold_caption(caption))

@@ -129,13 +129,14 @@ class BaseTrainer(Trainer):
             write_json(folder / "state.json", state)
         shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
         raise ValueError(
-            f"the loss of step {self.state.global_step + 1} is {loss}, and training stops; the weights before it are in "
+            f"the loss of step {self.state.global_step + 1} is {loss}, and training stops; the weights before it are "
+            f"in "
             f"{folder}. Batch: {shown or 'see state.json'}. Lower `training.learning_rate`, or look for bad examples."
         )
 
     def _count_terms(self, terms: dict[str, torch.Tensor], weight: float) -> None:
-        """Add loss terms to the next line of the log, as `Trainer` does with the loss: shares of a step, summed over its
-        batches and averaged over processes."""
+        """Add loss terms to the next line of the log, as `Trainer` does with the loss: shares of a step, summed over
+        its batches and averaged over processes."""
         if not self._loss_terms:
             self._first_step_of_terms = self.state.global_step
         for name, term in terms.items():
@@ -164,7 +165,8 @@ class BaseTrainer(Trainer):
             # a misspelt name is wrong input, and not a fault of the program
             scores = ", ".join(name.removeprefix("eval_") for name in metrics if name.startswith("eval_"))
             raise ValueError(
-                f"`training.metric_for_best_model` ({self.args.metric_for_best_model!r}) is no score of this task; there "
+                f"`training.metric_for_best_model` ({self.args.metric_for_best_model!r}) is no score of this task; "
+                f"there "
                 f"are {scores}."
             ) from error
 

@@ -1,5 +1,5 @@
-"""Callbacks of every training: unfreezing of the image encoder, the moving average of the weights, a warning of a warm-up
-that is too long."""
+"""Callbacks of every training: unfreezing of the image encoder, the moving average of the weights, a warning of a
+warm-up that is too long."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -62,9 +62,9 @@ class WarnOfWarmUp(TrainerCallback):
 
 class MovingAverage(TrainerCallback):
     """
-    Exponential moving average (EMA) of the trained weights (Polyak & Juditsky, 1992), with a smaller decay in the first
-    steps. The average is evaluated and saved in `model.safetensors` of a checkpoint; the weights that training continues
-    with are saved in `training_weights.safetensors` of the same folder.
+    Exponential moving average (EMA) of the trained weights (Polyak & Juditsky, 1992), with a smaller decay in the
+    first steps. The average is evaluated and saved in `model.safetensors` of a checkpoint; the weights that training
+    continues with are saved in `training_weights.safetensors` of the same folder.
 
     The mean of several trained models is another thing: see `fusion_captioner.checkpoints.averaging`.
 
@@ -123,7 +123,8 @@ class MovingAverage(TrainerCallback):
         )
 
     def resume(self, folder: str | Path, model: nn.Module) -> None:
-        """`model` was loaded from a checkpoint and holds the average: take it, and load the weights that are trained."""
+        """`model` was loaded from a checkpoint and holds the average: take it, and load the weights that are
+        trained."""
         path = Path(folder) / self.FILE
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: this checkpoint was not made with `ema_decay`; set it to 0.")
@@ -134,7 +135,8 @@ class MovingAverage(TrainerCallback):
 def wins_tie(metrics: Mapping[str, float], state: TrainerState, metric: str, others: Sequence[str]) -> bool:
     """
     Whether an evaluation whose score equals the best one is better after all: by the first of the other scores that
-    differs, then by the loss; one that equals it in all of these is later, and wins. CIDEr is 0 as long as captions share
+    differs, then by the loss; one that equals it in all of these is later, and wins. CIDEr is 0 as long as captions
+    share
     no words with their references: training must not stop, or keep its first checkpoint, for that.
 
     Args:

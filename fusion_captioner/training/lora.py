@@ -1,4 +1,5 @@
-"""Which layers of a head take low-rank updates (LoRA: Hu et al., 2021) by peft's `get_peft_model`, and which do not."""
+"""Which layers of a head take low-rank updates (LoRA: Hu et al., 2021) by peft's `get_peft_model`, and which do
+not."""
 
 from fusion_captioner.image_text_retrieval import FusionCaptionerForImageTextRetrieval
 from fusion_captioner.modeling_fusion_captioner import (

@@ -1,4 +1,5 @@
-"""The model card of a trained model of any task: what it is, how to use it, its scores, how it was trained, its limits."""
+"""The model card of a trained model of any task: what it is, how to use it, its scores, how it was trained, its
+limits."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
 {text.usage}
 ```
 
-`trust_remote_code=True` runs the Python files of this repository: read them, and pin the commit that you have read with
+`trust_remote_code=True` runs the Python files of this repository: read them, and pin the commit that you have read
+with
 `revision=`. Where the package fusion-captioner is installed, `import fusion_captioner` makes `trust_remote_code`
 unnecessary.
 
@@ -81,7 +83,8 @@ class TrainingRecord:
     What a card says of a training run and its trainer does not know.
 
     Args:
-        data: name of the data set, as on the Hub, or of its folder; or several names: the scores are those of the first.
+        data: name of the data set, as on the Hub, or of its folder; or several names: the scores are those of the
+            first.
         train_split, eval_split: the splits, several joined by `+`, that the model was trained and scored on.
         vision_model: name of the pretrained image encoder; None: it began with random weights.
         command: the command that made the model.
@@ -118,8 +121,8 @@ class TrainedModel:
     score_signature: str = ""
 
     def scores(self) -> dict[str, float]:
-        """The logged scores of the weights that are saved: of an evaluation after training, else of the best checkpoint
-        where that was loaded, else of the last evaluation; empty without any."""
+        """The logged scores of the weights that are saved: of an evaluation after training, else of the best
+        checkpoint where that was loaded, else of the last evaluation; empty without any."""
         log = self.state.log_history
         evaluations = [entry for entry in log if any(name.startswith("eval_") for name in entry)]
         if not evaluations:

@@ -28,7 +28,8 @@ def prepare_run_folder(output_dir: str | os.PathLike, resume: bool) -> str | Non
     if not resume:
         if (folder / "model.safetensors").exists() or newest_complete_checkpoint(folder) is not None:
             raise ValueError(
-                f"`training.output_dir` ({output_dir}) holds what a training has written; go on with it by --resume, or "
+                f"`training.output_dir` ({output_dir}) holds what a training has written; go on with it by --resume, "
+                f"or "
                 "name another folder."
             )
         return None
@@ -42,8 +43,8 @@ def newest_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
     The newest checkpoint of a run that is whole, or `None`. A damaged one is named in the log, with what is lost.
 
-    `trainer_state.json` is the last file that `Trainer` writes of a checkpoint, and `DIGESTS` is written after it: a folder
-    without the former is what a kill left behind, and one whose files differ from the latter was damaged later.
+    `trainer_state.json` is the last file that `Trainer` writes of a checkpoint, and `DIGESTS` is written after it: a
+    folder without the former is what a kill left behind, and one whose files differ from the latter was damaged later.
     """
     folders = [folder for folder in Path(output_dir).glob("checkpoint-*") if folder.name[11:].isdigit()]
     steps = {int(folder.name[11:]): folder for folder in folders}
@@ -63,8 +64,8 @@ def newest_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
 
 
 def checkpoint_problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; `None`: nothing. Checkpoints of other trainers, without digests, are checked by their
-    state alone."""
+    """What is wrong with a checkpoint; `None`: nothing. Checkpoints of other trainers, without digests, are checked
+    by their state alone."""
     state = _read_json(folder / "trainer_state.json")
     if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
         return "trainer_state.json is missing or damaged"

@@ -40,7 +40,8 @@ class BaseTrainingArguments(TrainingArguments):
     fix_batch_norm: bool = field(
         default=False,
         metadata={
-            "help": "Keep the statistics of a pretrained image encoder's BatchNorm while it is trained: the statistics of "
+            "help": "Keep the statistics of a pretrained image encoder's BatchNorm while it is trained: the "
+            "statistics of "
             "a small batch differ from those that the other layers were trained with."
         },
     )
@@ -61,7 +62,8 @@ class BaseTrainingArguments(TrainingArguments):
         super().__post_init__()
         accelerator_config = cast(AcceleratorConfig, self.accelerator_config)
         if accelerator_config.dispatch_batches is None:
-            # By default the first process makes all batches of a stream and distributes their rows. But an image has one
+            # By default the first process makes all batches of a stream and distributes their rows. But an image has
+            # one
             # row of pixels and several of captions, and batches differ in length: each process makes its own batches.
             accelerator_config.dispatch_batches = False
         if self.train_image_encoder_from_step is not None and self.train_image_encoder_from_step < 0:
@@ -70,7 +72,8 @@ class BaseTrainingArguments(TrainingArguments):
             )
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise ValueError(
-                f"`early_stopping_patience` ({self.early_stopping_patience}) counts evaluations, and `eval_strategy` is "
+                f"`early_stopping_patience` ({self.early_stopping_patience}) counts evaluations, and `eval_strategy` "
+                f"is "
                 "'no'; unset it, or evaluate."
             )
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
@@ -90,8 +93,8 @@ class BaseTrainingArguments(TrainingArguments):
 @dataclass
 class FusionCaptionerTrainingArguments(BaseTrainingArguments):
     """
-    [`BaseTrainingArguments`] for captioning, with the settings of generation in evaluation; the best checkpoint has the
-    best CIDEr.
+    [`BaseTrainingArguments`] for captioning, with the settings of generation in evaluation; the best checkpoint has
+    the best CIDEr.
 
     Raises:
         ValueError: the settings do not fit together; the message names the fields.
@@ -109,7 +112,8 @@ class FusionCaptionerTrainingArguments(BaseTrainingArguments):
     generation_length_penalty: float = field(
         default=1.0,
         metadata={
-            "help": "Exponent of the length by which beam search divides a caption's score; below 1 captions get shorter."
+            "help": "Exponent of the length by which beam search divides a caption's score; below 1 captions get "
+            "shorter."
         },
     )
 

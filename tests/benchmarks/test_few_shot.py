@@ -1,4 +1,5 @@
-"""Few examples: the benchmark of LoRA beside full fine-tuning, and an adapter that transformers' own `Trainer` trains."""
+"""Few examples: the benchmark of LoRA beside full fine-tuning, and an adapter that transformers' own `Trainer`
+trains."""
 
 import importlib.util
 import json

@@ -23,7 +23,8 @@ def test_folds_that_are_there_are_summed_up(tmp_path: Path, capsys: pytest.Captu
     flags = ["--source", str(tmp_path), "--vision-model", "lite2", "--cache", str(tmp_path / "cache")]
     vqa_folds.main([*flags, "--out", str(tmp_path / "out"), "--recipe", str(recipe)])
     *_, row, last = capsys.readouterr().out.splitlines()
-    # the deviation of two values is their distance / √2, and their mean's 0.1: times the quantile for one degree of freedom
+    # the deviation of two values is their distance / √2, and their mean's 0.1: times the quantile for one degree of
+    # freedom
     assert row == "| question and image | closed exact match | 0.600 | -0.671 to 1.871 | 0.500 0.700 |"
     found = json.loads(last)
     assert found["questions"] == 20

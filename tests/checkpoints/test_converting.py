@@ -155,7 +155,8 @@ def test_training_leaves_the_gates_open(lite2_folder: Path):
 @pytest.mark.real_data
 @torch.no_grad()
 def test_imagenet_classes_of_photos_with_a_dog(lite2_folder: Path, imagenet_state: State, real_data: Path):
-    """Half of the photos of "a dog" are classified as one of ImageNet's 118 breeds (151-268); hardly any others are."""
+    """Half of the photos of "a dog" are classified as one of ImageNet's 118 breeds (151-268); hardly any others
+    are."""
     images = json.loads((real_data / "flickr8k" / "dataset_flickr8k.json").read_text())["images"]
     of_dogs, of_others = [], []
     for image in images:

@@ -1,4 +1,5 @@
-"""`fusion-captioner caption` with bad images and bad captioners: one line that names them, and the right exit status."""
+"""`fusion-captioner caption` with bad images and bad captioners: one line that names them, and the right exit
+status."""
 
 import json
 import shutil

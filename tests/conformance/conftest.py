@@ -1,4 +1,5 @@
-"""`make conformance` runs this folder; every other run of the tests leaves it out, since it fetches transformers' sources."""
+"""`make conformance` runs this folder; every other run of the tests leaves it out, since it fetches transformers'
+sources."""
 
 import os
 import re

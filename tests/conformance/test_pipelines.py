@@ -22,7 +22,8 @@ def photo(seed: int = 0) -> Image.Image:
 
 
 def ending_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that places BOS and EOS by itself, as trained ones do: some pipelines call it without the processor."""
+    """A tokenizer that places BOS and EOS by itself, as trained ones do: some pipelines call it without the
+    processor."""
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]

@@ -24,7 +24,8 @@ class ProcessorTest(ProcessorTesterMixin, unittest.TestCase):
 
     @classmethod
     def _setup_tokenizer(cls):
-        # the tests compare with what the tokenizer alone returns, which here begins with BOS as the processor's rows do
+        # the tests compare with what the tokenizer alone returns, which here begins with BOS as the processor's rows
+        # do
         tokenizer = tiny_tokenizer()
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]

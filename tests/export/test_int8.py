@@ -26,7 +26,8 @@ LAYERS = {"text_encoder_type": "lstm", "decoder_type": "transformer"}
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise of much the same brightness: ranges are a mean over images, and what is far brighter than most lies beyond."""
+    """Noise of much the same brightness: ranges are a mean over images, and what is far brighter than most lies
+    beyond."""
     folder = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(0)
     for index in range(10):

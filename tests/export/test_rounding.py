@@ -1,4 +1,5 @@
-"""Rounding of weights: on the grid, a layer's own axes, and closer to the layer's output than the nearest multiples."""
+"""Rounding of weights: on the grid, a layer's own axes, and closer to the layer's output than the nearest
+multiples."""
 
 from pathlib import Path
 

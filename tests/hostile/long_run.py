@@ -57,7 +57,8 @@ def peak_mb(command: list[str], log: Path) -> tuple[int, int]:
 
 
 def special_files(folder: Path, count: int, draw: random.Random) -> int:
-    """`count` files that are no ordinary photos, in a folder with three that are; returns how many can be captioned."""
+    """`count` files that are no ordinary photos, in a folder with three that are; returns how many can be
+    captioned."""
     folder.mkdir()
     for number in range(3):
         noise(folder / f"photo{number}.png", number)
@@ -104,7 +105,8 @@ def run_special(folder: Path, options: argparse.Namespace, draw: random.Random) 
     if peak >= LIMIT_MB:
         faults.append(f"{peak} MB")
     print(
-        f"| special files in a folder | {options.special} | {captions} captioned, peak {peak} MB | {faults or 'none'} |"
+        f"| special files in a folder | {options.special} | {captions} captioned, peak {peak} MB | "
+        f"{faults or 'none'} |"
     )
     return faults
 
@@ -136,7 +138,8 @@ def kill_and_finish(
     command: Callable[[bool], list[str]],
     check: Callable[[], str | None],
 ) -> list[str]:
-    """Kills the command at random moments of what it takes, each time continuing; then lets it end, and checks what it made."""
+    """Kills the command at random moments of what it takes, each time continuing; then lets it end, and checks what
+    it made."""
     log = folder / f"{name.replace(' ', '_')}.log"
     begin = time.monotonic()
     if (status := start(command(False), log).wait()) != 0:

@@ -1,7 +1,7 @@
 """Trains a tiny captioner and pushes it in every way: `python hub_form_push.py FOLDER`, which gets `pushed.json`.
 
-`FOLDER/photo.jpg` must exist. `user/captioner` is pushed by the trainer, tagged `v1`, and then pushed anew by model and
-processor with other weights; `user/parts` comes from model and processor alone.
+`FOLDER/photo.jpg` must exist. `user/captioner` is pushed by the trainer, tagged `v1`, and then pushed anew by model
+and processor with other weights; `user/parts` comes from model and processor alone.
 """
 
 import json

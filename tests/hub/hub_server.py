@@ -1,7 +1,8 @@
 """A Hub for the tests: the routes by which the real client pushes and loads models and data sets, over HTTP.
 
 Repositories are held in memory and served from a free port of 127.0.0.1. Every file counts as small, so that neither
-Git LFS nor Xet is needed; there is one branch, `main`. What else the client asks for is refused and noted in `failures`.
+Git LFS nor Xet is needed; there is one branch, `main`. What else the client asks for is refused and noted in
+`failures`.
 """
 
 import base64

@@ -128,7 +128,8 @@ import json, sys
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner
 folder, photo = sys.argv[1:]
 captions = ExportedCaptioner(folder, num_threads=1).caption([photo], num_beams=2)
-print(json.dumps([captions, [name for name in ("torch", "transformers", "openvino_telemetry") if sys.modules.get(name)]]))
+print(json.dumps([captions, [name for name in ("torch", "transformers", "openvino_telemetry") if
+sys.modules.get(name)]]))
 """
 
 

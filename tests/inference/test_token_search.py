@@ -10,7 +10,8 @@ EOS_IDS = np.array([EOS])
 
 
 class Chance:
-    """A decoder whose logits depend on the image, the text so far and nothing else. Images end sooner the later they are."""
+    """A decoder whose logits depend on the image, the text so far and nothing else. Images end sooner the later they
+    are."""
 
     def __init__(self, images: list[int], rows_per_image: int) -> None:
         self.numbers = images

@@ -1,4 +1,5 @@
-"""The metrics equal coco-caption's, as pycocoevalcap packages it, on 4,872 photos: one human caption against the others."""
+"""The metrics equal coco-caption's, as pycocoevalcap packages it, on 4,872 photos: one human caption against the
+others."""
 
 import numpy as np
 import pytest

@@ -13,8 +13,10 @@ from fusion_captioner.metrics.meteor_java import find_meteor_jar, meteor
 from fusion_captioner.metrics.meteor_normalization import FUNCTION_WORDS, normalize_tokens
 
 ODD_CAPTIONS = [
-    "kids' toys on mom's bed", "'hello' world's o'clock '", "it's the 1990's", "a black-and-white t-v-s -- show", "50% off a_b",
-    "café naïve собака 中文 字", "a u.s. flag on main st.", "the st. louis arch", "mr. 5 at 5 p.m.", "wow... a ... b", "-", "",
+    "kids' toys on mom's bed", "'hello' world's o'clock '", "it's the 1990's", "a black-and-white t-v-s -- show",
+    "50% off a_b",
+    "café naïve собака 中文 字", "a u.s. flag on main st.", "the st. louis arch", "mr. 5 at 5 p.m.", "wow... a ... b",
+    "-", "",
 ]  # fmt: skip
 
 

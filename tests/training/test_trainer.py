@@ -189,7 +189,8 @@ class Inputs:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_feature_cache_is_left_at_the_step_that_unfreezes_the_image_encoder(tmp_path: Path, workers: int) -> None:
-    """At that very step, however far the data loader reads ahead; and a run resumed before or behind it does the same."""
+    """At that very step, however far the data loader reads ahead; and a run resumed before or behind it does the
+    same."""
     settings = {
         "train_image_encoder_from_step": 3,
         "num_train_epochs": 2,

@@ -1,4 +1,5 @@
-"""Training in two processes: it learns what one process learns from the joint batches, and captions every image once."""
+"""Training in two processes: it learns what one process learns from the joint batches, and captions every image
+once."""
 
 import json
 import os

@@ -27,7 +27,8 @@ class SelfCriticalArguments(FusionCaptionerTrainingArguments):
     candidates: Literal["samples", "beams"] = field(
         default="samples",
         metadata={
-            "help": "The captions that are rewarded: drawn at random, or the `samples_per_image` best of beam search, as "
+            "help": "The captions that are rewarded: drawn at random, or the `samples_per_image` best of beam "
+            "search, as "
             "the captioner is used (Cornia et al., 2020, section 3.3)."
         },
     )
@@ -51,7 +52,8 @@ class SelfCriticalArguments(FusionCaptionerTrainingArguments):
             raise ValueError(f"`rewards` ({self.rewards}) must map some of these to weights: {', '.join(REWARDS)}.")
         if self.samples_per_image < 2:
             raise ValueError(
-                f"`samples_per_image` ({self.samples_per_image}) must be at least 2: each sample is compared with the others."
+                f"`samples_per_image` ({self.samples_per_image}) must be at least 2: each sample is compared with "
+                f"the others."
             )
         if self.candidates not in ("samples", "beams"):
             raise ValueError(f"`candidates` ({self.candidates!r}) must be 'samples' or 'beams'.")

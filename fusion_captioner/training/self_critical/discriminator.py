@@ -132,7 +132,8 @@ class DiscriminatorReward(Reward):
         generated = discriminator.embed_texts(samples.input_ids, samples.attention_mask)
         texts = discriminator.embed_texts(references.input_ids, references.attention_mask)
         captions = count_texts(len(texts), len(images))
-        # pair every caption with another image of the batch, unless it is the same image: a batch may hold an image twice
+        # pair every caption with another image of the batch, unless it is the same image: a batch may hold an image
+        # twice
         shift = int(torch.randint(1, len(images), ())) if len(images) > 1 else 0
         shifted_ids = [*references.image_ids[shift:], *references.image_ids[:shift]]
         is_other = torch.tensor(

@@ -72,7 +72,8 @@ class RewardSettings(Protocol):
 
 class Reward:
     """
-    Built once per run and called at every step. A reward that is itself trained overrides `learn`, `save` and `resume`.
+    Built once per run and called at every step. A reward that is itself trained overrides `learn`, `save` and
+    `resume`.
 
     Args:
         references: reference captions of every training image, by image id.

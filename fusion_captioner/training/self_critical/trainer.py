@@ -73,8 +73,8 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
     `FusionCaptionerTrainer` that maximises the expected reward of sampled captions.
 
     Each step encodes every image once, samples all captions in one `generate`, rewards them, and runs the model once
-    over all of them for the gradient. With `image_dropout`, sampling and gradient see the same hidden features, so that
-    the model has to describe an image that it has memorised without them. References are all captions of
+    over all of them for the gradient. With `image_dropout`, sampling and gradient see the same hidden features, so
+    that the model has to describe an image that it has memorised without them. References are all captions of
     `train_dataset`, and document frequencies are computed from them. The log has the loss, each reward, the baseline,
     the standard deviation of the advantages, the samples' length, their rates of unique captions and of dangling
     endings, and the values that trained rewards report.

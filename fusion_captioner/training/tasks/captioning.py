@@ -46,7 +46,8 @@ class CaptioningTask(Task[DataArguments]):
         check_augmentations(data, training)
         if data.streaming and training.max_steps <= 0:
             raise ValueError(
-                f"`training.max_steps` ({training.max_steps}) must be positive with `data.streaming`, since the length of "
+                f"`training.max_steps` ({training.max_steps}) must be positive with `data.streaming`, since the "
+                f"length of "
                 "a stream is not known; set the number of steps to train."
             )
         if data.feature_cache is not None and training.train_image_encoder_from_step == 0:
@@ -127,7 +128,8 @@ def check_augmentations(data: DataArguments, training: BaseTrainingArguments) ->
     uncached = set(data.augmentations) - {"flip"}
     if uncached and data.feature_cache is not None and not training.trains_image_encoder:
         raise ValueError(
-            f"`data.augmentations` ({data.augmentations}) change images, and with `data.feature_cache` and a frozen image "
+            f"`data.augmentations` ({data.augmentations}) change images, and with `data.feature_cache` and a frozen "
+            f"image "
             "encoder none is read; remove all but `flip`, or unset the cache."
         )
 

@@ -64,7 +64,8 @@ class ClassificationTask(ModalityTask[LabelledDataArguments]):
         if config is not None and self.model_class.__name__ in (config.architectures or []):
             if config.problem_type not in (None, data.problem_type):
                 raise ValueError(
-                    f"`data.problem_type` ({data.problem_type!r}) differs from the classifier's, {config.problem_type!r}; "
+                    f"`data.problem_type` ({data.problem_type!r}) differs from the classifier's, "
+                    f"{config.problem_type!r}; "
                     "set it so, or start from a captioner."
                 )
             self._known_names = [name for _, name in sorted(config.id2label.items())]  # type: ignore[union-attr]
@@ -123,18 +124,19 @@ text = "the text that belongs to the image"
 inputs = processor(images="photo.jpg", text=text, add_eos=True, truncation=True, return_tensors="pt")
 logits = model(**inputs).logits[0]  # `text` or `images` may be omitted
 print({prediction})""",
-            limits="It repeats the judgements of the people who labelled its training data, and knows only these labels. "
+            limits="It repeats the judgements of the people who labelled its training data, and knows only these "
+            "labels. "
             "It is no\nmedical device, and not for decisions about people.",
         )
 
     def score(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Accuracy and macro-F1, and for two labels the AUROC of the second, where both occur; for several labels per row
-        see `multi_label_scores`, for regression `regression_scores`."""
+        """Accuracy and macro-F1, and for two labels the AUROC of the second, where both occur; for several labels per
+        row see `multi_label_scores`, for regression `regression_scores`."""
         return self._score(scores, labels)[0]
 
     def report(self, trainer: ModalityTrainer, rows: datasets.Dataset) -> dict[str, Any]:
-        """For each setting the scores, the scores of each label, and for two labels the 95 % interval of the AUROC over
-        groups."""
+        """For each setting the scores, the scores of each label, and for two labels the 95 % interval of the AUROC
+        over groups."""
         evaluated = trainer.evaluated
         groups = np.asarray(rows["group"])[evaluated.rows]
         single = self.problem_type == "single_label_classification"

@@ -1,4 +1,5 @@
-"""What the tasks `classification` and `multiple_choice` share: rows of image and text, evaluated with each modality hidden.
+"""What the tasks `classification` and `multiple_choice` share: rows of image and text, evaluated with each modality
+hidden.
 
 N: rows of a split, B: rows of a batch, C: labels or choices, S: settings
 """

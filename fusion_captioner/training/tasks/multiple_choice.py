@@ -32,7 +32,8 @@ CARD = CardText(
 choices = ["a dog", "a cat"]
 inputs = processor(images="photo.jpg", text=["what is it?"], choices=[choices], return_tensors="pt")
 print(choices[int(model(**inputs).logits.argmax())])""",
-    limits="It always chooses, even where no answer is right, and often the most common answer to such a question: compare\n"
+    limits="It always chooses, even where no answer is right, and often the most common answer to such a "
+    "question: compare\n"
     "the score of the question alone.",
 )
 
@@ -101,7 +102,8 @@ class MultipleChoiceTask(ModalityTask[ChoiceDataArguments]):
         return {"accuracy": float((scores.argmax(axis=1) == labels)[known].mean())}
 
     def report(self, trainer: ModalityTrainer, rows: datasets.Dataset) -> dict[str, Any]:
-        """The accuracy of each setting, in all and by the first word of the question, for words of ten or more questions."""
+        """The accuracy of each setting, in all and by the first word of the question, for words of ten or more
+        questions."""
         evaluated = trainer.evaluated
         questions = [rows[int(number)]["question"] for number in evaluated.rows]
         first = np.array([question.lower().split(" ")[0] for question in questions])

@@ -24,7 +24,8 @@ from fusion_captioner.training.tasks.task import Task
 from fusion_captioner.training.trainer import FusionCaptionerTrainer, check_caption_length, keep_generation_settings
 from fusion_captioner.training.training_arguments import FusionCaptionerTrainingArguments
 
-# Modalities that evaluation hides, by the name of the setting, which is a prefix of its scores; first nothing is hidden.
+# Modalities that evaluation hides, by the name of the setting, which is a prefix of its scores; first nothing is
+# hidden.
 QUESTION_SETTINGS: dict[str, Collection[str]] = {"": (), "question_only": ("image",)}
 TEXT_SETTINGS: dict[str, Collection[str]] = {"": (), "image_only": ("text",), "text_only": ("image",)}
 
@@ -46,8 +47,10 @@ ANSWER_CARD = CardText(
     auto_class=GENERATES_TEXT,
     about="A model that answers questions about an image in words, by cross-modal fusion",
     usage=CHAT_USAGE.format(text="what is it?"),
-    limits="It always answers, even where the image does not show the answer, and often with the most common answer to such "
-    "a\nquestion: compare the score of the question alone. It is no medical device: what it says about medical images is "
+    limits="It always answers, even where the image does not show the answer, and often with the most common "
+    "answer to such "
+    "a\nquestion: compare the score of the question alone. It is no medical device: what it says about medical "
+    "images is "
     "for\nresearch, and never for diagnosis or treatment.",
 )
 TEXT_CARD = CardText(
@@ -57,7 +60,8 @@ TEXT_CARD = CardText(
     auto_class=GENERATES_TEXT,
     about="A model that writes a text about an image from a record, by cross-modal fusion",
     usage=CHAT_USAGE.format(text="sex F. age 60."),
-    limits="It writes what is commonly written, fluently, even where the image does not show it. It is no medical device: "
+    limits="It writes what is commonly written, fluently, even where the image does not show it. It is no "
+    "medical device: "
     "what it\nwrites about medical images is for research, and never for diagnosis or treatment.",
 )
 
@@ -112,8 +116,8 @@ class PromptCollator(CaptionCollator):
 
 class PromptedTrainer(FusionCaptionerTrainer):
     """
-    [`FusionCaptionerTrainer`] of rows with prompts: the generated texts are scored as answers or as reports, and those of
-    rows that ask for a caption separately as captions.
+    [`FusionCaptionerTrainer`] of rows with prompts: the generated texts are scored as answers or as reports, and
+    those of rows that ask for a caption separately as captions.
 
     Args:
         args (`PromptedTrainingArguments`).

@@ -37,7 +37,8 @@ CARD = CardText(
     usage="""\
 inputs = processor(images="photo.jpg", text=["a dog", "a cat"], add_eos=True, return_tensors="pt")
 print(model(**inputs).logits_per_image.softmax(dim=-1))""",
-    limits="It finds what its training data shows and describes, in the same words, and ranks something first even where "
+    limits="It finds what its training data shows and describes, in the same words, and ranks something first "
+    "even where "
     "nothing\nfits.",
 )
 
@@ -96,8 +97,8 @@ class RetrievalCollator(ImageCollator):
 
 class RetrievalTrainer(BaseTrainer):
     """
-    [`BaseTrainer`] for `FusionCaptionerForImageTextRetrieval`. Evaluation ranks all captions of all images of the split;
-    every process ranks all.
+    [`BaseTrainer`] for `FusionCaptionerForImageTextRetrieval`. Evaluation ranks all captions of all images of the
+    split; every process ranks all.
 
     Args:
         args (`RetrievalTrainingArguments`).

@@ -62,14 +62,15 @@ class Task(ABC, Generic[Data]):
         if data.feature_cache is not None and training.trains_image_encoder:
             raise ValueError(
                 f"`data.feature_cache` ({data.feature_cache}) holds features of a frozen image encoder, and "
-                f"`training.train_image_encoder_from_step` ({training.train_image_encoder_from_step}) trains it; unset "
+                f"`training.train_image_encoder_from_step` ({training.train_image_encoder_from_step}) trains it; "
+                f"unset "
                 "one of them."
             )
 
     @abstractmethod
     def load_run(self) -> dict[str, Any]:
-        """The rows to train on, `train`, and the rows to evaluate, `eval`, if any: a `Dataset` each; of streams `train`
-        is an `IterableDataset`."""
+        """The rows to train on, `train`, and the rows to evaluate, `eval`, if any: a `Dataset` each; of streams
+        `train` is an `IterableDataset`."""
 
     @abstractmethod
     def load_split(self, split: str, limit: int | None) -> datasets.Dataset:
@@ -111,7 +112,8 @@ class Task(ABC, Generic[Data]):
         """All results of the trainer's last evaluation, which was of `rows`, for JSON."""
 
     def generated(self, trainer: Any) -> tuple[str, list[dict[str, str]]] | None:
-        """The texts that the last evaluation generated, as lines of JSON and the name of their file; None without any."""
+        """The texts that the last evaluation generated, as lines of JSON and the name of their file; None without
+        any."""
         return None
 
     def training_record(self) -> TrainingRecord:

@@ -12,8 +12,8 @@ Share of answers that are right word for word, and F1 of their words, in lower c
 _CITATION = """\
 @inproceedings{antol2015vqa,
   title={{VQA}: Visual Question Answering},
-  author={Antol, Stanislaw and Agrawal, Aishwarya and Lu, Jiasen and Mitchell, Margaret and Batra, Dhruv and Zitnick, C. Lawrence and Parikh, Devi},
-  booktitle={International Conference on Computer Vision},
+  author={Antol, Stanislaw and Agrawal, Aishwarya and Lu, Jiasen and Mitchell, Margaret and Batra, Dhruv and Zitnick,
+  C. Lawrence and Parikh, Devi}, booktitle={International Conference on Computer Vision},
   year={2015}
 }
 """
