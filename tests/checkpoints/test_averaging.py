@@ -48,10 +48,8 @@ def test_captioners_that_do_not_belong_together_are_refused(
 ) -> None:
     first, wider = save(tmp_path / "first", 0), save(tmp_path / "wider", 1, hidden_size=24)
     other_words = save(tmp_path / "words", 2)
-    tokenizer = AutoProcessor.from_pretrained(first).tokenizer
     path = other_words / "tokenizer.json"
-    word = max(tokenizer.get_vocab(), key=len)
-    path.write_text(path.read_text().replace(f'"{word}"', '"elsewhere"'))
+    path.write_text(path.read_text().replace('"w49"', '"elsewhere"'))
     for given, message in [
         ([first], "has no mean; name two or more"),
         ([first, wider], f"{wider} has other weights than {first}"),
