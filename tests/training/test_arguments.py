@@ -35,6 +35,22 @@ def test_fields_come_from_the_file_and_flags_win(recipe: Path) -> None:
     assert run.tokenizer.vocab_size == 4000
 
 
+def test_a_nested_flag_keeps_the_fields_beside_it_and_texts_stay_texts(recipe: Path) -> None:
+    recipe.write_text(RECIPE.replace("{fusion_type: gated}", "{vision_config: {depths: [1, 1], layer_type: basic}}"))
+    flags = ["--model.config.vision_config.layer_type", "bottleneck", "--model.config.note", "'5'"]
+    run = read_run_arguments(recipe, [*flags, "--data.splits.train", "train+restval", "--model.config.word", "no"])
+    vision = {"depths": [1, 1], "layer_type": "bottleneck"}
+    assert run.model.config == {"vision_config": vision, "note": "5", "word": "no"}
+    assert run.data.splits == {"train": "train+restval"}
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", ".1e-2", "1e-03", "+1e-3"])
+def test_numbers_with_an_exponent_are_numbers(recipe: Path, text: str) -> None:
+    recipe.write_text(RECIPE.replace("1e-3", text))
+    assert read_run_arguments(recipe).training.learning_rate == 1e-3
+    assert read_run_arguments(recipe, ["--training.weight_decay", text]).training.weight_decay == 1e-3
+
+
 def test_no_is_a_word_in_files_and_flags(recipe: Path) -> None:
     recipe.write_text(RECIPE.replace('"no"', "no"))
     run = read_run_arguments(recipe, ["--training.logging_strategy", "no", "--training.fp16_full_eval", "True"])
@@ -61,6 +77,16 @@ def test_every_recipe_of_the_repository_reads(path: Path) -> None:
         (["--training.num_train_epochs", "null"], ["training.num_train_epochs", "null", "leave it out"]),
         (["--training.learning_rate", "fast"], ["training.learning_rate", "fast", "number"]),
         (["--data.skip_bad_images", "perhaps"], ["data.skip_bad_images", "true or false"]),
+        (["--data.skip_bad_images", "null"], ["data.skip_bad_images", "null", "true or false"]),
+        (["--data.source", "null"], ["data.source", "null", "text"]),
+        (["--data.max_train_images", "3.5"], ["data.max_train_images", "3.5", "whole number"]),
+        (["--training.seed", "true"], ["training.seed", "True", "whole number"]),
+        (["--data.augmentations", "flip"], ["data.augmentations", "'flip'", "list of texts"]),
+        (["--data.splits", "train"], ["data.splits", "'train'", "{train: train+restval}"]),
+        (["--model.config", "[1]"], ["model.config", "[1]", "{fusion_type: gated}"]),
+        (["--task", "captioning"], ["--task", "SECTION.FIELD"]),
+        (["--training.stage", "fine_tuning"], ["training.stage", "fine_tuning", "cross_entropy, self_critical"]),
+        (["--training.optim.name", "adam"], ["training.optim", "adam", "text"]),
         (["--data.config_name", "2017"], ["data.config_name", "2017", "text", "quotes"]),
         (["--optimizer.name", "adam"], ["optimizer", "section"]),
         (["--data.source", ""], ["data.source"]),
