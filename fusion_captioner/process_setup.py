@@ -69,3 +69,4 @@ def print_log(level: int = logging.WARNING) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[handler])
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request to the Hub

@@ -57,8 +57,8 @@ def test_flat_files_import_no_room():
             assert not {module for module in _imported(path) if module.split(".")[1] in ROOMS}, path.name
 
 
-# The circle that the Hub's scanner forces: the base model's file names the files of all model classes, so that they are
-# saved with every checkpoint, and these import the base model.
+# The circle that the Hub's scanner forces: the base model's file names the files of all model classes, so that they
+# are saved with every checkpoint, and these import the base model.
 FORCED = {
     f"fusion_captioner.{name}"
     for name in (

@@ -1,11 +1,18 @@
 """`fusion-captioner evaluate`: scores of a model on a split, as JSON, and for captioners also as a page."""
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_captioner import __version__
-from fusion_captioner.commands.shared_flags import add_hub_flags, add_length_penalty, check_at_least_one
+from fusion_captioner.commands.shared_flags import (
+    add_data_flags,
+    add_hub_flags,
+    add_length_penalty,
+    check_at_least_one,
+    data_options,
+)
 
 if TYPE_CHECKING:
     from fusion_captioner.data.annotated_images import SkippedExample
@@ -27,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source",
         required=True,
-        help="data: a folder in COCO's or Karpathy's layout, or a Hub name; or as in training",
+        help="data: a folder or file with captions, as in training, or a Hub name; docs/data.md has the layouts",
     )
-    parser.add_argument("--layout", default="auto", help="layout of the data (default: recognised by its files)")
+    add_data_flags(parser)
     parser.add_argument("--split", default="val", help="split to score (default: val)")
     parser.add_argument("--beams", type=int, nargs="+", help="beam sizes; 1 is greedy (default: 1 3)")
     add_length_penalty(parser)
@@ -54,9 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--as-captioner", action="store_true", help="score the captions of a model that answers questions as well"
     )
     parser.add_argument("--skip-bad-images", action="store_true", help="skip and count images that cannot be read")
-    parser.add_argument(
-        "--allow-urls", action="store_true", help="fetch images that tables name by URLs of public servers"
-    )
     add_hub_flags(parser)
 
 
@@ -65,10 +69,11 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: a flag, the model or the data are wrong; as far as possible, before anything is computed.
     """
-    from fusion_captioner.process_setup import keep_stderr_quiet
+    from fusion_captioner.process_setup import keep_stderr_quiet, print_log
     from fusion_captioner.training.task_file import is_captioner
 
     keep_stderr_quiet(reads_data=True)
+    print_log(logging.INFO)
     _check(options)
     if options.as_captioner or is_captioner(options.model, options.revision):
         return _evaluate_captioner(options)
@@ -148,14 +153,13 @@ def _rows(options: argparse.Namespace) -> tuple[Any, "list[SkippedExample]"]:
 
     skipped: list[SkippedExample] = []
     splits = load_caption_dataset(
-        options.source,
-        layout=options.layout,
-        skip_bad_images=options.skip_bad_images,
-        skipped=skipped,
-        allow_urls=options.allow_urls,
+        options.source, skip_bad_images=options.skip_bad_images, skipped=skipped, **data_options(options)
     )
     if options.split not in splits:
-        raise ValueError(f"--split ({options.split!r}) is not in {options.source}; there are {', '.join(splits)}.")
+        hint = " (--val-fraction 0.1 makes one)" if options.split == "val" and "train" in splits else ""
+        raise ValueError(
+            f"--split ({options.split!r}) is not in {options.source}{hint}; there are {', '.join(splits)}."
+        )
     rows = splits[options.split]
     if options.limit is not None:
         rows = rows.select(range(min(options.limit, len(rows))))
@@ -178,9 +182,7 @@ def _evaluate_task(options: argparse.Namespace) -> int:
                 f"--{flag.replace('_', '-')} is for captioners, and {options.model} is scored by its task; leave it "
                 f"out, or add --as-captioner where the model captions as well."
             )
-    changes = {"source": options.source, "skip_bad_images": options.skip_bad_images}
-    if options.layout != "auto":
-        changes["layout"] = options.layout
+    changes = {"source": options.source, "skip_bad_images": options.skip_bad_images, **data_options(options)}
     name, data = read_task(options.model, options.revision, **changes)
     task = TASKS[name](data, load_config(options.model, options.revision))
     rows = task.load_split(options.split, options.limit)

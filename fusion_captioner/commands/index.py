@@ -1,6 +1,7 @@
 """`fusion-captioner index`: embeds what is new in a folder or data set, and makes it searchable."""
 
 import argparse
+import logging
 from pathlib import Path
 
 from fusion_captioner.commands.shared_flags import add_hub_flags, check_at_least_one
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     from fusion_captioner.checkpoints.loading import check_captioner
     from fusion_captioner.inference.retriever import Retriever
     from fusion_captioner.printing import print_json, print_note
-    from fusion_captioner.process_setup import keep_stderr_quiet
+    from fusion_captioner.process_setup import keep_stderr_quiet, print_log
     from fusion_captioner.search.image_index import (
         MANIFEST,
         ImageIndex,
@@ -51,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
     from fusion_captioner.search.indexed_images import load_images
 
     keep_stderr_quiet(reads_data=True)
+    print_log(logging.INFO)
     check_at_least_one(options, "batch_size")
     require_faiss()
     check_captioner(options.model)

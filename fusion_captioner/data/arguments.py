@@ -46,6 +46,7 @@ class DataArguments(CaptionSource):
     metric_tokenizer: str = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.feature_batch_size < 1:
             raise ValueError(f"`data.feature_batch_size` ({self.feature_batch_size}) must be at least 1.")
         if self.metric_tokenizer not in TOKENIZERS:

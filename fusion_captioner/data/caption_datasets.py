@@ -1,9 +1,13 @@
 """START HERE for data: one loader for every layout, with the columns `image`, `captions`, `image_id` and named
 splits."""
 
+import logging
+import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,10 @@ from fusion_captioner.data.caption_folder import FEATURES, load_caption_folder
 from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.data.caption_tables import load_caption_tables
 from fusion_captioner.data.layouts import LAYOUTS
+from fusion_captioner.data.row_files import table_form
+from fusion_captioner.data.row_layouts import unfit_files
+
+logger = logging.getLogger(__name__)
 
 # Layouts that `datasets` reads itself: what a folder holds, for messages, and the suffix of its files
 TABLES = {"hub": ("", ""), "parquet": ("*.parquet", ".parquet"), "webdataset": ("*.tar (WebDataset)", ".tar")}
@@ -33,7 +41,10 @@ def load_caption_dataset(
     |---|---|
     | `"coco"` | a folder with `annotations/captions_<split>.json` and a folder of images for each split |
     | `"karpathy"` | a folder with `dataset_NAME.json`, or that file; COCO's images in `train2014/`, `val2014/` |
-    | `"imagefolder"` | a folder with `<split>/metadata.jsonl` (`file_name`, and `text`, `caption` or `captions`) |
+    | `"imagefolder"` | a folder with `<split>/metadata.jsonl`, or `metadata.csv`, next to the images |
+    | `"table"` | a folder with `captions.txt`, `*.csv`, `*.tsv` or `Flickr8k.token.txt`, or that file |
+    | `"json"` | a folder with a JSON list, or JSON lines, of `{image, caption}` or `{image, captions}`, or that file |
+    | `"sidecar"` | a folder with `photo.txt` or `photo.caption` next to each photo, one caption per line |
     | `"parquet"`, `"webdataset"` | a folder with shards, or one shard |
     | `"hub"` | the name of a Hub repository without script |
 
@@ -78,46 +89,103 @@ def load_caption_dataset(
         cache_dir=None if wanted.cache_dir is None else str(Path(wanted.cache_dir).expanduser()),
     )
     if layout in LAYOUTS:
-        files = [path] if path.is_file() else LAYOUTS[layout].files(path)
+        files = [path] if path.is_file() else LAYOUTS[layout].files(wanted)
         if not files:
-            raise FileNotFoundError(f"{path}: no {LAYOUTS[layout].holds}, which the layout {layout!r} needs.")
+            found = "".join(f" Found instead: {problem}" for problem in unfit_files(wanted)[:1])
+            raise FileNotFoundError(f"{path}: no {LAYOUTS[layout].holds}, which the layout {layout!r} needs.{found}")
         result, left_out = load_caption_folder(wanted, files)
     else:
         result, left_out = load_caption_tables(wanted)
+    if wanted.val_fraction is not None:
+        result = _with_val(result, wanted)
     if skipped is not None:
         skipped += left_out
     return result
 
 
 def detect_layout(source: CaptionSource) -> str:
-    """The layout of a folder or file by what is there; of what is neither, `"hub"`.
+    """The layout of a folder or file by what is there, which is logged; of what is neither, `"hub"`.
 
     Raises:
         FileNotFoundError: neither a folder or file nor a possible name of a Hub repository.
-        ValueError: the folder holds nothing known, or more than one layout.
+        ValueError: the folder holds nothing known, or more than one layout; the message says what it holds.
     """
     name, path = source.source, source.path
     if not path.exists():
         if HUB_NAME.fullmatch(name) and not name.startswith("."):
             return "hub"
         raise FileNotFoundError(f"{name}: no such file or folder, and no name of a Hub repository.")
-    layouts = [layout for layout, reader in LAYOUTS.items() if reader.files(path)]
-    layouts += [layout for layout, (_, suffix) in TABLES.items() if suffix and _has_suffix(path, suffix)]
+    layouts = find_layouts(source)
     if len(layouts) > 1:
         raise ValueError(f"{name}: the folder holds more than one layout; give `layout`, one of {', '.join(layouts)}.")
     if layouts:
-        return layouts[0]
-    if path.is_file():
-        raise ValueError(
-            f"{name}: not a dataset_*.json, *.parquet or *.tar; give the folder of the data, or `layout`."
-        )
-    state = "is empty" if not any(path.iterdir()) else "holds none of the known layouts"
+        (layout,) = layouts
+        logger.info("%s: read as the layout %r%s; `layout` changes that", name, layout, _about(source, layout))
+        return layout
     known = [layout.holds for layout in LAYOUTS.values()] + [holds for holds, _ in TABLES.values() if holds]
-    raise ValueError(f"{name}: the folder {state}; expected {', '.join(known[:-1])} or {known[-1]}.")
+    expected = f"expected {', '.join(known[:-1])} or {known[-1]}"
+    if path.is_dir() and not any(path.iterdir()):
+        raise ValueError(f"{name}: the folder is empty; {expected}.")
+    found = unfit_files(source) or [_contents(path)]
+    what = "the folder holds" if path.is_dir() else "the file is"
+    raise ValueError(f"{name}: {what} none of the known layouts; {expected}. Found instead: {found[0].rstrip('.')}.")
+
+
+def find_layouts(source: CaptionSource) -> list[str]:
+    """The layouts that a folder or file has: one, if it can be told, and none, if it is not known."""
+    found = [layout for layout, reader in LAYOUTS.items() if not reader.gives_way and reader.files(source)]
+    found += [layout for layout, (_, suffix) in TABLES.items() if suffix and _has_suffix(source.path, suffix)]
+    return found or [layout for layout, reader in LAYOUTS.items() if reader.gives_way and reader.files(source)]
+
+
+def _about(source: CaptionSource, layout: str) -> str:
+    """The files that show a layout, in words."""
+    if layout not in LAYOUTS:
+        return ""
+    files = LAYOUTS[layout].files(source)
+    names = ", ".join(os.path.relpath(file, source.path) if source.path.is_dir() else file.name for file in files[:3])
+    form = f" with {table_form(files[0], source).about()}" if layout == "table" else ""
+    return f" ({names}{f' and {len(files) - 3} more' if len(files) > 3 else ''}{form})"
+
+
+def _contents(path: Path) -> str:
+    """What a folder holds, by the endings of its files."""
+    if path.is_file():
+        return f"a file that ends in {path.suffix!r}" if path.suffix else "a file without ending"
+    kinds = Counter("folders" if child.is_dir() else child.suffix.lower() or "no ending" for child in path.iterdir())
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
 
 
 def _has_suffix(path: Path, suffix: str) -> bool:
     return path.suffix == suffix if path.is_file() else any(path.rglob(f"*{suffix}"))
+
+
+def _with_val(loaded: Any, source: CaptionSource) -> Any:
+    """`val` taken out of `train`; see `CaptionSource.val_fraction`."""
+    if "train" not in loaded or "val" in loaded:
+        raise ValueError(
+            f"`val_fraction` ({source.val_fraction}) takes a split 'val' out of 'train', and {source.source} has the "
+            f"splits {', '.join(loaded)}; leave it out, or choose other `splits`."
+        )
+    rows = loaded["train"]
+    parts: dict[str, Any] = {}
+    for split, held_out in {"train": False, "val": True}.items():
+        if source.streaming:
+            parts[split] = rows.filter(lambda row, wanted=held_out: _is_held_out(row["image_id"], source) == wanted)
+        else:
+            ids = enumerate(rows["image_id"])
+            parts[split] = rows.select([number for number, each in ids if _is_held_out(each, source) == held_out])
+            if not len(parts[split]):
+                raise ValueError(
+                    f"`val_fraction` ({source.val_fraction}) leaves none of the {len(rows)} images of {source.source} "
+                    f"for the split {split!r}; choose another fraction."
+                )
+    return type(loaded)({**parts, **{split: other for split, other in loaded.items() if split != "train"}})
+
+
+def _is_held_out(image_id: str, source: CaptionSource) -> bool:
+    digest = blake2b(image_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < (source.val_fraction or 0) * 2**64
 
 
 def _refuse_unused(source: CaptionSource, layout: str) -> None:
@@ -139,7 +207,12 @@ def load_splits(data: DataArguments) -> dict[str, Any]:
         if name is None:
             continue
         if name not in loaded:
-            raise ValueError(f"`data.{role}_split` ({name!r}) is not in {data.source}; there are {', '.join(loaded)}.")
+            hint = (
+                "; hold out a part of it with `data.val_fraction: 0.1`" if name == "val" and "train" in loaded else ""
+            )
+            raise ValueError(
+                f"`data.{role}_split` ({name!r}) is not in {data.source}, which has {', '.join(loaded)}{hint}."
+            )
         rows = loaded[name] if limit is None else loaded[name].take(limit)
         if data.streaming and role == "eval":
             rows = datasets.Dataset.from_list(list(rows), features=FEATURES)

@@ -16,13 +16,16 @@ class CaptionSource:
             exist as a path is a Hub repository.
         splits: split → the source's split, or several joined by `+` (`{"train": "train+restval"}`); only these are
             loaded. None: all under their usual names, with Karpathy's `restval` in `train`.
-        images_folder: folder of the images, if they are not in the usual place of the layout. For tables, the folder
-            of the files that a column of text names.
-        image_column: tables only: column of images; by default the only one.
-        caption_column: tables and imagefolder: column of captions, each a text or a list of them; a dotted path for
-            one inside a column (`json.caption`). By default `captions`, `caption`, `text`, `txt` or `sentences`.
-        id_column: tables and imagefolder: id of the image; rows with the same id are joined (but not in a stream of a
-            table). By default `image_id` or a WebDataset's `__key__`; else the image's path or a digest of it.
+        images_folder: folder of the images, if they are not in the usual place of the layout.
+        image_column: tables and JSON: column of images, or of the names of their files; by default a usual name.
+        caption_column: tables, JSON and imagefolder: column of captions, each a text or a list of them, or a list of
+            such columns; a dotted path for one inside a column (`json.caption`). By default `captions`, `caption`,
+            `text`, `comment`, ..., or all of `caption_0`, `caption_1`, ...
+        id_column: tables, JSON and imagefolder: id of the image; rows with the same id are joined (but not in a
+            stream). By default the image's path; in shards and on the Hub `image_id`, a WebDataset's `__key__`,
+            or a digest of the image.
+        val_fraction: where there is no split `val`, this part of `train` becomes it. A hash of the image's id decides,
+            so that the same images are in it every time, and further images move none of them.
         config_name: Hub only: the repository's configuration.
         revision: Hub only: branch, tag or commit.
         streaming: give `IterableDataset`s, which read a table's row and an image's header when its turn comes.
@@ -35,15 +38,20 @@ class CaptionSource:
     layout: str = "auto"
     images_folder: str | None = None
     image_column: str | None = None
-    caption_column: str | None = None
+    caption_column: str | list[str] | None = None
     id_column: str | None = None
     splits: dict[str, str] | None = field(default=None, metadata={"example": "{train: train+restval}"})
+    val_fraction: float | None = None
     config_name: str | None = None
     revision: str | None = None
     streaming: bool = False
     skip_bad_images: bool = False
     cache_dir: str | None = None
     allow_urls: bool = False
+
+    def __post_init__(self) -> None:
+        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
+            raise ValueError(f"`val_fraction` ({self.val_fraction}) must be between 0 and 1, such as 0.1.")
 
     @property
     def path(self) -> Path:

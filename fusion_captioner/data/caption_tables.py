@@ -16,10 +16,10 @@ from fusion_captioner.data.caption_folder import FEATURES
 from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.data.image_files import MISSING_IMAGE, ImageFolder, image_path_problem, image_problem
 from fusion_captioner.data.names import (
-    CAPTION_COLUMNS,
     ID_COLUMNS,
     IMAGE_COLUMNS,
-    as_captions,
+    captions_at,
+    choose_captions,
     choose_column,
     choose_splits,
     value_at,
@@ -36,7 +36,7 @@ class Columns(NamedTuple):
     """The columns of the source; `image_id` None: an image is known by its content."""
 
     image: str
-    captions: str
+    captions: list[str]
     image_id: str | None
 
 
@@ -150,7 +150,7 @@ def _choose_columns(features: Mapping[str, Any], source: CaptionSource) -> Colum
         image_id = choose_column(source.id_column, (), names, "id_column")
     return Columns(
         image=choose_column(source.image_column, usual_images, names, "image_column"),
-        captions=choose_column(source.caption_column, CAPTION_COLUMNS, names, "caption_column"),
+        captions=choose_captions(source.caption_column, names),
         image_id=image_id,
     )
 
@@ -205,7 +205,7 @@ def check_row(
         bad.report(SkippedExample(split, image_id, file, problem, is_bad_file=True), error)
         captions = []
     else:
-        captions = clean_captions(as_captions(value_at(row, columns.captions)), split, image_id, file, bad)
+        captions = clean_captions(captions_at(row, columns.captions), split, image_id, file, bad)
     problems = [{"file": each.file, "reason": each.reason, "is_bad_file": each.is_bad_file} for each in bad.skipped]
     return {"image": image, "captions": captions, "image_id": image_id, "problems": problems}
 

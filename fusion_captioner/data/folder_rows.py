@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from fusion_captioner.data.annotated_images import BadExamples, SkippedExample
 from fusion_captioner.data.image_files import MISSING_IMAGE, ImageFolder, image_problems
-from fusion_captioner.data.layouts import METADATA, imagefolder_splits
 from fusion_captioner.data.names import choose_splits
 from fusion_captioner.data.row_files import json_lines
+from fusion_captioner.data.row_layouts import imagefolder_splits
 
+METADATA = "metadata.jsonl"
 HIDDEN = "..."
 
 
@@ -72,7 +73,7 @@ def read_folder_rows(
     root = Path(source).expanduser().absolute()
     if not root.is_dir():
         raise FileNotFoundError(f"{source}: no such folder; give one with <split>/{METADATA} beside its images.")
-    files = imagefolder_splits(root)
+    files = imagefolder_splits(root, [METADATA])
     if not files:
         raise FileNotFoundError(f"{source}: holds no {METADATA}, neither itself nor in a sub-folder.")
     chosen = choose_splits(list(files), splits)

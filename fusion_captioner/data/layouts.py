@@ -1,4 +1,5 @@
-"""Layouts of folders of images with captions: a layout is one function here, and its row in `LAYOUTS`.
+"""Layouts of folders of images with captions: a layout is one function, here or in `row_layouts.py`, and its entry in
+`LAYOUTS`.
 
 A function reads the annotations of the splits that are wanted; it opens no image. Its docstring shows the layout. It
 reports to `bad` annotations without image, images without caption, ids that name two files, and names of files that
@@ -19,11 +20,21 @@ from fusion_captioner.data.annotated_images import (
 )
 from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.data.image_files import ImageFolder
-from fusion_captioner.data.names import CAPTION_COLUMNS, as_captions, choose_column, choose_splits, value_at
-from fusion_captioner.data.row_files import json_lines, read_json
+from fusion_captioner.data.names import choose_splits
+from fusion_captioner.data.row_files import read_json
+from fusion_captioner.data.row_layouts import (
+    imagefolder_splits,
+    json_files,
+    read_imagefolder,
+    read_json_list,
+    read_sidecars,
+    read_table,
+    sidecar_files,
+    table_files,
+)
 
 COCO_PREFIX = "captions_"
-METADATA = "metadata.jsonl"
+ROW_OPTIONS = {"images_folder", "image_column", "caption_column", "id_column"}
 
 Splits = dict[str, list[AnnotatedImage]]
 
@@ -31,17 +42,18 @@ Splits = dict[str, list[AnnotatedImage]]
 class Layout(NamedTuple):
     """
     Args:
-        files: the annotation files of a folder, or a file by itself, whose name shows the layout; empty: it is
-            another.
+        files: the annotation files of a folder, or a file by itself, that show the layout; empty: it is another.
         read: split → its images, of a source.
         holds: what such a folder holds, for messages.
         options: fields of `CaptionSource` that this layout has a use for.
+        gives_way: whether it is another layout where files of that are there, too.
     """
 
-    files: Callable[[Path], list[Path]]
+    files: Callable[[CaptionSource], list[Path]]
     read: Callable[[CaptionSource, BadExamples], Splits]
     holds: str
     options: set[str]
+    gives_way: bool = False
 
 
 def read_coco(source: CaptionSource, bad: BadExamples) -> Splits:
@@ -55,7 +67,7 @@ def read_coco(source: CaptionSource, bad: BadExamples) -> Splits:
     Other files in `annotations/` (instances, keypoints, image_info) are no captions and are left alone. Images are in
     the order of the `images` lists.
     """
-    files = {path.stem.removeprefix(COCO_PREFIX): path for path in coco_files(source.path)}
+    files = {path.stem.removeprefix(COCO_PREFIX): path for path in coco_files(source)}
     splits = {}
     for split, names in choose_splits(list(files), source.splits).items():
         images: list[AnnotatedImage] = []
@@ -66,8 +78,8 @@ def read_coco(source: CaptionSource, bad: BadExamples) -> Splits:
     return splits
 
 
-def coco_files(root: Path) -> list[Path]:
-    return sorted(root.glob(f"annotations/{COCO_PREFIX}*.json"))
+def coco_files(source: CaptionSource) -> list[Path]:
+    return sorted(source.path.glob(f"annotations/{COCO_PREFIX}*.json"))
 
 
 def _coco_images(root: Path, images_folder: Path | None, name: str) -> Path:
@@ -134,10 +146,9 @@ def read_karpathy(source: CaptionSource, bad: BadExamples) -> Splits:
     The id of an image is its `cocoid`, else its `imgid`, else its file name. Images are in the order of the file.
 
     Source: Karpathy & Fei-Fei (2015), Deep Visual-Semantic Alignments for Generating Image Descriptions. Its
-        `restval` are
-    the images of COCO's val2014 that are in neither `val` nor `test`; everyone since trains on them too.
+    `restval` are the images of COCO's val2014 that are in neither `val` nor `test`; everyone since trains on them too.
     """
-    files = [source.path] if source.path.is_file() else karpathy_files(source.path)
+    files = [source.path] if source.path.is_file() else karpathy_files(source)
     if len(files) > 1:
         found = ", ".join(file.name for file in files)
         raise ValueError(f"{source.path}: more than one of Karpathy's files ({found}); give the path of one of them.")
@@ -155,11 +166,12 @@ def read_karpathy(source: CaptionSource, bad: BadExamples) -> Splits:
     return splits
 
 
-def karpathy_files(path: Path) -> list[Path]:
+def karpathy_files(source: CaptionSource) -> list[Path]:
     """
     The `dataset_*.json` in the folder; there should be one. Captions of the same images in further languages,
     `dataset_flickr8k_zh.json` next to `dataset_flickr8k.json`, are read only where their path is given.
     """
+    path = source.path
     if path.is_file():
         return [path] if path.name.startswith("dataset_") and path.suffix == ".json" else []
     files = sorted(path.glob("dataset_*.json"), key=lambda file: (len(file.stem), file.stem))
@@ -195,53 +207,6 @@ def _karpathy_image(
     return AnnotatedImage(image_id, image_path, captions) if captions else None
 
 
-def read_imagefolder(source: CaptionSource, bad: BadExamples) -> Splits:
-    """An imagefolder of `datasets`: `metadata.jsonl` next to the images, one line per image or one line per caption.
-
-        train/metadata.jsonl     {"file_name": "a.jpg", "text": "A dog."}      or "caption", or "captions": ["...",
-        "..."] train/a.jpg ...
-        validation/...
-
-    A single `metadata.jsonl` in the folder itself makes one split, `train`. Lines of the same image are joined. The
-    id of an image is `id_column`, else its path inside the folder.
-    """
-    root = source.path
-    files = imagefolder_splits(root)
-    splits = {}
-    for split, names in choose_splits(list(files), source.splits).items():
-        images: list[AnnotatedImage] = []
-        for path in map(files.__getitem__, names):
-            folder = ImageFolder(path.parent)
-            for line, row in json_lines(path):
-                where = f"{path}, line {line}"
-                if "file_name" not in row:
-                    raise ValueError(f'{where}: no "file_name"; every line of an imagefolder names its image.')
-                try:
-                    column = choose_column(source.caption_column, CAPTION_COLUMNS, list(row), "caption_column")
-                    captions = as_captions(value_at(row, column))
-                    image_id = None if source.id_column is None else str(value_at(row, source.id_column))
-                except ValueError as error:
-                    raise ValueError(f"{where}: {error}") from None
-                try:
-                    image_path = folder.resolve(row["file_name"])
-                except ValueError as error:
-                    bad.report(SkippedExample(split, str(row["file_name"]), where, str(error)))
-                    continue
-                if image_id is None:
-                    image_id = (path.parent / row["file_name"]).relative_to(root).as_posix()
-                if captions := clean_captions(captions, split, image_id, image_path, bad):
-                    images.append(AnnotatedImage(image_id, image_path, captions))
-        splits[split] = merge_repeated(images, split, bad)
-    return splits
-
-
-def imagefolder_splits(root: Path) -> dict[str, Path]:
-    """The metadata file of every split, by the name of its sub-folder."""
-    if (root / METADATA).is_file():
-        return {"train": root / METADATA}
-    return {path.parent.name: path for path in sorted(root.glob(f"*/{METADATA}"))}
-
-
 def _required_list(document: Any, key: str, path: Path) -> list[Any]:
     if not isinstance(document, dict) or not isinstance(document.get(key), list):
         raise ValueError(f"{path}: expected a JSON object with a list \"{key}\", as in COCO's or Karpathy's files.")
@@ -252,9 +217,18 @@ LAYOUTS = {
     "coco": Layout(coco_files, read_coco, "annotations/captions_*.json (COCO)", {"images_folder"}),
     "karpathy": Layout(karpathy_files, read_karpathy, "dataset_*.json (Karpathy)", {"images_folder"}),
     "imagefolder": Layout(
-        lambda path: list(imagefolder_splits(path).values()),
+        lambda source: list(imagefolder_splits(source.path).values()),
         read_imagefolder,
-        "metadata.jsonl (imagefolder)",
+        "metadata.jsonl or metadata.csv (imagefolder)",
         {"caption_column", "id_column"},
+    ),
+    "table": Layout(
+        table_files, read_table, "*.csv, *.tsv or *.txt with the columns image,caption (table)", ROW_OPTIONS, True
+    ),
+    "json": Layout(
+        json_files, read_json_list, '*.json or *.jsonl of {"image": ..., "caption": ...} (json)', ROW_OPTIONS, True
+    ),
+    "sidecar": Layout(
+        sidecar_files, read_sidecars, "photo.txt or photo.caption next to each photo (sidecar)", set(), True
     ),
 }

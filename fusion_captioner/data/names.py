@@ -3,11 +3,21 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 # Usual names; the first that exists is taken. `txt`, `jpg`, ... are those of WebDataset shards.
-CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "sentences")
+CAPTION_COLUMNS = (
+    *("captions", "caption", "text", "txt", "sentences", "raw", "comment", "comments", "sentence", "description"),
+    *("alt_text", "alt"),
+)
+NUMBERED_CAPTIONS = re.compile(r"(?:captions?|texts?|comments?|sentences?|descriptions?)_?(\d+)")
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")
+# Columns of a table or JSON file that name the file of an image
+FILE_COLUMNS = (
+    *("file_name", "filename", "image", "image_name", "image_path", "image_file", "file", "file_path", "filepath"),
+    *("path", "img", "photo", "name", "image_id"),
+)
 ID_COLUMNS = ("image_id", "__key__")
 SPLITS = {
     "train": re.compile(r"train(ing)?_?(\d{4})?"),
@@ -21,7 +31,7 @@ def choose_column(name: str | None, usual: Sequence[str], available: Sequence[st
 
     Args:
         name: what the user gave for `argument`, a dotted path for a value inside a column, or None.
-        usual: names to look for when `name` is None.
+        usual: names to look for when `name` is None; case, and blanks for `_`, do not matter.
         available: the columns there are.
         argument: the name of the argument, for the message.
 
@@ -29,9 +39,10 @@ def choose_column(name: str | None, usual: Sequence[str], available: Sequence[st
         ValueError: the column is not there; the message lists those that are.
     """
     if name is None:
+        plain = {_plain(column): column for column in reversed(available)}
         for candidate in usual:
-            if candidate in available:
-                return candidate
+            if candidate in plain:
+                return plain[candidate]
         raise ValueError(
             f"none of the columns {', '.join(available)} is called {' or '.join(usual)}; give `{argument}`."
         )
@@ -57,11 +68,34 @@ def value_at(row: Any, path: str) -> Any:
     return value
 
 
-def as_captions(value: Any) -> list[Any]:
-    """The captions of one row as a list, whether it held one text, a list of them, or nothing."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
+def choose_captions(name: str | Sequence[str] | None, available: Sequence[str]) -> list[str]:
+    """The columns of captions: those asked for, or else the first usual one, or `caption_0`, `caption_1`, ...
+
+    Raises:
+        ValueError: a column is not there; the message lists those that are.
+    """
+    if name is None:
+        numbered = [(match, column) for column in available if (match := NUMBERED_CAPTIONS.fullmatch(_plain(column)))]
+        if numbered and not {_plain(column) for column in available} & set(CAPTION_COLUMNS):
+            return [column for _, column in sorted(numbered, key=lambda pair: int(pair[0][1]))]
+    wanted = [name] if name is None or isinstance(name, str) else name
+    return [choose_column(column, CAPTION_COLUMNS, available, "caption_column") for column in wanted]
+
+
+def captions_at(row: Any, columns: Sequence[str]) -> list[Any]:
+    """The captions of a row: of each column one, a list of them, or nothing. Of several columns, some may be empty."""
+    captions: list[Any] = []
+    for column in columns:
+        value = value_at(row, column)
+        of_column = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+        if len(columns) > 1:
+            of_column = [text for text in of_column if not isinstance(text, str) or text.strip()]
+        captions += of_column
+    return captions
+
+
+def _plain(column: str) -> str:
+    return re.sub(r"[\s-]+", "_", column.strip().lower())
 
 
 def usual_name(source_split: str) -> str:
@@ -118,3 +152,10 @@ def choose_splits(
                 f'{{"{name}": "{sources[0]}"}}, or join them: {{"{name}": "{"+".join(sources)}"}}.'
             )
     return chosen
+
+
+def split_in_name(name: str) -> str | None:
+    """The split that the name of a file tells: `coco_karpathy_train.json` → `train`; None: none, or several."""
+    words = re.split(r"[\W_]+", Path(name).stem)
+    found = [word for word in words if any(pattern.fullmatch(word.lower()) for pattern in SPLITS.values())]
+    return found[0] if len(found) == 1 else None

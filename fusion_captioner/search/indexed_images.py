@@ -1,35 +1,23 @@
 """The images of an index: those in a folder, or those of a data set with their captions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
 from PIL import Image
 
-from fusion_captioner.data.annotated_images import SkippedExample
-from fusion_captioner.data.caption_datasets import load_caption_dataset
+from fusion_captioner.data.annotated_images import BadExamples, SkippedExample
+from fusion_captioner.data.caption_datasets import detect_layout, find_layouts, load_caption_dataset
+from fusion_captioner.data.caption_folder import FEATURES
+from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.data.image_files import find_images, open_image
+from fusion_captioner.data.row_layouts import read_sidecars
 from fusion_captioner.files import hash_bytes
 
 FOLDER = "folder"
-# Files that make a folder of images a data set
-ANNOTATIONS = (
-    "annotations/captions_*.json",
-    "dataset_*.json",
-    "metadata.jsonl",
-    "*/metadata.jsonl",
-    "**/*.parquet",
-    "**/*.tar",
-)
-FILE_FEATURES = datasets.Features(
-    {
-        "image": datasets.Image(decode=False),
-        "captions": datasets.List(datasets.Value("string")),
-        "image_id": datasets.Value("string"),
-    }
-)
 
 
 @dataclass
@@ -63,21 +51,19 @@ def load_images(source: str, layout: str, split: str | None) -> IndexedImages:
     """
     if not source:
         raise ValueError("FOLDER ('') is empty; name a folder of images, or a data set.")
-    if layout == FOLDER or (layout == "auto" and _is_plain_folder(source)):
+    data = CaptionSource(source, layout)
+    if layout == "auto" and data.path.is_dir() and not find_layouts(data):
+        layout = FOLDER
+    if layout == FOLDER:
         if split is not None:
             raise ValueError(f"--split ({split!r}) is for data sets; {source} is a folder of images.")
-        if not Path(source).expanduser().is_dir():
+        if not data.path.is_dir():
             raise FileNotFoundError(f"{source}: no such folder; check the path.")
-        paths = [str(Path(path).absolute()) for path in find_images([source])]
-        rows = datasets.Dataset.from_dict(
-            {
-                "image": [{"path": path, "bytes": None} for path in paths],
-                "captions": [[]] * len(paths),
-                "image_id": paths,
-            },
-            features=FILE_FEATURES,
-        )
-        return IndexedImages({"": rows})
+        return IndexedImages({"": _folder_rows(source, {})})
+    if split is None and data.path.is_dir() and (layout if layout != "auto" else detect_layout(data)) == "sidecar":
+        # photos without a caption file are found by what they show
+        photos = chain(*read_sidecars(data, BadExamples(skip=True)).values())
+        return IndexedImages({"": _folder_rows(source, {photo.path: photo.captions for photo in photos})})
     skipped: list[SkippedExample] = []
     splits = load_caption_dataset(source, layout=layout, skip_bad_images=True, skipped=skipped)
     if split is not None and split not in splits:
@@ -87,9 +73,15 @@ def load_images(source: str, layout: str, split: str | None) -> IndexedImages:
     return IndexedImages(wanted, problems)
 
 
-def _is_plain_folder(source: str) -> bool:
-    folder = Path(source).expanduser()
-    return folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in ANNOTATIONS)
+def _folder_rows(source: str, captions: Mapping[str, list[str]]) -> datasets.Dataset:
+    """All images in a folder, with the captions of those that have any."""
+    paths = [str(Path(path).absolute()) for path in find_images([source])]
+    rows = {
+        "image": [{"path": path, "bytes": None} for path in paths],
+        "captions": [captions.get(path, []) for path in paths],
+        "image_id": paths,
+    }
+    return datasets.Dataset.from_dict(rows, features=FEATURES)
 
 
 def index_rows(

@@ -17,6 +17,8 @@ FIELDS_OF_RUNS = (
     "source",
     "splits",
     "images_folder",
+    "val_fraction",
+    "allow_urls",
     "caption_source",
     "config_name",
     "revision",
@@ -53,6 +55,11 @@ def read_task(name: str, revision: str, **changes: Any) -> tuple[str, Any]:
     task, data = _read(path)
     kind = TASKS[task].data_arguments
     known = {item.name for item in fields(kind)}
+    for field in changes:
+        if field not in known:
+            raise ValueError(
+                f"`{field}` is no setting of the data of the task {task!r}, which {name} has; leave it out."
+            )
     return task, kind(**{field: value for field, value in data.items() if field in known} | changes)
 
 

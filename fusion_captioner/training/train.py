@@ -40,7 +40,6 @@ def train_from_yaml(path: str | Path, flags: Sequence[str] = (), resume: bool = 
         the scores of the saved model on `data.eval_split`.
     """
     print_log(logging.INFO)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     run = read_run_arguments(path, flags)
     command = " ".join(["fusion-captioner train", str(path), *flags])
     output_dir = str(run.training.output_dir)

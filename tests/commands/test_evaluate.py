@@ -125,6 +125,21 @@ def test_json_holds_scores_and_what_they_do_not_see(evaluate: Callable[..., dict
     assert [line["image_id"] for line in lines[:NUMBER]] == [str(100 + index) for index in range(NUMBER)]
 
 
+def test_a_table_is_scored_as_the_same_captions_in_cocos_layout(
+    evaluate: Callable[..., dict], refused: Callable[..., str], data: Path, tmp_path: Path
+) -> None:
+    rows = "".join(f"{index}.png;w3 w4 w{5 + index};w7 w8\n" for index in range(NUMBER))
+    table = tmp_path / "tables" / "val.csv"
+    table.parent.mkdir()
+    table.write_text(f"picture;english 1;english 2\n{rows}")
+    flags = ["--images-folder", data / "val2017", "--image-column", "picture", "--caption-column"]
+    flags += ["english 1", "english 2", "--beams", 1]
+    expected = evaluate("--beams", 1)["greedy"]
+    assert evaluate("--source", table, "--split", "train", *flags)["greedy"] == expected
+    assert "(--val-fraction 0.1 makes one); there are train." in refused(*flags, source=table)
+    assert 0 < evaluate("--source", table, "--val-fraction", 0.5, *flags)["images"] < NUMBER
+
+
 def test_beams_are_those_that_were_asked_for(evaluate: Callable[..., dict]) -> None:
     result = evaluate("--beams", 3, "--limit", 2)
     assert [name for name, value in result.items() if isinstance(value, dict)] == ["beam 3"]

@@ -260,6 +260,23 @@ def test_images_inside_of_tables(run: Run, index: Callable[..., dict[str, Any]],
     assert found(by_text, "image", "matching") and all("matching" in line for line in by_text.lines)
 
 
+def test_captions_of_tables_and_of_files_next_to_photos(
+    run: Run, index: Callable[..., dict[str, Any]], photos: Path, tmp_path: Path
+) -> None:
+    for number, text in enumerate(["w5 w6", "w7\nw8 w9"]):
+        (photos / f"{number}.txt").write_text(text)
+    counts = index(photos)
+    # photos without a caption file are found, too
+    assert (counts["images"], counts["texts"], counts["bad_images"]) == (5, 3, 0)
+    for file in photos.glob("*.txt"):
+        file.unlink()
+    (photos / "captions.csv").write_text("image,caption\n0.png,w5 w6\n1.png,w7\n1.png,w8 w9\n")
+    counts = index(photos)
+    assert (counts["images"], counts["texts"], counts["embedded_images"], counts["removed_images"]) == (2, 3, 0, 3)
+    result = run("search", tmp_path / "index", "w5 w6", "--top", 1)
+    assert result.status == 0, result.errors
+
+
 def test_a_second_run_embeds_what_is_new_or_changed_and_drops_what_is_gone(
     run: Run,
     index: Callable[..., dict[str, Any]],

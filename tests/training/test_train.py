@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_captioner import noise
 from tiny_recipe import log_history, losses, write_data, write_recipe
 from transformers import TrainerCallback
 
@@ -46,6 +47,25 @@ def test_restval_is_part_of_train_unless_the_recipe_says_otherwise(
     assert metrics["eval_CIDEr"] >= 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"split `{'train' if splits is None else splits['train']}`" in card
+
+
+def test_a_table_without_splits_is_trained_on_with_a_part_held_out(tmp_path: Path, trainers: list) -> None:
+    root = tmp_path / "photos"
+    names = [noise(root / "Images" / f"{number}.JPG", number).name for number in range(12)]
+    (root / "captions.csv").write_text(
+        "image,first,second\n" + "".join(f"{name},a red {name},a dog\n" for name in names)
+    )
+    recipe = write_recipe(tmp_path / "recipe.yaml", root, training={"max_steps": 1})
+    columns = ["--data.caption_column", "[first, second]"]
+    with pytest.raises(ValueError, match=r"`data\.eval_split` \('val'\) .* has train; .* `data\.val_fraction: 0\.1`"):
+        train_from_yaml(recipe, columns)
+    metrics = train_from_yaml(recipe, [*columns, "--data.val_fraction", "0.3"])
+    trained = trainers[0].train_dataset.rows
+    evaluated = trainers[0].eval_dataset.rows
+    assert sorted([*trained["image_id"], *evaluated["image_id"]]) == sorted(names)
+    assert 0 < len(evaluated) < len(trained)
+    assert all(len(captions) == 2 for captions in trained["captions"])
+    assert metrics["eval_CIDEr"] >= 0
 
 
 def test_further_sources_are_trained_on_too(tmp_path: Path, trainers: list) -> None:
