@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 import fusion_captioner
-from fusion_captioner.training.model_card import HUB_METRICS, SCORES
+from fusion_captioner.training.trainer import CAPTION_CARD
 
 # one worker runs them all, as they share the processes' answers
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hub")]
@@ -284,15 +284,15 @@ def test_card_tells_data_scores_and_command(pushed):
         "cc-by-4.0",
     )
     assert data.datasets == ["user/squares"]
-    assert data.metrics == list(HUB_METRICS.values())
+    assert data.metrics == list(CAPTION_CARD.metrics.values())
     assert {"image-captioning", "fusion-captioner"} <= set(data.tags)
     results = {result.metric_name: result for result in data.eval_results}
-    assert set(results) == set(HUB_METRICS)
+    assert set(results) == set(CAPTION_CARD.metrics)
     assert expected["scores"]["eval_ROUGE-L"] > 0.5  # else equal scores would say little
     for metric, result in results.items():
         assert result.metric_value == round(expected["scores"][f"eval_{metric}"], 4)
         assert (result.dataset_name, result.dataset_split) == ("user/squares", "test")
-    for metric in SCORES:
+    for metric in CAPTION_CARD.metrics:
         assert f"| {metric} | {expected['scores'][f'eval_{metric}']:.4f} |" in card.text
     assert f"`{expected['signature']}`" in card.text
     assert "`fusion-captioner train squares.yaml`" in card.text

@@ -13,6 +13,7 @@ from tiny_recipe import log_history, losses, write_data, write_recipe
 from transformers import TrainerCallback
 
 from fusion_captioner.cli import main
+from fusion_captioner.data import caption_datasets
 from fusion_captioner.training.arguments import read_run_arguments
 from fusion_captioner.training.tasks import captioning
 from fusion_captioner.training.train import train_from_yaml
@@ -80,7 +81,10 @@ def test_further_sources_are_trained_on_too(tmp_path: Path, trainers: list) -> N
 
 def test_a_split_that_the_recipe_does_not_make_is_named(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", write_data(tmp_path / "data"), data={"splits": {"train": "train"}})
-    with pytest.raises(ValueError, match=r"`data\.eval_split` \('val'\) is not in .*; there are train\."):
+    with pytest.raises(
+        ValueError,
+        match=r"`data\.eval_split` \('val'\) is not in .*, which has train; hold out a part of it with `data\.val_fraction",
+    ):
         train_from_yaml(recipe)
 
 
@@ -89,11 +93,11 @@ def test_the_configuration_of_a_hub_repository_reaches_the_loader(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def load(source: str, **settings: Any) -> None:
-        asked.update(settings)
+    def load(source: Any, **settings: Any) -> None:
+        asked.update(vars(source))
         raise InterruptedError
 
-    monkeypatch.setattr(captioning, "load_caption_dataset", load)
+    monkeypatch.setattr(caption_datasets, "load_caption_dataset", load)
     recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path)
     with pytest.raises(InterruptedError):
         train_from_yaml(recipe, ["--data.config_name", "full", "--data.revision", "v1"])
