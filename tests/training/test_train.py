@@ -83,7 +83,7 @@ def test_a_split_that_the_recipe_does_not_make_is_named(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", write_data(tmp_path / "data"), data={"splits": {"train": "train"}})
     with pytest.raises(
         ValueError,
-        match=r"`data\.eval_split` \('val'\) is not in .*; which has train",
+        match=r"`data\.eval_split` \('val'\) is not in .*, which has train",
     ):
         train_from_yaml(recipe)
 
