@@ -28,9 +28,9 @@ class AnnotatedImage:
 
 @dataclass(frozen=True, slots=True)
 class SkippedExample:
-    """One example (or one of its captions) that was left out: where it stands, which file, and why.
+    """One example (or one of its captions) that was left out: its split and image, the file, and why.
 
-    `is_bad_file` tells a bad image `file` from a bad annotation.
+    `is_bad_file`: the image `file` is bad, not an annotation.
     """
 
     split: str

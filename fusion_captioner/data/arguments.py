@@ -17,7 +17,7 @@ class DataArguments(CaptionSource):
     Images with captions: a [`CaptionSource`], and what of it is trained on, and how.
 
     Args:
-        more_train_sources: folders, or Hub names, whose split `train` is trained on beside that of `source`.
+        more_train_sources: folders, or Hub names, whose split `train` is trained on in addition to that of `source`.
         streaming: read the training images as they come, in an order shuffled in part, and keep no copy of them; needs
             `training.max_steps`. The images of `eval_split` are held in memory, a file's as its path.
         train_split, eval_split: names of the splits; `eval_split` unset: no evaluation.
@@ -28,7 +28,7 @@ class DataArguments(CaptionSource):
             Of
             the augmentations a cache can hold `flip`: the mirrored training images are cached, too. The others begin
             when the image encoder is unfrozen.
-        feature_batch_size: images at a time while the cache is made.
+        feature_batch_size: images per batch while the cache is made.
         max_train_images, max_eval_images: take the first so many.
         metric_tokenizer: tokenizer of scores and rewards, of `metrics.TOKENIZERS`.
     """
@@ -88,7 +88,7 @@ class DataArguments(CaptionSource):
 @dataclass
 class RowDataArguments:
     """
-    What every such task reads: a folder with `<split>/metadata.jsonl` beside the images, `file_name` in every line.
+    What every such task reads: a folder with `<split>/metadata.jsonl` next to the images, `file_name` in every line.
 
     Args:
         source: the folder.
@@ -98,7 +98,7 @@ class RowDataArguments:
         max_text_length: longest text in tokens; what is longer loses its end. Of a new tokenizer.
         skip_bad_images: leave images that cannot be read out, with a warning, instead of raising.
         feature_cache: folder of cached grid features of the frozen image encoder; unset: images are read each epoch.
-        feature_batch_size: images at a time while the cache is made.
+        feature_batch_size: images per batch while the cache is made.
         max_train_rows, max_eval_rows: take the first so many.
     """
 
@@ -247,13 +247,13 @@ class PromptDataArguments(RowDataArguments):
             is then scored as a text, by BLEU and ROUGE-L, and not as an answer, by exact match and token-F1.
         answer_column: field of the text that follows; rows where it is empty are left out.
         choices_column, label_column: in place of `answer_column`: a list of texts, and the number of the right one.
-        answer_type_column: field of the kind of question, such as `closed` or `open`, by which scores are told apart.
+        answer_type_column: field of the kind of question, such as `closed` or `open`, by which scores are grouped.
         folds, fold: the images of `train_split` are dealt out into so many parts; that of number `fold`, counted from
             0, becomes `eval_split`, and the others `train_split`. No image is in two parts.
         max_turns: questions about the image in a training prompt at most; those that stand before its own have their
             answers, so that conversations are learned.
-        caption_source: captions in any layout of captioning, learned beside the questions from an empty prompt, and
-            evaluated where it has an `eval_split`.
+        caption_source: captions in any layout of captioning, learned in addition to the questions from an empty
+            prompt, and evaluated where it has an `eval_split`.
     """
 
     question_column: str | None = None
@@ -272,8 +272,7 @@ class PromptDataArguments(RowDataArguments):
         if self.question_column is not None and self.text_template is not None:
             raise ValueError(
                 f"`data.question_column` ({self.question_column!r}) and `data.text_template` are both set; unset one "
-                f"of "
-                "them."
+                "of them."
             )
         if self.text_template is None:
             self.question_column = self.question_column or "question"
@@ -285,16 +284,14 @@ class PromptDataArguments(RowDataArguments):
         if self.answer_column is not None and self.choices_column is not None:
             raise ValueError(
                 f"`data.answer_column` ({self.answer_column!r}) and `data.choices_column` ({self.choices_column!r}) "
-                f"are "
-                "both set; unset one of them."
+                "are both set; unset one of them."
             )
         if self.choices_column is None:
             self.answer_column = self.answer_column or "answer"
         if self.folds is not None and (self.folds < 2 or self.eval_split is None):
             raise ValueError(
                 f"`data.folds` ({self.folds}) must be at least 2, with `data.eval_split` ({self.eval_split!r}) as "
-                f"the name "
-                "of the part that is held out."
+                "the name of the part that is held out."
             )
         if not 0 <= self.fold < (self.folds or 1):
             raise ValueError(f"`data.fold` ({self.fold}) must be a number below `data.folds` ({self.folds}), from 0.")
@@ -303,8 +300,7 @@ class PromptDataArguments(RowDataArguments):
         if self.max_turns > 1 and "text" not in self.modalities:
             raise ValueError(
                 f"`data.max_turns` ({self.max_turns}) is for prompts, and `data.modalities` ({self.modalities}) has "
-                f"none; "
-                "unset it."
+                "none; unset it."
             )
 
     @property

@@ -45,7 +45,7 @@ def swap_sides(captions: Sequence[str]) -> list[str]:
 
 
 def crop(picture: Image.Image, captions: list[str], draw: Random) -> Augmented:
-    """A part of four fifths to all of the width, and likewise of the height: little enough that captions stay true."""
+    """A part of four fifths to all of the width and of the height: so much that captions stay true."""
     width, height = picture.size
     new_width, new_height = (max(1, round(side * draw.uniform(0.8, 1))) for side in (width, height))
     left, top = draw.randint(0, width - new_width), draw.randint(0, height - new_height)

@@ -173,7 +173,7 @@ class StreamedCaptionDataset(torch.utils.data.IterableDataset):
     Args:
         rows: an `IterableDataset` with the columns `image`, `captions`, `image_id`; shuffle it before.
         captions_per_image: see [`CaptionDataset`].
-        seed: likewise.
+        seed: see [`CaptionDataset`].
         endless: begin anew behind the last row, as the next epoch. To the Trainer, which does not know how long a
             stream is, the whole run is then one epoch, so that a resumed run goes on at the right row.
     """

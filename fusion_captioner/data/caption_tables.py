@@ -229,7 +229,7 @@ def _join_rows(
 ) -> tuple[datasets.Dataset, list[SkippedExample]]:
     """Check all rows, and join those of one image.
 
-    The joined captions stand in the first row of their image, in a table as long as the source, so that the source's
+    The joined captions are in the first row of their image, in a table as long as the source, so that the source's
     column of images is used where it lies (memory-mapped) and a selection of rows leaves the others out.
     """
     checked = table.map(

@@ -105,7 +105,7 @@ class CaptionCollator(ImageCollator):
 
         Returns:
             `pixel_values` (B, 3, H, W) or `image_hidden_states` (B, P, Dv), and `input_ids`, `attention_mask` and
-            `labels` (B·k, L), the captions of an image standing together.
+            `labels` (B·k, L), the captions of an image together.
 
         Raises:
             FileNotFoundError, OSError, ValueError: an image cannot be decoded, or none of the batch; the number of

@@ -3,11 +3,11 @@
 Folder of the cache, one for each encoder and preprocessing (see [`encoder_fingerprint`]):
 
     <cache_dir>/image_hashes.feather                 hashes of the image files, so that no file is read twice
-    <cache_dir>/<fingerprint>/about.json             what the fingerprint stands for
+    <cache_dir>/<fingerprint>/about.json             what the fingerprint is made of
     <cache_dir>/<fingerprint>/features-00000.arrow   float16 features by the hash of the image's bytes, and of mirrored
                                                      images by that hash with `-mirrored` behind it
 
-Features stand by content: splits and data sets share them, and a changed image is computed anew.
+Features are keyed by content: splits and data sets share them, and a changed image is computed anew.
 """
 
 import json
@@ -60,7 +60,7 @@ class _Wanted(NamedTuple):
 def encoder_fingerprint(
     model: PreTrainedModel, image_processor: Any, autocast_dtype: torch.dtype | None = None
 ) -> str:
-    """A hash of all that features depend on besides the image: weights and config of the encoder, and preprocessing.
+    """A hash of what features depend on, apart from the image: the encoder's weights and config, and preprocessing.
 
     Args:
         model: any Fusion Captioner model.
@@ -104,7 +104,7 @@ def cached_features(
         autocast_dtype: compute under autocast in this type (`torch.bfloat16` is about 1.4 times faster on new CPUs).
         skip_bad_images: leave out images that cannot be decoded instead of raising at the first.
         skipped: a list that is extended by what was left out.
-        mirrored: splits whose images are to be had mirrored, too.
+        mirrored: splits of whose images the mirrored ones are cached, too.
 
     Returns:
         Split → its rows and their features.
@@ -281,8 +281,7 @@ def _compute(
                         raise ValueError(
                             f"the image encoder gives {tuple(encoded.shape[1:])} regions for one image and "
                             f"{(regions, width)} for another; let the image processor make all images the same size, "
-                            f"or "
-                            "train without feature cache."
+                            "or train without feature cache."
                         )
                     for key, features in zip(keys, encoded.numpy(), strict=True):
                         writer.add(key, features)
@@ -293,7 +292,7 @@ def _compute(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Only one process at a time computes features; that another one waits is said."""
+    """Only one process at a time computes features; the others log that they wait."""
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

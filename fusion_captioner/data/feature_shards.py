@@ -1,4 +1,4 @@
-"""Arrow files of float16 image features: written a shard at a time, read memory-mapped, row by row.
+"""Arrow files of float16 image features: written shard by shard, read memory-mapped, row by row.
 
 P: regions of an image, Dv: width of a region
 
@@ -24,6 +24,16 @@ SHARD_NAME = "features-{:05d}.arrow"
 def shard_paths(folder: Path) -> list[Path]:
     """The complete shards in the order of their numbers."""
     return sorted(folder.glob(SHARD_NAME.replace("{:05d}", "*")))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write an Arrow stream as `datasets` reads it, atomically."""
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("wb") as file,
+        pa.ipc.new_stream(file, table.schema) as stream,
+    ):
+        stream.write_table(table)
 
 
 class ShardWriter:
@@ -70,10 +80,8 @@ class ShardWriter:
         ).arrow_schema
         values = pa.Array.from_buffers(pa.float16(), rows * regions * width, [None, pa.py_buffer(self._features)])
         column = pa.FixedSizeListArray.from_arrays(pa.FixedSizeListArray.from_arrays(values, width), regions)
-        batch = pa.record_batch([pa.array(self._keys), column], schema=schema)
-        path = self.folder / SHARD_NAME.format(self._number)
-        with atomic_write(path) as temporary, temporary.open("wb") as file, pa.ipc.new_stream(file, schema) as stream:
-            stream.write_batch(batch)
+        table = pa.table([pa.array(self._keys), column], schema=schema)
+        write_table(self.folder / SHARD_NAME.format(self._number), table)
         self._number += 1
         self._keys = []
 
@@ -148,7 +156,7 @@ class ImageFeatures:
         return image_id in self._rows
 
     def __getitem__(self, image_id: str) -> torch.Tensor:
-        """The features of an image, (P, Dv), float16: a view of the mapped file, copied by whoever keeps it."""
+        """The features of an image, (P, Dv), float16: a view of the mapped file; copy it to keep it."""
         row = self._rows[image_id]
         shard = bisect_right(self._ends, row)
         return self._shards[shard][row - (self._ends[shard - 1] if shard else 0)]

@@ -61,7 +61,7 @@ def read_folder_rows(
     """The rows of each split, in the order of their lines; the header of every image is checked.
 
     Args:
-        source: a folder with `<split>/metadata.jsonl` beside the images.
+        source: a folder with `<split>/metadata.jsonl` next to the images.
         wanted: names of the splits to read.
         splits: see [`~fusion_captioner.data.names.choose_splits`].
         skip_bad_images: leave rows out whose image cannot be read, with a warning, instead of raising.
@@ -72,7 +72,7 @@ def read_folder_rows(
     """
     root = Path(source).expanduser().absolute()
     if not root.is_dir():
-        raise FileNotFoundError(f"{source}: no such folder; give one with <split>/{METADATA} beside its images.")
+        raise FileNotFoundError(f"{source}: no such folder; give one with <split>/{METADATA} next to its images.")
     files = imagefolder_splits(root, [METADATA])
     if not files:
         raise FileNotFoundError(f"{source}: holds no {METADATA}, neither itself nor in a sub-folder.")

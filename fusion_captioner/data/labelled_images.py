@@ -51,8 +51,7 @@ def load_labelled_images(
     if names is not None and data.labels is not None and list(names) != data.labels:
         raise ValueError(
             f"`data.labels` ({data.labels}) differ from the labels of the classifier, {list(names)}, whose order is "
-            f"that "
-            "of its outputs; unset `data.labels`, or write them so."
+            "that of its outputs; unset `data.labels`, or write them so."
         )
     pieces = data.text_template or ([f"{{{data.text_column}}}"] if data.text_column is not None else [])
     template = TextTemplate(pieces, data.hidden_words)
@@ -96,8 +95,7 @@ def class_weights(labels: Sequence[int], count: int, exponent: float) -> list[fl
         if not support[number]:
             raise ValueError(
                 f"label {number} of {count} has no training row, so that `data.class_balance` ({exponent}) cannot "
-                f"weigh "
-                "it; leave the label out, or set `data.class_balance` to 0."
+                "weigh it; leave the label out, or set `data.class_balance` to 0."
             )
     weights = [support[number] ** -exponent for number in range(count)]
     mean = sum(weights[label] for label in labels) / len(labels)
@@ -118,8 +116,7 @@ def positive_weights(labels: Sequence[Sequence[float]], names: Sequence[str], ex
     if not support.all():
         raise ValueError(
             f"label {names[int(support.argmin())]!r} has no training row, so that `data.class_balance` ({exponent}) "
-            f"cannot "
-            "weigh it; leave the label out, or set `data.class_balance` to 0."
+            "cannot weigh it; leave the label out, or set `data.class_balance` to 0."
         )
     # a label that all rows have would weigh nothing
     return [float(max(len(labels) - count, 1) / count) ** exponent for count in support]

@@ -98,7 +98,7 @@ def fold_of_images(image_ids: Sequence[str], folds: int) -> dict[str, int]:
     """
     images = sorted(set(image_ids))
     if len(images) < folds:
-        raise ValueError(f"`data.folds` ({folds}) are more than the {len(images)} images; ask for fewer.")
+        raise ValueError(f"`data.folds` ({folds}) are more than the {len(images)} images; choose fewer.")
     Random(0).shuffle(images)
     return {image_id: place % folds for place, image_id in enumerate(images)}
 

@@ -199,10 +199,14 @@ def table_columns(columns: list[str], source: CaptionSource) -> tuple[str, list[
     The column of names of image files, and those of captions.
 
     Raises:
-        ValueError: they are not among `columns`.
+        ValueError: they are not among `columns`, or are there twice.
     """
     image = choose_column(source.image_column, FILE_COLUMNS, columns, "image_column")
-    return image, choose_captions(source.caption_column, columns)
+    captions = choose_captions(source.caption_column, columns)
+    for column in (image, *captions):
+        if columns.count(column) > 1:
+            raise ValueError(f"there are two columns {column!r}; rename one of them.")
+    return image, captions
 
 
 def table_rows(path: Path, form: TableForm, broken: Broken) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -225,6 +229,8 @@ def table_rows(path: Path, form: TableForm, broken: Broken) -> Iterator[tuple[in
         if len(row) == width - 1 > 1 and (match := re.fullmatch(r"\s*(\d+)\s+(\S.*)", row[-1])):
             logger.info("%s, line %d: a missing delimiter behind the number %s was added", path, line, match[1])
             row = [*row[:-1], *match.groups()]
+        while len(row) > width and not row[-1].strip():
+            row.pop()
         if len(row) != width:
             values = f"{len(row)} value{'s' * (len(row) != 1)}"
             broken(line, f"broken row: {values} for the columns {', '.join(form.columns)}; put commas in quotes")

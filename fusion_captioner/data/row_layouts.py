@@ -63,6 +63,28 @@ class Row(NamedTuple):
     fields: dict[str, Any]
 
 
+class Photos(ImageFolder):
+    """An `ImageFolder` that also finds a photo by its name in another case (`a.JPG`), or without its ending."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._alike: dict[str, dict[str, set[str]]] = {}
+
+    def resolve(self, file_name: object) -> str:
+        path = super().resolve(file_name)
+        if os.path.lexists(path):
+            return path
+        folder, name = os.path.split(path)
+        if folder not in self._alike:
+            alike = self._alike[folder] = {}
+            for entry in os.listdir(folder) if os.path.isdir(folder) else []:
+                for key in {entry.casefold(), os.path.splitext(entry)[0].casefold()}:
+                    alike.setdefault(key, set()).add(entry)
+        found = self._alike[folder].get(name.casefold(), set())
+        # of several none is meant for sure
+        return super().resolve(os.path.join(folder, *found)) if len(found) == 1 else path
+
+
 def read_imagefolder(source: CaptionSource, bad: BadExamples) -> Splits:
     """An imagefolder of `datasets`: metadata next to the images, one line per image or one line per caption.
 
@@ -217,14 +239,15 @@ def _read_row_files(
     if not by_split:
         raise ValueError(f"{', '.join(map(str, files))}: there are no rows; write a row for each image.")
     images_path = source.images_path or _folder_of_images(root, chain(*by_split.values()), source)
-    folder = ImageFolder(images_path)
+    folder = Photos(images_path)
     splits: Splits = {}
     split_of: dict[str, str] = {}
-    for split, parts in choose_splits(list(by_split), source.splits).items():
+    for split, parts in choose_splits(list(by_split), source.splits, joins_train="restval").items():
         rows = chain(*(by_split[part] for part in parts))
         images = []
         for image in _images_of_rows(rows, folder, source, split, bad):
-            if (first := split_of.setdefault(image.path, split)) == split:
+            # splits that were chosen may share a part
+            if (first := split_of.setdefault(image.path, split)) == split or source.splits is not None:
                 images.append(image)
             else:
                 reason = f"the image is listed twice, in the splits {first!r} and {split!r}"
@@ -298,7 +321,8 @@ def _folder_of_images(root: Path, rows: Iterable[Row], source: CaptionSource) ->
     folders = [root, *(path for pattern in ("*", "*/*") for path in sorted(root.glob(pattern)) if path.is_dir())]
     best, most = root, 0
     for path in folders:
-        if (found := sum(_holds(ImageFolder(path), name) for name in names)) > most:
+        folder = Photos(path)
+        if (found := sum(_holds(folder, name) for name in names)) > most:
             best, most = path, found
         if most == len(names):
             break

@@ -16,7 +16,7 @@ from fusion_captioner.data.image_files import open_image
 from fusion_captioner.image_text_retrieval import FusionCaptionerForImageTextRetrieval
 from fusion_captioner.metrics.retrieval import retrieval_recall
 
-# Pairs that are fused at a time
+# Pairs per fused batch
 PAIRS = 1024
 
 
@@ -35,11 +35,11 @@ def retrieval_scores(
     score, with the best candidates of each query re-ranked.
 
     Args:
-        model: in whatever mode; it is evaluated in evaluation mode.
+        model: evaluated in evaluation mode; its own mode is restored.
         processor: its processor.
         rows: with `image`, `image_id` and `captions`.
         features: cached grid regions in place of the images.
-        batch_size: images, or captions, at a time.
+        batch_size: images, or captions, per batch.
         candidates: K; 0: no re-ranking.
 
     Returns:
@@ -118,7 +118,7 @@ def _reranked(
     """
     Scores `(I, T)` of captions for images, and of images for captions.
 
-    The matching score has learned to tell true pairs from negatives that were drawn by the towers' similarity, so that
+    The matching score has learned to distinguish true pairs from negatives drawn by the towers' similarity, so that
     its logit is the logarithm of what true pairs have beyond it: the two are added.
     """
     images, texts = logits.shape

@@ -12,20 +12,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from fusion_captioner.files import atomic_write
+from fusion_captioner.data.feature_shards import write_table
 
 ROWS_PER_SHARD = 2048
 KEY, EMBEDDING = "key", "embedding"
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write an Arrow stream as `datasets` reads it, atomically."""
-    with (
-        atomic_write(path) as temporary,
-        temporary.open("wb") as file,
-        pa.ipc.new_stream(file, table.schema) as stream,
-    ):
-        stream.write_table(table)
 
 
 def read_table(path: Path, features: datasets.Features) -> datasets.Dataset:

@@ -27,6 +27,7 @@ import pyarrow as pa
 from datasets.search import FaissIndex
 from filelock import FileLock
 
+from fusion_captioner.data.feature_shards import write_table
 from fusion_captioner.files import INCOMPLETE, atomic_write, check_output_folder, hash_file, write_json
 from fusion_captioner.inference.retriever import Retriever
 from fusion_captioner.search.embedding_shards import (
@@ -34,7 +35,6 @@ from fusion_captioner.search.embedding_shards import (
     KEY,
     EmbeddingShards,
     read_table,
-    write_table,
 )
 
 FORMAT_VERSION = 1

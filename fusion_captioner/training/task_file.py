@@ -1,4 +1,4 @@
-"""`task.json`, saved beside a model: its task and how its rows were preprocessed, so that `evaluate` does the same."""
+"""`task.json`, next to a saved model: its task and how its rows were preprocessed, so `evaluate` does the same."""
 
 import json
 from dataclasses import asdict, fields

@@ -76,6 +76,10 @@ TABLES = {
         "x.csv",
         'image,caption\n\na.jpg,"A\ndog."\na.jpg,"Two dogs,\nrunning."\n\nb c.JPG,"A ""big"" cat."\n',
     ),
+    "empty values behind the last column": (
+        "x.csv",
+        'image,caption\na.jpg,A dog.,\na.jpg,"Two dogs, running.",,\nb c.JPG,"A ""big"" cat."\n',
+    ),
     "blanks behind commas": (
         "x.csv",
         'image, caption\na.jpg, A dog.\na.jpg, "Two dogs, running."\nb c.JPG, "A ""big"" cat."\n',
@@ -118,6 +122,16 @@ def test_names_of_files_stay_in_the_folder(tmp_path: Path):
     draw(root / "a.jpg", tmp_path / "outside.jpg")
     write(root / "x.csv", "image,caption\na.jpg,A dog.\n../outside.jpg,No.\n")
     with pytest.raises(ValueError, match=r"x\.csv, line 3.*leads out of the image folder"):
+        load(root, tmp_path)
+
+
+def test_photos_are_found_by_another_case_and_without_ending_where_one_is_meant(tmp_path: Path):
+    root = tmp_path / "data"
+    draw(root / "a.JPG", root / "1000.jpg", root / "two.jpg", root / "two.png")
+    write(root / "x.csv", "image,caption\na.jpg,A.\n1000,B.\na.JPG,C.\n")
+    assert captions(root, tmp_path) == {"train": {"a.JPG": ["A.", "C."], "1000.jpg": ["B."]}}
+    write(root / "x.csv", "image,caption\na.jpg,A.\ntwo,B.\n")
+    with pytest.raises(FileNotFoundError, match=r"two .*image file is missing"):
         load(root, tmp_path)
 
 
@@ -168,6 +182,8 @@ def test_an_image_in_two_splits_is_reported(tmp_path: Path):
     write(root / "x.csv", "image,caption,split\na.jpg,A.,train\nb.jpg,B.,val\na.jpg,A.,val\n")
     with pytest.raises(ValueError, match=r"a\.jpg.*listed twice, in the splits 'train' and 'val'"):
         load(root, tmp_path)
+    chosen = captions(root, tmp_path, splits={"all_of_it": "train+val", "val": "val"})
+    assert {split: len(rows) for split, rows in chosen.items()} == {"all_of_it": 2, "val": 2}
 
 
 def test_several_files_of_one_split_are_refused(tmp_path: Path):
@@ -182,6 +198,7 @@ BROKEN = {
     "too few values": ("image,caption\na.jpg,A.\nb.jpg\n", r"x\.csv, line 3 .*1 value for the columns image, caption"),
     "too many values": ("image,caption\na.jpg,A dog, running.\n", r"x\.csv, line 2 .*3 values .*put commas in quotes"),
     "behind a caption of two lines": ('image,caption\na.jpg,"A\ndog."\nb.jpg\n', r"x\.csv, line 4 .*1 value"),
+    "a column twice": ("image,caption,caption\na.jpg,A.,B.\n", r"there are two columns 'caption'; rename"),
     "open quotes": ('image,caption\na.jpg,A.\nb.jpg,"B\n', r"x\.csv, line 3: broken row \(unexpected end"),
     "quotes inside of quotes": (
         'image,caption\na.jpg,"A "big" dog"\n',
