@@ -71,12 +71,12 @@ class ModalityTrainer(BaseTrainer):
         problem_type: str = "single_label_classification",
         **keywords: Any,
     ) -> None:
+        self.card_text = card_text  # whose metrics break ties of early stopping
         super().__init__(*arguments, compute_metrics=self._score, **keywords)
         collator: Any = self.data_collator
         collator.keeps_row_numbers = True
         self.settings = settings
         self.score = score
-        self.card_text = card_text
         self.problem_type = problem_type
         self.evaluated = Evaluated({}, np.empty(0, np.int64), np.empty(0, np.int64))
 

@@ -129,10 +129,10 @@ class PromptedTrainer(FusionCaptionerTrainer):
     args: PromptedTrainingArguments
 
     def __init__(self, *arguments: Any, settings: Mapping[str, Collection[str]], asks: bool, **keywords: Any) -> None:
+        self.card_text = ANSWER_CARD if asks else TEXT_CARD  # whose metrics break ties of early stopping
         super().__init__(*arguments, **keywords)
         self.settings = settings
         self.asks = asks
-        self.card_text = ANSWER_CARD if asks else TEXT_CARD
         self.scores_by_setting: dict[str, dict[str, float]] = {}
         self.evaluated_texts: list[dict[str, str]] = []
 

@@ -20,7 +20,8 @@ def test_labels_are_learned_from_image_and_text_scored_apart_and_saved(tmp_path:
         write_labelled(tmp_path / "data"),
         model={"config": {**MODEL, "initializer_range": 0.3, "dropout": 0.0}},
         data={"labels": LABELS[::-1], "feature_cache": str(tmp_path / "features")},
-        training={"max_steps": 60, "per_device_train_batch_size": 16, "ema_decay": 0.5, **EVERY_30_STEPS},
+        training={"max_steps": 60, "per_device_train_batch_size": 16, "ema_decay": 0.5, **EVERY_30_STEPS}
+        | {"early_stopping_patience": 5},
     )
     metrics = train_from_yaml(recipe)
     assert metrics["eval_accuracy"] == metrics["eval_macro_f1"] == metrics["eval_auroc"] == 1
