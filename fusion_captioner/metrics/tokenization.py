@@ -122,16 +122,20 @@ TOKENIZERS: dict[str, Tokenizer] = {
 }
 
 
-def find_tokenizer(name: str) -> Tokenizer:
+def find_tokenizer(name: str, argument: str = "tokenizer") -> Tokenizer:
     """
     A tokenizer of captions by its name in `TOKENIZERS`.
+
+    Args:
+        name: `"auto"`, `"words"`, ...
+        argument: what gave the name, for the error message.
 
     Raises:
         ValueError: there is no such name.
         ImportError: the tokenizer needs a package that is not installed.
     """
     if name not in TOKENIZERS:
-        raise ValueError(f"`tokenizer` ({name!r}) must be one of {', '.join(TOKENIZERS)}.")
+        raise ValueError(f"`{argument}` ({name!r}) must be one of {', '.join(TOKENIZERS)}.")
     if name == "jieba":
         _jieba_cut()
     return TOKENIZERS[name]
