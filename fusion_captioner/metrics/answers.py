@@ -91,6 +91,5 @@ def _check(predictions: Sequence[str], references: Sequence[str]) -> None:
     if len(predictions) != len(references) or not len(predictions):
         raise ValueError(
             f"`predictions` ({len(predictions)}) and `references` ({len(references)}) must be as many answers, at "
-            f"least "
-            "one."
+            "least one."
         )
