@@ -46,7 +46,9 @@ def folding(lower_case: bool = True, joiners: bool = False) -> list[normalizers.
         normalizers.Replace(Regex(r"[\x{2018}\x{2019}\x{201b}\x{2bc}\x{5f3}]"), "'"),
         normalizers.Replace("\u2010", "-"),
         normalizers.Replace(Regex(r"\s+"), " "),
-        normalizers.Replace(Regex(rf" (?=(?:'(?:s|re|ve|ll|d|m)|n't)(?![\w&&[^{CHARACTER_SCRIPTS}]]))"), ""),
+        normalizers.Replace(
+            Regex(rf" (?=(?:'(?:s|re|ve|ll|d|m)|n't)(?![\w\x{{200c}}\x{{200d}}&&[^{CHARACTER_SCRIPTS}]]))"), ""
+        ),
     ]
 
 

@@ -126,7 +126,13 @@ def test_what_a_trained_tokenizer_gives_back_scores_as_the_caption(caption: str,
 
 
 @pytest.mark.parametrize(
-    "caption", [*(right for right, _ in MARKED.values()), "一只黑狗，在跑。", "the 'stop' sign, well- dressed"]
+    "caption",
+    [
+        *(right for right, _ in MARKED.values()),
+        "一只黑狗，在跑。",
+        "the 'stop' sign, well- dressed",
+        "a 'll\u200cএকটি",
+    ],
 )
 def test_round_trip_of_real_captions(caption: str):
     tokenizer = train_tokenizer([caption], min_frequency=1)
