@@ -84,6 +84,7 @@ def _check(options: argparse.Namespace) -> None:
     from fusion_captioner.checkpoints.loading import check_captioner
     from fusion_captioner.files import check_output_file
     from fusion_captioner.metrics.meteor_java import find_meteor_jar
+    from fusion_captioner.metrics.tokenization import find_tokenizer
 
     check_at_least_one(options, "batch_size", "max_new_tokens", "limit")
     sizes = options.beams or BEAMS
@@ -99,6 +100,8 @@ def _check(options: argparse.Namespace) -> None:
             check_output_file(getattr(options, name), f"--{name}")
     if options.meteor:
         find_meteor_jar()
+    if options.tokenizer is not None:
+        find_tokenizer(options.tokenizer, "--tokenizer")
     check_captioner(options.model)
     if options.source.startswith((".", "/", "~")) and not Path(options.source).expanduser().exists():
         # before the Hub is asked for the model

@@ -5,7 +5,7 @@ from typing import Any
 
 from fusion_captioner.data.augmentation import AUGMENTATIONS
 from fusion_captioner.data.caption_source import CaptionSource
-from fusion_captioner.metrics.tokenization import TOKENIZERS
+from fusion_captioner.metrics.tokenization import find_tokenizer
 
 MODALITIES = ("image", "text")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -49,10 +49,7 @@ class DataArguments(CaptionSource):
         super().__post_init__()
         if self.feature_batch_size < 1:
             raise ValueError(f"`data.feature_batch_size` ({self.feature_batch_size}) must be at least 1.")
-        if self.metric_tokenizer not in TOKENIZERS:
-            raise ValueError(
-                f"`data.metric_tokenizer` ({self.metric_tokenizer!r}) must be one of {', '.join(TOKENIZERS)}."
-            )
+        find_tokenizer(self.metric_tokenizer, "data.metric_tokenizer")
         if not self.source:
             raise ValueError("`data.source` is missing; name the folder, or Hub repository, of the training data.")
         count = self.captions_per_image
@@ -254,6 +251,7 @@ class PromptDataArguments(RowDataArguments):
             answers, so that conversations are learned.
         caption_source: captions in any layout of captioning, learned in addition to the questions from an empty
             prompt, and evaluated where it has an `eval_split`.
+        metric_tokenizer: tokenizer of the scores of texts and captions, of `metrics.TOKENIZERS`.
     """
 
     question_column: str | None = None
@@ -266,9 +264,11 @@ class PromptDataArguments(RowDataArguments):
     fold: int = 0
     max_turns: int = 1
     caption_source: str | None = None
+    metric_tokenizer: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        find_tokenizer(self.metric_tokenizer, "data.metric_tokenizer")
         if self.question_column is not None and self.text_template is not None:
             raise ValueError(
                 f"`data.question_column` ({self.question_column!r}) and `data.text_template` are both set; unset one "

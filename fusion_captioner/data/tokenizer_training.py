@@ -1,6 +1,5 @@
 """A tokenizer of one's own, trained from captions."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
@@ -9,15 +8,19 @@ from string import ascii_letters, ascii_lowercase, digits, punctuation
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fusion_captioner.metrics.tokenization import CHARACTER_SCRIPTS, FOLDING, LOWER_CASE
+from fusion_captioner.metrics.tokenization import CHARACTER_SCRIPTS, folding
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 
+# Full stops: Western, Chinese, of Hindi, Urdu, Burmese, Khmer, Tibetan, Amharic and Armenian.
+_FULL_STOPS = "." + "".join(map(chr, (0x3002, 0x964, 0x965, 0x6D4, 0x104B, 0x17D4, 0xF0D, 0x1362, 0x589)))
+
 # A word keeps its hyphens, apostrophes and decimal points (t-shirt, man's, 3.5); any other mark is a token of its
 # own, and so is every character of the scripts of Chinese and Japanese.
+_IN_WORD = rf"\w'\-\x{{200c}}\x{{200d}}&&[^{CHARACTER_SCRIPTS}]"
 _WORD = (
     rf"[{CHARACTER_SCRIPTS}]\p{{M}}*"
-    rf"|[\w'\-&&[^{CHARACTER_SCRIPTS}]]+(?:(?<=\d)[.,:]\d[\w'\-&&[^{CHARACTER_SCRIPTS}]]*)*"
+    rf"|[{_IN_WORD}]+(?:(?<=\d)[.,:]\d[{_IN_WORD}]*)*"
     r"|[^\w\s]"
 )
 
@@ -26,7 +29,7 @@ _WORD = (
 # characters of Chinese and Japanese and next to their punctuation.
 _NO_SPACE = (
     rf"(?<=[{CHARACTER_SCRIPTS}]) (?=[{CHARACTER_SCRIPTS}])",
-    " (?=[\u3001-\u303f])|(?<=[\u3001-\u303f]) ",
+    r" (?=[\x{3001}-\x{303f}&&\p{P}])|(?<=[\x{3001}-\x{303f}&&\p{P}]) ",
     r" (?=[.,!?;:%)\]}])",
     r"(?<=[(\[{#$]) ",
     r'(?<=") (?=[^"]*"(?:[^"]*"[^"]*")*[^"]*\z)',
@@ -103,11 +106,9 @@ def train_tokenizer(
 
 def _normalizer(lower_case: bool) -> normalizers.Normalizer:
     steps = [
-        FOLDING[0],
-        *(LOWER_CASE if lower_case else []),
-        *FOLDING[1:],
+        *folding(lower_case, joiners=True),
         normalizers.Replace(Regex(r" (?=[.,!?;:])"), ""),
-        normalizers.Replace(Regex(r"[ .。।۔]+\z"), ""),
+        normalizers.Replace(Regex(rf"[ {_FULL_STOPS}]+\z"), ""),
         normalizers.Strip(),
     ]
     return normalizers.Sequence(steps)
@@ -133,15 +134,18 @@ def _train_wordpiece(texts: list[str], vocab_size: int, min_frequency: int, lowe
     letters = ascii_lowercase if lower_case else ascii_letters
     characters = {*letters, *digits, *punctuation} | {character for character in counts if ord(character) not in rare}
     # In a fixed order and given as special tokens: left alone, the trainer numbers pieces in the order of a hash
-    # table, and breaks ties by number, so that no two runs agree. Whatever is inside a word also needs its inner form.
+    # table, and breaks ties by number, so that no two runs agree. What can stand inside a word also needs its inner
+    # form.
+    pre_tokenizer = pre_tokenizers.Split(Regex(_WORD), "removed", invert=True)
     first_entries = [PAD, BOS, EOS, UNK, *sorted(characters - {" "})]
     first_entries += [
-        f"##{character}" for character in sorted(characters) if character in "'-.,:" or _is_letter(character)
+        f"##{character}"
+        for character in sorted(characters)
+        if len(pre_tokenizer.pre_tokenize_str(f"1{character}1")) == 1
     ]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=first_entries, show_progress=False
     )
-    pre_tokenizer = pre_tokenizers.Split(Regex(_WORD), "removed", invert=True)
     scratch = Tokenizer(models.WordPiece(unk_token=UNK))
     scratch.pre_tokenizer = pre_tokenizer
     scratch.train_from_iterator((text.translate(rare) for text in texts), trainer)
@@ -158,11 +162,6 @@ def _train_wordpiece(texts: list[str], vocab_size: int, min_frequency: int, lowe
         ]
     )
     return backend
-
-
-def _is_letter(character: str) -> bool:
-    """Whether `\\w` matches it in the tokenizer: letters, marks, numbers and the underscore."""
-    return unicodedata.category(character)[0] in "LMN" or character == "_"
 
 
 def _train_byte_bpe(texts: list[str], vocab_size: int, min_frequency: int) -> Tokenizer:

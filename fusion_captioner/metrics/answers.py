@@ -3,13 +3,13 @@
 N: questions
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
-_WORD = re.compile(r"\w+")
+from fusion_captioner.metrics.tokenization import fold_caption, tokenize_caption
+
 _ARTICLES = frozenset(("a", "an", "the"))
 
 
@@ -18,8 +18,9 @@ def answer_words(answer: str) -> list[str]:
     answering (Antol et al. 2015, section 3). What is an article and nothing else, as a choice "A", stays.
 
     Punctuation separates, since many tokenizers put spaces around it: "T2-weighted" and "T2 - weighted" are equal.
+    Scripts without spaces are split by character, as captions are.
     """
-    words = _WORD.findall(answer.lower())
+    words = tokenize_caption(fold_caption(answer).replace("-", " ").replace("'", " "))
     return [word for word in words if word not in _ARTICLES] or words
 
 
@@ -90,6 +91,5 @@ def _check(predictions: Sequence[str], references: Sequence[str]) -> None:
     if len(predictions) != len(references) or not len(predictions):
         raise ValueError(
             f"`predictions` ({len(predictions)}) and `references` ({len(references)}) must be as many answers, at "
-            f"least "
-            "one."
+            "least one."
         )

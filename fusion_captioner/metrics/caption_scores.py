@@ -87,12 +87,7 @@ def score_captions(
         images["CIDEr"] = cider.score(predictions)
         corpus["CIDEr"] = float(images["CIDEr"].mean())
         if not corpus["CIDEr"]:
-            logger.warning(
-                "CIDEr is 0: %s",
-                "it weighs words by how few of the images have them, and there is one image; score more images"
-                if cider.document_frequencies.num_images == 1
-                else "the captions share no words with their references; check that they are in the same language",
-            )
+            logger.warning("CIDEr is 0: %s", _why_zero(cider, predictions, references))
         variants["CIDEr"] += f" df={cider.document_frequencies.corpus}"
     if "BLEU" in metrics:
         corpus_bleu, images_bleu = bleu(predictions, references, tokenizer)
@@ -112,3 +107,13 @@ def score_captions(
         f"fusion_captioner={__version__}",
     ]
     return {**corpus, "signature": " | ".join(signature), **({"per_image": images} if per_image else {})}
+
+
+def _why_zero(cider: CiderD, predictions: Sequence[Caption], references: Sequence[Sequence[Caption]]) -> str:
+    if cider.document_frequencies.num_images == 1:
+        return "it weighs words by how few of the images have them, and there is one image; score more images"
+    split: Any = cider.tokenizer or tuple
+    for prediction, captions in zip(predictions, references):
+        if set(split(prediction)) & {token for caption in captions for token in split(caption)}:
+            return "all images have the words that captions share with their references; score more images"
+    return "the captions share no words with their references; check that they are in the same language"

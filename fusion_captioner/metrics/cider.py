@@ -144,7 +144,7 @@ class CiderD:
             raise ValueError(
                 f"`document_frequencies` of '{document_frequencies.corpus}' were counted with tokenizer "
                 f"'{document_frequencies.tokenizer}', the references have '{name}': count them with the same "
-                f"tokenizer."
+                "tokenizer."
             )
         self.tokenizer = tokenizer
         tokens = tokenize_references(references, tokenizer)
@@ -191,15 +191,13 @@ class CiderD:
         if images is None and len(predictions) != num_images:
             raise ValueError(
                 f"`predictions` has {len(predictions)} captions for {num_images} images: pass one caption per image, "
-                f"or "
-                "`images` with the index of each caption's image."
+                "or `images` with the index of each caption's image."
             )
         image = np.arange(num_images) if images is None else np.asarray(images)
         if image.shape != (len(predictions),) or image.dtype.kind not in "iu":
             raise ValueError(
                 f"`images` is an array of {image.dtype} of shape {image.shape}: it must hold one integer for each of "
-                f"the "
-                f"{len(predictions)} predictions."
+                f"the {len(predictions)} predictions."
             )
         if not (image.min() >= 0 and image.max() < num_images):
             raise ValueError(

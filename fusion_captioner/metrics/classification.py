@@ -30,7 +30,7 @@ def classification_scores(
     if predictions.shape != labels.shape or predictions.ndim != 1 or not len(labels):
         raise ValueError(
             f"`predictions` {predictions.shape} and `labels` {labels.shape} must be as many class numbers, at least "
-            f"one."
+            "one."
         )
     for name, numbers in (("predictions", predictions), ("labels", labels)):
         wrong = numbers[(numbers < 0) | (numbers >= len(names))]
@@ -66,8 +66,7 @@ def multi_label_scores(
     if logits.shape != labels.shape or logits.ndim != 2 or logits.shape[1] != len(names) or not len(labels):
         raise ValueError(
             f"`logits` {logits.shape} and `labels` {labels.shape} must have a row or more, and a column for each of "
-            f"the "
-            f"{len(names)} `names`."
+            f"the {len(names)} `names`."
         )
     if not np.isin(labels, (0, 1)).all():
         raise ValueError(f"`labels` must be 0 or 1, and one is {labels[~np.isin(labels, (0, 1))][0]}.")

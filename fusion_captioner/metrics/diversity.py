@@ -32,8 +32,8 @@ def caption_diversity(
 
     Returns:
         `"unique_captions"`: distinct captions / captions; `"dangling_endings"`: share of captions whose last word is
-        in `FUNCTION_WORDS`, which are English; `"vocabulary"`: distinct words used; `"mean_length"`, `"min_length"`,
-        `"max_length"`: words per caption.
+        in `FUNCTION_WORDS`, of English captions only (a whole German one may end in `an`); `"vocabulary"`: distinct
+        words used; `"mean_length"`, `"min_length"`, `"max_length"`: words per caption.
 
     Raises:
         ValueError: if there is no caption, or one is of the wrong type.

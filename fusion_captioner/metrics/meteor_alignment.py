@@ -6,8 +6,7 @@ words leave a choice, METEOR 1.5 searches with a beam of 40 and does not always 
 same steps in the same order, so that it finds the same alignment, including where:
 
 - stem matches count nothing in the comparison (half a match, rounded down at each step), so they are made only where
-that
-  gives no more chunks, or where a word has no other match;
+  that gives no more chunks, or where a word has no other match;
 - the distance of a match is charged to the alternatives tried after it, not to the alignment that makes it.
 """
 
@@ -78,9 +77,8 @@ def _search(options: list[list[Match]], fixed: list[bool]) -> list[Match]:
     """Beam search over the words of the reference.
 
     A path is `(cost, end, used, matches)`: `end` is the word of the prediction after the open chunk (-1: none is
-    open),
-    `used` has a bit for each matched word of the prediction, `matches` is a chain `(last match, earlier chain)`. A
-    chunk is paid for when it closes, as METEOR does.
+    open), `used` has a bit for each matched word of the prediction, `matches` is a chain `(last match, earlier
+    chain)`. A chunk is paid for when it closes, as METEOR does.
     """
     paths: list[tuple] = [(0, -1, 0, None)]
     for matches, is_fixed in zip(options, fixed):

@@ -64,3 +64,8 @@ def test_kinds_are_scored_apart() -> None:
 def test_what_is_no_answers_is_named(predictions, references, kinds, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         answer_scores(predictions, references, kinds)
+
+
+def test_answers_of_other_scripts_keep_their_marks() -> None:
+    assert exact_matches(["दायाँ", "左 肺", "cafe\u0301"], ["दायें", "左肺", "café"]).tolist() == [False, True, True]
+    assert token_f1(["左肺炎"], ["右肺炎"]) == pytest.approx([2 / 3])

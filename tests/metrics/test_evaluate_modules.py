@@ -30,12 +30,13 @@ socket.socket.connect = refuse
 import evaluate
 
 folder, names, predictions, references, similarity, image_texts = json.loads(sys.argv[1])
-results = {}
+results, by_character = {}, {}
 for name in names:
     if name in ("retrieval_recall", "answers"):
         continue
     module = evaluate.load(f"{folder}/{name}")
     results[name] = module.compute(predictions=predictions, references=references)
+    by_character[name] = module.compute(predictions=predictions, references=references, tokenizer="characters")
     module.add_batch(predictions=predictions, references=references)
     assert module.compute() == results[name]
 only_cider = evaluate.load(f"{folder}/caption_scores").compute(
@@ -48,7 +49,7 @@ answers = evaluate.load(f"{folder}/answers")
 results["answers"] = answers.compute(
     predictions=predictions, references=[texts[0] for texts in references], kinds=["open", "closed"]
 )
-print(json.dumps([results, only_cider, in_folds]))
+print(json.dumps([results, only_cider, in_folds, by_character]))
 """
 
 
@@ -79,3 +80,11 @@ def test_they_load_from_a_path_without_network_and_give_the_same_scores(results)
 def test_options_reach_the_metric(results):
     assert set(results[1]) == {"CIDEr", "signature"}
     assert results[2] == retrieval_recall(SIMILARITY, [0, 0, 1, 2, 3], fold_size=2, ranks=[1])
+
+
+def test_the_tokenizer_is_chosen_by_name(results):
+    scores = score_captions(PREDICTIONS, REFERENCES, tokenizer="characters")
+    assert results[3]["caption_scores"] == scores and "tokenizer=characters" in scores["signature"]
+    for name, score in (("cider", "CIDEr"), ("bleu", "BLEU-4"), ("rouge_l", "ROUGE-L")):
+        assert results[3][name][score] == scores[score] != results[0][name][score]
+    assert results[3]["meteor_exact_stem"]["METEOR-exact-stem"] == scores["METEOR-exact-stem"]

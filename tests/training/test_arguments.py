@@ -1,7 +1,9 @@
+import sys
 from pathlib import Path
 
 import pytest
 
+from fusion_captioner.metrics import tokenization
 from fusion_captioner.training.arguments import read_run_arguments
 
 RECIPE = """\
@@ -90,6 +92,7 @@ def test_every_recipe_of_the_repository_reads(path: Path) -> None:
         (["--data.config_name", "2017"], ["data.config_name", "2017", "text", "quotes"]),
         (["--optimizer.name", "adam"], ["optimizer", "section"]),
         (["--data.source", ""], ["data.source"]),
+        (["--data.metric_tokenizer", "ptb"], ["`data.metric_tokenizer` ('ptb')", "auto, words"]),
         (["--model.preset", "fancy"], ["model.preset", "fancy", "plain"]),
     ],
 )
@@ -105,3 +108,12 @@ def test_a_missing_and_a_malformed_file(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("model: [")
     with pytest.raises(ValueError, match="not valid YAML"):
         read_run_arguments(tmp_path / "bad.yaml")
+
+
+def test_a_tokenizer_that_is_not_installed_is_named_before_training(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    tokenization._jieba_cut.cache_clear()
+    with pytest.raises(ImportError, match="pip install jieba"):
+        read_run_arguments(recipe, ["--data.metric_tokenizer", "jieba"])

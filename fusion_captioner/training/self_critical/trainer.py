@@ -182,7 +182,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         total = sum(self.args.rewards[name] * values for name, values in values_by_reward.items())
         rewards = torch.from_numpy(np.asarray(total)).float().view(-1, self.args.samples_per_image)
         advantages = leave_one_out_advantages(rewards)
-        diversity = caption_diversity(samples.texts)
+        diversity = caption_diversity(samples.texts, self.tokenizer)
         logged = {f"reward_{name}": values.mean() for name, values in values_by_reward.items()} | {
             "reward": rewards.mean(),
             "baseline": (rewards - advantages).mean(),

@@ -148,7 +148,10 @@ class PromptedTrainer(FusionCaptionerTrainer):
                 found[setting] = answer_scores(generated, right, [kinds[number] for number in texts])
             else:
                 of_texts = score_captions(
-                    generated, [references[number] for number in texts], metrics=("BLEU", "ROUGE-L")
+                    generated,
+                    [references[number] for number in texts],
+                    metrics=("BLEU", "ROUGE-L"),
+                    tokenizer=self.metric_tokenizer,
                 )
                 self.score_signature = of_texts.pop("signature")
                 found[setting] = of_texts
@@ -160,7 +163,11 @@ class PromptedTrainer(FusionCaptionerTrainer):
                 ]
         if len(asked) < len(kinds):
             captions = self._generate(dataset, [number for number, kind in enumerate(kinds) if kind == CAPTION])
-            of_captions = score_captions(list(captions.values()), [references[number] for number in captions])
+            of_captions = score_captions(
+                list(captions.values()),
+                [references[number] for number in captions],
+                tokenizer=self.metric_tokenizer,
+            )
             self.score_signature = of_captions.pop("signature")
             found["captions"] = of_captions
         self.scores_by_setting = found
@@ -244,6 +251,7 @@ class PromptedTask(Task[PromptDataArguments]):
             processing_class=processor,
             settings={"": hidden} if hidden else QUESTION_SETTINGS if self.data.asks else TEXT_SETTINGS,
             asks=self.data.asks,
+            metric_tokenizer=self.data.metric_tokenizer,
         )
 
     def report(self, trainer: PromptedTrainer, rows: datasets.Dataset) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import torch
 from tiny_captioner import tiny_model
 
 from fusion_captioner.metrics.cider import cider_d
+from fusion_captioner.metrics.tokenization import find_tokenizer
 from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
 from fusion_captioner.training.self_critical.rewards import BleuReward, CiderReward, MatchingReward
 from fusion_captioner.training.self_critical.sampled_captions import END, SampledCaptions
@@ -67,3 +68,13 @@ def test_the_matching_reward_is_the_models_own_score() -> None:
 def test_without_a_matching_head_there_is_no_matching_reward() -> None:
     with pytest.raises(ValueError, match="`matching_loss_weight` above 0"):
         MatchingReward(REFERENCES, tiny_model(), ARGUMENTS)
+
+
+@pytest.mark.parametrize("kind", [CiderReward, BleuReward])
+def test_captions_without_spaces_earn_by_the_tokenizer_of_the_scores(kind: type) -> None:
+    references = {"dog": ["一只黑狗在草地上跑", "黑狗跑"], "sea": ["两个男人在海边"], "red": ["红色的车"]}
+    samples = sampled(["一只狗在草地上", "两个人在海边"], ["dog", "dog"], [False, False])
+    right, wrong = kind(references, tiny_model(), ARGUMENTS)(samples)
+    assert right > wrong
+    samples.tokenizer = find_tokenizer("words")
+    assert kind(references, tiny_model(), ARGUMENTS, samples.tokenizer)(samples).max() < 1e-3

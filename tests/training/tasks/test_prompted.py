@@ -156,7 +156,11 @@ def test_reports_are_written_from_records(tmp_path: Path) -> None:
         tmp_path / "recipe.yaml",
         data,
         task="prompted",
-        data={"text_template": ["age {age}.", "view {view}."], "answer_column": "text"},
+        data={
+            "text_template": ["age {age}.", "view {view}."],
+            "answer_column": "text",
+            "metric_tokenizer": "characters",
+        },
         training={"max_steps": 1, "metric_for_best_model": "ROUGE-L", **QUICK},
     )
     metrics = train_from_yaml(recipe)
@@ -166,6 +170,7 @@ def test_reports_are_written_from_records(tmp_path: Path) -> None:
     assert report["texts"] == 4 and report["image and text"]["BLEU-4"] == metrics["eval_BLEU-4"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "pipeline_tag: image-text-to-text" in card and "never for diagnosis" in card
+    assert "tokenizer=characters" in card
 
     rows = loaded(data, text_template=["age {age}.", "view {view}."], answer_column="text")["train"]
     assert len(rows) == 4  # what has no report is left out

@@ -13,7 +13,8 @@ _CITATION = """\
 @inproceedings{antol2015vqa,
   title={{VQA}: Visual Question Answering},
   author={Antol, Stanislaw and Agrawal, Aishwarya and Lu, Jiasen and Mitchell, Margaret and Batra, Dhruv and Zitnick,
-  C. Lawrence and Parikh, Devi}, booktitle={International Conference on Computer Vision},
+  C. Lawrence and Parikh, Devi},
+  booktitle={International Conference on Computer Vision},
   year={2015}
 }
 """
