@@ -167,4 +167,5 @@ class AlignmentLosses(nn.Module):
         count = min(self.config.matching_negatives, int((~own).sum(dim=1).min()))
         # far from all others, a row would have less than `count` columns whose probability is no 0
         probabilities = similarity.masked_fill(own, -torch.inf).softmax(dim=1).clamp(min=1e-12)
-        return torch.multinomial(probabilities.masked_fill(own, 0.0), count)
+        # similarities that are not finite make the loss so, which training reports; drawing must not fail before that
+        return torch.multinomial(probabilities.nan_to_num(nan=1.0).masked_fill(own, 0.0), count)

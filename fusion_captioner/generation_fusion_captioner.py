@@ -70,10 +70,31 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
 
     # the function inside transformers' `no_grad`, which `generate.__wrapped__` is for those who want gradients
     @wraps(GenerationMixin.generate.__wrapped__)
-    def generate(self, *args, **kwargs):
+    def generate(self, *args, labels=None, **kwargs):
+        if labels is not None:
+            kwargs |= self._prompts(kwargs["input_ids"], kwargs.get("attention_mask"), labels)
         # what each step multiplies by
         with packed_weights((self.model.text_encoder, self.model.fusion, self.decoder, self.lm_head)):
             return super().generate(*args, **kwargs)
+
+    def _prompts(self, input_ids, attention_mask, labels):
+        """
+        The prompts alone, padded on the left, of rows that hold references: `Seq2SeqTrainer` generates from batches of
+        training, and without this would go on behind the reference.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(T, L)`): prompts and references.
+            attention_mask (`torch.LongTensor` of shape `(T, L)`, *optional*): without it, what is not PAD.
+            labels (`torch.LongTensor` of shape `(T, L)`): the references, -100 on everything else.
+        """
+        is_prompt = labels.eq(-100).long().cummin(dim=1).values.bool()  # up to the first token of the reference
+        pad_id = self.config.pad_token_id
+        is_prompt &= input_ids.ne(pad_id) if attention_mask is None else attention_mask.bool()
+        width = int(is_prompt.sum(dim=1).max())
+        order = is_prompt.long().argsort(dim=1, stable=True)[:, -width:]  # the prompt's tokens last, in their order
+        mask = is_prompt.gather(1, order)
+        ids = input_ids.gather(1, order).masked_fill(~mask, pad_id)
+        return {"input_ids": ids, "attention_mask": mask.long()}
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
         pixel_values = model_kwargs.pop("pixel_values", None)

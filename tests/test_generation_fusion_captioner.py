@@ -33,6 +33,29 @@ def generate(model, seed: int = 0, **options):
     return model.generate(**(defaults | options))
 
 
+@pytest.mark.parametrize("padded_left", [True, False])
+def test_rows_with_labels_are_cut_to_their_prompts(padded_left: bool) -> None:
+    """Whoever evaluates with batches of training, as `Seq2SeqTrainer` does, must not go on behind the reference."""
+    model, (ids, mask) = model_of("attention", "lstm"), prompts()
+    words = [[BOS, 11, 12, 13, 7, 8, EOS], [BOS, 14, 9, EOS]]
+    width = max(map(len, words))
+    fill = (lambda row, value: [value] * (width - len(row)) + row) if padded_left else None
+    fill = fill or (lambda row, value: row + [value] * (width - len(row)))
+    batch = {
+        "input_ids": torch.tensor([fill(row, PAD) for row in words]),
+        "attention_mask": torch.tensor([fill([1] * len(row), 0) for row in words]),
+        "labels": torch.tensor([fill([-100] * n + row[n:], -100) for n, row in zip((4, 2), words, strict=True)]),
+    }
+    expected = model.generate(pixel_values=pixels(), input_ids=ids, attention_mask=mask, max_new_tokens=5)
+    assert torch.equal(model.generate(pixel_values=pixels(), max_new_tokens=5, **batch), expected)
+    del batch["attention_mask"]  # then what is PAD is padding
+    assert torch.equal(model.generate(pixel_values=pixels(), max_new_tokens=5, **batch), expected)
+    if padded_left:
+        batch["labels"].fill_(-100)  # no reference in any row: all of it is the prompt
+        whole = model.generate(pixel_values=pixels(), input_ids=batch["input_ids"], max_new_tokens=2)
+        assert torch.equal(model.generate(pixel_values=pixels(), max_new_tokens=2, **batch), whole)
+
+
 @pytest.mark.parametrize(("fusion_type", "layer_type"), MODELS)
 def test_with_and_without_the_cache_the_words_are_the_same(fusion_type: str, layer_type: str) -> None:
     model = model_of(fusion_type, layer_type)

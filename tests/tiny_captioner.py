@@ -29,16 +29,15 @@ def tiny_processor() -> FusionCaptionerProcessor:
 
 
 def tiny_model(**fields) -> FusionCaptionerForConditionalGeneration:
-    config = FusionCaptionerConfig(
-        vision_config=ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic"),
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_attention_heads=2,
-        projection_dim=8,
-        dropout=0.0,
-        **fields,
-    )
-    return FusionCaptionerForConditionalGeneration(config)
+    defaults = {
+        "vision_config": ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic"),
+        "vocab_size": len(WORDS),
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "projection_dim": 8,
+        "dropout": 0.0,
+    }
+    return FusionCaptionerForConditionalGeneration(FusionCaptionerConfig(**(defaults | fields)))
 
 
 def noise(path: Path, seed: int, size: tuple[int, int] = (20, 24)) -> Path:

@@ -18,7 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 class ImageCollator:
-    """What all collators do: the images of the rows as tensors, bad ones raised or left out."""
+    """
+    What all collators do: the images of the rows as tensors, bad ones raised or left out.
+
+    Attributes:
+        keeps_image_ids: whether batches have `image_ids` (list of str, one per image), which the trainers of this
+            package need and the models do not take.
+    """
 
     def __init__(
         self, processor: Any, prompt: str = "", dtype: torch.dtype = torch.float32, skip_bad_images: bool = False
@@ -28,6 +34,7 @@ class ImageCollator:
         self.dtype = dtype
         self.skip_bad_images = skip_bad_images
         self.num_skipped = 0
+        self.keeps_image_ids = False
 
     def _images(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], dict[str, torch.Tensor]]:
         """The rows that are left, and `image_hidden_states` or `pixel_values` of them."""
@@ -80,9 +87,8 @@ class CaptionCollator(ImageCollator):
         max_length: tokens at most, prompt and caption together; by default the tokenizer's `model_max_length`.
         dtype: of `pixel_values` and `image_hidden_states`.
         skip_bad_images: leave an image that cannot be decoded out of its batch, with a warning, instead of raising.
-        data: training data whose cached features may go out of date; `FusionCaptionerTrainer` sets it. Batches then
-            have
-            `image_ids`, for [`refresh`].
+        data: training data whose cached features may go out of date, for [`refresh`]; batches then have `image_ids`.
+            `FusionCaptionerTrainer` sets it.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class CaptionCollator(ImageCollator):
         super().__init__(processor, prompt, dtype, skip_bad_images)
         self.max_length = max_length
         self.data = data
+        self.keeps_image_ids = data is not None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """
@@ -137,7 +144,7 @@ class CaptionCollator(ImageCollator):
         captions = [caption for row in kept for caption in row["captions"]]
         prompts = [row.get("prompt", self.prompt) for row in kept for _ in row["captions"]]
         texts = self.processor(text=prompts, text_target=captions, max_length=self.max_length, return_tensors="pt")
-        names = {} if self.data is None else {"image_ids": [row["image_id"] for row in kept]}
+        names = {"image_ids": [row["image_id"] for row in kept]} if self.keeps_image_ids else {}
         return dict(texts) | names
 
 

@@ -109,7 +109,7 @@ def generate_texts(
 
     training = model.training
     model.eval()
-    found: list[tuple[int, str]] = []
+    found: list[tuple[int, str, bool]] = []
     try:
         starts = range(0, len(mine), batch_size)
         for start in tqdm(starts, desc="generating", disable=None if show_progress else True, leave=False):
@@ -126,11 +126,19 @@ def generate_texts(
             elif features is not None:
                 inputs["image_hidden_states"] = torch.stack([features[image_ids[index]] for index in indices])
             generated = model.generate(**inputs.to(model.device), **generation_settings)  # type: ignore[misc]
-            texts = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            found.extend((index, text.strip()) for index, text in zip(indices, texts))
+            words = generated[:, inputs["input_ids"].shape[1] :]
+            texts = processor.batch_decode(words, skip_special_tokens=True)
+            is_cut = words.ne(processor.eos_token_id).all(dim=1).tolist()
+            found.extend((index, text.strip(), cut) for index, text, cut in zip(indices, texts, is_cut))
     finally:
         model.train(training)
-    return dict(sorted(gather_object(found)))
+    everything = sorted(gather_object(found))
+    if process.is_main_process and (cut := sum(is_cut for _, _, is_cut in everything)):
+        logger.info(
+            "%d of %d generated texts were cut at their maximum length, before their end; allow more new tokens",
+            *(cut, len(everything)),
+        )
+    return {index: text for index, text, _ in everything}
 
 
 def score_generated(captions: Mapping[str, str], rows: datasets.Dataset, tokenizer: str = "auto") -> dict[str, Any]:

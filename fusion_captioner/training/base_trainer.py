@@ -1,15 +1,20 @@
 """`BaseTrainer`: what the trainers of all tasks add to transformers' `Trainer`."""
 
+import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from huggingface_hub import ModelCard
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from fusion_captioner.checkpoints.loading import check_finite
 from fusion_captioner.data.caption_sampling import SetCaptionEpoch
+from fusion_captioner.data.collating import ImageCollator
 from fusion_captioner.files import write_json
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
@@ -47,6 +52,10 @@ class BaseTrainer(Trainer):
         super().__init__(*arguments, **keywords)
         self._loss_terms: dict[str, torch.Tensor] = {}
         self._first_step_of_terms = 0
+        self._has_missing_names = False
+        # ids of the images of the optimiser step in progress, which may take several batches
+        self._batches: list[str] = []
+        self._step_of_batches = -1
         self.training_record = TrainingRecord()
         self.score_setting = ""
         self.score_signature = ""
@@ -108,30 +117,70 @@ class BaseTrainer(Trainer):
             self._count_terms(outputs.loss_terms, weight)
         return (loss, outputs) if return_outputs else loss
 
+    def get_train_dataloader(self):
+        if isinstance(self.data_collator, ImageCollator):
+            self.data_collator.keeps_image_ids = True  # to name the images of a batch
+        return super().get_train_dataloader()
+
+    def _prepare_inputs(self, inputs):
+        return super()._prepare_inputs({name: value for name, value in inputs.items() if name != "image_ids"})
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """
         Raises:
-            ValueError: the loss is not finite. The weights, which no step with it has changed, are saved in
-                `non_finite/` in the output folder, with the batch's numbers.
+            ValueError: the loss is not finite; see [`_stop`].
         """
+        if self._step_of_batches != self.state.global_step:
+            self._step_of_batches, self._batches = self.state.global_step, []
+        self._batches += self._names_of_images(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss).all():
-            self._stop_at_non_finite_loss(float(loss), inputs)
+        # in several processes all stop, and none waits for the others
+        if not self.accelerator.gather(torch.isfinite(loss).all().reshape(1)).all():
+            self._stop(f"the loss of step {self.state.global_step + 1} is {float(loss)}")
         return loss
 
-    def _stop_at_non_finite_loss(self, loss: float, inputs: dict[str, Any]) -> None:
+    def _get_grad_norm(self, model, grad_norm=None):
+        """
+        Raises:
+            ValueError: the gradient is not finite, and no scaler of float16 skips the step; see [`_stop`].
+        """
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None and not math.isfinite(grad_norm):
+            self._stop(f"the norm of the gradient of step {self.state.global_step + 1} is {float(grad_norm)}")
+        return grad_norm
+
+    def _names_of_images(self, inputs: Mapping[str, Any]) -> list[str]:
+        """Ids of the images of a batch, or where it has none the numbers of its rows."""
+        if "image_ids" in inputs:
+            return list(inputs["image_ids"])
+        numbers: list[int] = inputs["rows"].tolist() if "rows" in inputs else []
+        rows: Any = getattr(self.train_dataset, "rows", None)
+        if numbers and rows is not None and "image_id" in rows.column_names:
+            return rows.select(numbers)["image_id"][:]
+        return [f"row {number}" for number in numbers]
+
+    def _stop(self, reason: str) -> None:
+        """
+        End training before the optimiser step that would spread values that are not finite to all weights. The state
+        before the step is saved in `non_finite/` of the output folder, with the images of the step in `state.json`.
+
+        Raises:
+            ValueError: always.
+        """
         folder = Path(str(self.args.output_dir), "non_finite")
-        ids = inputs.get("image_ids", inputs.get("rows", []))
-        ids = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
+        images = gather_object(self._batches)
         if self.is_world_process_zero():
             self._save(str(folder))
-            state = {"step": self.state.global_step + 1, "epoch": self.state.epoch, "loss": str(loss), "batch": ids}
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+            state = {"step": self.state.global_step + 1, "epoch": self.state.epoch, "reason": reason, "batch": images}
             write_json(folder / "state.json", state)
-        shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+        self.accelerator.wait_for_everyone()
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_rng_state(str(folder))
+        shown = ", ".join(images[:8]) + (f" and {len(images) - 8} more" if len(images) > 8 else "")
         raise ValueError(
-            f"the loss of step {self.state.global_step + 1} is {loss}, and training stops; the weights before it are "
-            f"in "
-            f"{folder}. Batch: {shown or 'see state.json'}. Lower `training.learning_rate`, or look for bad examples."
+            f"{reason}, and training stops; the state before it is in {folder}. Batch: {shown or 'unknown'}. Lower "
+            "`training.learning_rate`, or look for bad examples."
         )
 
     def _count_terms(self, terms: dict[str, torch.Tensor], weight: float) -> None:
@@ -166,17 +215,38 @@ class BaseTrainer(Trainer):
             scores = ", ".join(name.removeprefix("eval_") for name in metrics if name.startswith("eval_"))
             raise ValueError(
                 f"`training.metric_for_best_model` ({self.args.metric_for_best_model!r}) is no score of this task; "
-                f"there "
-                f"are {scores}."
+                f"there are {scores}."
             ) from error
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # tied weights are saved once, and are not missing
         tied = self.model.all_tied_weights_keys
         missing = [name for name in load_result.missing_keys if name not in tied]
-        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
+        self._has_missing_names = bool(missing) and isinstance(self.model, FusionCaptionerPreTrainedModel)
+        if not self._has_missing_names:
+            super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
+
+    def _load_renamed_weights(self, folder: str | Path) -> None:
+        """
+        Load the weights of a checkpoint again where `Trainer` did not find some of them: `save_pretrained` writes the
+        weights of some image encoders (ViT, DeiT, BEiT, ...) under older names, that only `from_pretrained` knows.
+
+        Raises:
+            ValueError: the checkpoint lacks weights under any name.
+        """
+        if not self._has_missing_names:
+            return
+        self._has_missing_names = False
+        model_class: Any = type(self.model)
+        saved, found = model_class.from_pretrained(folder, config=self.model.config, output_loading_info=True)
+        if found["missing_keys"]:
+            raise ValueError(
+                f"{folder}: the checkpoint lacks {', '.join(sorted(found['missing_keys']))}; train again."
+            )
+        self.model.load_state_dict(saved.state_dict())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        check_finite(self.model, f"step {self.state.global_step}")
         with self.moving_average_weights():
             super().save_model(output_dir, _internal_call)
 
@@ -237,5 +307,10 @@ class BaseTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_renamed_weights(resume_from_checkpoint)
         if self.moving_average is not None:
             self.moving_average.resume(resume_from_checkpoint, self.model)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_renamed_weights(str(self.state.best_model_checkpoint))

@@ -70,8 +70,8 @@ def _check_vision_model(name: str) -> None:
         Path(name).expanduser() / "config.json"
     ).is_file():
         raise FileNotFoundError(
-            f"`model.vision_model` ({name}) is not the folder of a vision model; make one with `fusion-captioner "
-            f"convert`."
+            f"`model.vision_model` ({name}) is not the folder of a vision model; make one with "
+            "`fusion-captioner convert`."
         )
 
 

@@ -1,5 +1,4 @@
-"""Which layers of a head take low-rank updates (LoRA: Hu et al., 2021) by peft's `get_peft_model`, and which do
-not."""
+"""The layers of each model that take low-rank updates (LoRA: Hu et al., 2021) by peft's `get_peft_model`."""
 
 from fusion_captioner.image_text_retrieval import FusionCaptionerForImageTextRetrieval
 from fusion_captioner.modeling_fusion_captioner import (
@@ -7,7 +6,7 @@ from fusion_captioner.modeling_fusion_captioner import (
     FusionCaptionerPreTrainedModel,
 )
 
-# Names are as long as it takes to leave image encoders out: `output` alone, say, is a part of many of them.
+# Names are long enough not to match layers of image encoders: many of these have an `output`, for example.
 FUSION_LAYERS = {
     "sum": ["fusion.image_projection", "fusion.text_projection"],
     "concat": [],
@@ -21,23 +20,23 @@ TRANSFORMER_LAYERS = ["query_key_value", "feed_forward.0", "feed_forward.2", "la
 
 def lora_layers(model: FusionCaptionerPreTrainedModel) -> dict[str, list[str]]:
     """
-    What `peft.LoraConfig` is told of a head, as in `LoraConfig(r=8, **lora_layers(model))`.
+    Arguments of `peft.LoraConfig` for a model, as in `LoraConfig(r=8, **lora_layers(model))`.
 
     Args:
-        model: one of the four heads.
+        model: of one of the four task classes.
 
     Returns:
         `target_modules`, linear and embedding layers, and `modules_to_save`, layers that are trained whole: recurrent
-        ones, of which LoRA knows none, and those that are new where a checkpoint of another head is started from. None
-        of them lies in the image encoder, which stays as it is.
+        ones, which LoRA does not support, and those that are new when training starts from a checkpoint of another
+        task. None of them is in the image encoder, which is not trained.
     """
     config = model.config
     targets = ["region_projection", *FUSION_LAYERS[config.fusion_type]]
-    # its two halves are used apart, past an adapter
+    # its two halves are used separately, which bypasses an adapter
     whole = ["fusion.projection"] if config.fusion_type == "concat" else []
     sequences = {"text_encoder.layers": config.text_encoder_type} if config.text_encoder_type != "embedding" else {}
     if isinstance(model, FusionCaptionerForConditionalGeneration):
-        # the embedding shares its weights with `lm_head`, and an adapter would part them
+        # the embedding shares its weights with `lm_head`, and an adapter would separate them
         sequences["decoder.layers"] = config.decoder_type
     else:
         targets.append("text_encoder.embedding")

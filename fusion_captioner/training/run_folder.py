@@ -1,4 +1,5 @@
-"""The folder that a training writes: what it may hold when one starts, and where an interrupted one goes on."""
+"""The output folder of a training: what it may hold at the start, and the checkpoint that an interrupted run continues
+from."""
 
 import json
 import logging
@@ -15,13 +16,13 @@ DIGESTS = "digests.json"
 
 def prepare_run_folder(output_dir: str | os.PathLike, resume: bool) -> str | None:
     """
-    Make sure that a training may write to a folder.
+    Check that a training may write to a folder.
 
     Returns:
-        with `resume` the checkpoint to go on from, where there is one.
+        with `resume` the checkpoint to continue from, if there is one.
 
     Raises:
-        OSError, ValueError: it cannot be written; or, without `resume`, it holds a training's results already.
+        OSError, ValueError: it cannot be written; or, without `resume`, it already holds the results of a training.
     """
     check_output_folder(str(output_dir), "`training.output_dir`")
     folder = Path(output_dir)
@@ -29,8 +30,7 @@ def prepare_run_folder(output_dir: str | os.PathLike, resume: bool) -> str | Non
         if (folder / "model.safetensors").exists() or newest_complete_checkpoint(folder) is not None:
             raise ValueError(
                 f"`training.output_dir` ({output_dir}) holds what a training has written; go on with it by --resume, "
-                f"or "
-                "name another folder."
+                "or name another folder."
             )
         return None
     checkpoint = newest_complete_checkpoint(folder)
@@ -41,10 +41,11 @@ def prepare_run_folder(output_dir: str | os.PathLike, resume: bool) -> str | Non
 
 def newest_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
-    The newest checkpoint of a run that is whole, or `None`. A damaged one is named in the log, with what is lost.
+    The newest complete checkpoint of a run, or `None`. The log names damaged ones, and the steps that are lost.
 
-    `trainer_state.json` is the last file that `Trainer` writes of a checkpoint, and `DIGESTS` is written after it: a
-    folder without the former is what a kill left behind, and one whose files differ from the latter was damaged later.
+    `trainer_state.json` is the last file of a checkpoint that `Trainer` writes, and `DIGESTS` is written after it: a
+    folder without the first was being written when the run was killed, and one whose files differ from their digests
+    was damaged later.
     """
     folders = [folder for folder in Path(output_dir).glob("checkpoint-*") if folder.name[11:].isdigit()]
     steps = {int(folder.name[11:]): folder for folder in folders}
@@ -64,8 +65,8 @@ def newest_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
 
 
 def checkpoint_problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; `None`: nothing. Checkpoints of other trainers, without digests, are checked
-    by their state alone."""
+    """What is wrong with a checkpoint, or `None`. Checkpoints of other trainers have no digests; only their state is
+    checked."""
     state = _read_json(folder / "trainer_state.json")
     if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
         return "trainer_state.json is missing or damaged"

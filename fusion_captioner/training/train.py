@@ -2,12 +2,13 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 from transformers import set_seed
 
 from fusion_captioner.checkpoints.loading import load_config
@@ -25,6 +26,8 @@ from fusion_captioner.training.run_folder import prepare_run_folder
 from fusion_captioner.training.task_file import write_task
 from fusion_captioner.training.tasks import TASKS
 from fusion_captioner.training.tasks.task import MIRRORED, Task
+
+logger = logging.getLogger(__name__)
 
 
 def train_from_yaml(path: str | Path, flags: Sequence[str] = (), resume: bool = False) -> dict[str, float]:
@@ -61,6 +64,8 @@ def train(run: RunArguments, command: str, resume: bool = False) -> dict[str, fl
     task = TASKS[run.task](data, None if start is None else load_config(start))
     splits = task.load_run()
     processor = build_processor(run.model, run.tokenizer, task.texts(splits["train"]), task.max_text_length)
+    if isinstance(splits["train"], datasets.Dataset):  # a stream would be read once more for that
+        _log_cut_texts(task.whole_texts(splits["train"]), processor)
     model = build_model(task.model_class, run.model, processor, **task.config_fields(splits["train"]))
     features: dict[str, ImageFeatures] = {}
     if data.feature_cache is not None:
@@ -88,6 +93,22 @@ def train(run: RunArguments, command: str, resume: bool = False) -> dict[str, fl
                 text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
                 (output / name).write_text(text, encoding="utf-8")
     return metrics
+
+
+def _log_cut_texts(texts: Iterable[str], processor: FusionCaptionerProcessor) -> None:
+    """Say how many texts are longer than the tokenizer's maximum."""
+    limit = processor.tokenizer.model_max_length - 2  # BOS and EOS
+    count, long = 0, []
+    for text in texts:
+        count += 1
+        if len(text.encode()) > limit:  # a token has at least one byte
+            long.append(text)
+    rows = processor.tokenizer(long, add_special_tokens=False, verbose=False)["input_ids"] if long else []
+    if cut := sum(len(row) > limit for row in rows):
+        logger.warning(
+            "%d of %d training texts are longer than %d tokens, the tokenizer's `model_max_length`, and are cut",
+            *(cut, count, limit + 2),
+        )
 
 
 def _cache_features(

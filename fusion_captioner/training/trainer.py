@@ -105,23 +105,27 @@ class FusionCaptionerTrainer(BaseTrainer):
 
 
 def check_caption_length(
-    model: FusionCaptionerForConditionalGeneration, training: FusionCaptionerTrainingArguments
+    model: FusionCaptionerForConditionalGeneration,
+    training: FusionCaptionerTrainingArguments,
+    longest_prompt: int = 1,
 ) -> None:
     """
+    Args:
+        longest_prompt: tokens of the longest prompt, BOS included.
+
     Raises:
-        ValueError: captions of `generation_max_new_tokens` are longer than the positions that Transformer layers know,
-            which would be found out after an epoch.
+        ValueError: prompts with captions of `generation_max_new_tokens` have more tokens than Transformer layers have
+            positions, which otherwise fails after an epoch.
     """
     config = model.config
     layers = [name for name in ("text_encoder_type", "decoder_type") if getattr(config, name) == "transformer"]
-    if (
-        layers
-        and training.predict_with_generate
-        and training.generation_max_new_tokens >= config.max_position_embeddings
-    ):
+    longest = longest_prompt - 1 + training.generation_max_new_tokens
+    if layers and training.predict_with_generate and longest >= config.max_position_embeddings:
+        prompt = "" if longest_prompt == 1 else f" after a prompt of {longest_prompt} tokens"
         raise ValueError(
-            f"`training.generation_max_new_tokens` ({training.generation_max_new_tokens}) must be below the model's "
-            f"`max_position_embeddings` ({config.max_position_embeddings}), since `{layers[0]}` is 'transformer'."
+            f"`training.generation_max_new_tokens` ({training.generation_max_new_tokens}){prompt} must be below "
+            f"the model's `max_position_embeddings` ({config.max_position_embeddings}), since `{layers[0]}` is "
+            "'transformer'."
         )
 
 

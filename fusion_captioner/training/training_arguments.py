@@ -73,8 +73,7 @@ class BaseTrainingArguments(TrainingArguments):
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise ValueError(
                 f"`early_stopping_patience` ({self.early_stopping_patience}) counts evaluations, and `eval_strategy` "
-                f"is "
-                "'no'; unset it, or evaluate."
+                "is 'no'; unset it, or evaluate."
             )
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
             raise ValueError(

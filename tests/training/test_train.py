@@ -1,6 +1,8 @@
 """`train` from a YAML file to a scored, saved captioner: which data it learns from, and that it does so again."""
 
 import json
+import logging
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_captioner import noise
+from tiny_captioner import noise, tiny_processor
+from tiny_labels import write_head_recipe, write_labelled
 from tiny_recipe import log_history, losses, write_data, write_recipe
 from transformers import TrainerCallback
 
@@ -166,6 +169,47 @@ def test_what_a_stream_cannot_do_is_refused(tmp_path: Path, flags: list[str], wo
     with pytest.raises(ValueError) as caught:
         read_run_arguments(recipe, flags)
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_texts_that_are_cut_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = tiny_processor().tokenizer
+    tokenizer.model_max_length = 6  # "a red square of train 0" has six tokens and BOS and EOS
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        write_data(tmp_path / "data"),
+        tokenizer={"path": str(tmp_path / "tokenizer")},
+        training={"max_steps": 1, "generation_max_new_tokens": 1},
+    )
+    with caplog.at_level(logging.INFO):
+        train_from_yaml(recipe)
+    assert "24 of 24 training texts are longer than 6 tokens" in caplog.text
+    assert "3 of 3 generated texts were cut at their maximum length" in caplog.text
+
+
+@pytest.mark.parametrize("task", ["captioning", "streaming", "retrieval", "classification", "prompted"])
+def test_a_run_that_diverges_ends_with_the_images_of_its_batch_and_without_a_model(
+    tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = {"learning_rate": 1e30, "max_steps": 9, "lr_scheduler_type": "constant", "eval_strategy": "no"}
+    training |= {"save_strategy": "no", "load_best_model_at_end": False}
+    path = tmp_path / "recipe.yaml"
+    if task in ("captioning", "streaming"):
+        data = {"streaming": task == "streaming"}
+        recipe = write_recipe(path, write_data(tmp_path / "data"), data=data, training=training)
+    elif task == "retrieval":
+        recipe = write_head_recipe(path, write_data(tmp_path / "data"), task=task, training=training)
+    else:
+        source = write_labelled(tmp_path / "data", answer=["yes", "no"], question=["is it?"])
+        recipe = write_head_recipe(path, source, task=task, training=training)
+    assert main(["train", str(recipe)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"of step \d is (nan|inf), and training stops; the state before it is in .*Batch: \w", line), line
+    state = json.loads((tmp_path / "out" / "non_finite" / "state.json").read_text())
+    folder = "images" if task in ("captioning", "streaming", "retrieval") else "train"
+    known = {path.stem for path in (tmp_path / "data" / folder).glob("*.png")}
+    assert state["batch"] and {Path(image).stem for image in state["batch"]} <= known
+    assert not list((tmp_path / "out").glob("*.safetensors")) and not (tmp_path / "out" / "README.md").exists()
 
 
 def test_the_captions_of_the_evaluation_are_kept(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import transformers
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_captioner import caption_rows, tiny_model, tiny_processor
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from tiny_models import VISION_CONFIGS
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, TrainerControl, TrainerState
 
 from fusion_captioner.data.caption_sampling import CaptionDataset
 from fusion_captioner.data.collating import CaptionCollator
@@ -39,7 +41,7 @@ class Record(TrainerCallback):
         self.rows.append((state.global_step, trained))
 
 
-def build(folder: Path, data: Path, callbacks=(), **settings) -> FusionCaptionerTrainer:
+def build(folder: Path, data: Path, callbacks=(), model_fields=None, **settings) -> FusionCaptionerTrainer:
     torch.manual_seed(0)
     processor = tiny_processor()
     defaults = {
@@ -56,7 +58,7 @@ def build(folder: Path, data: Path, callbacks=(), **settings) -> FusionCaptioner
         "generation_max_new_tokens": 6,
     }
     return FusionCaptionerTrainer(
-        model=tiny_model(),
+        model=tiny_model(**(model_fields or {})),
         args=FusionCaptionerTrainingArguments(**(defaults | settings)),
         data_collator=CaptionCollator(processor),
         train_dataset=CaptionDataset(caption_rows(data / "train", 8), 1, seed=0),
@@ -112,6 +114,41 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path: Path, ema_dec
     assert losses(resumed) == expected and len(expected) == 8
     for name, weight in unbroken.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], weight)
+
+
+@pytest.mark.parametrize(("kind", "ema_decay"), [("vit", 0.0), ("vit", 0.5), ("deit", 0.0), ("beit", 0.0)])
+def test_encoders_that_are_saved_under_older_names_are_resumed_and_chosen_as_saved(
+    tmp_path: Path, kind: str, ema_decay: float
+) -> None:
+    def trainer(folder: str, *callbacks: TrainerCallback) -> FusionCaptionerTrainer:
+        return build(
+            tmp_path / folder,
+            tmp_path,
+            callbacks,
+            {"vision_config": {"model_type": kind, **VISION_CONFIGS["vit"]}},
+            train_image_encoder_from_step=0,
+            ema_decay=ema_decay,
+            num_train_epochs=2,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            load_best_model_at_end=True,
+            metric_for_best_model="loss",
+            predict_with_generate=False,
+            greater_is_better=True,  # the first checkpoint is the best
+            save_total_limit=None,
+        )
+
+    unbroken, broken, resumed = trainer("whole"), trainer("broken", Stop(6)), trainer("broken")
+    unbroken.train()
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    resumed.train(resume_from_checkpoint=newest_complete_checkpoint(tmp_path / "broken"))
+    assert losses(resumed) == losses(unbroken) and len(losses(unbroken)) == 8
+    assert unbroken.state.best_global_step == 4
+    saved = type(unbroken.model).from_pretrained(tmp_path / "whole" / "checkpoint-4").state_dict()
+    for name, weight in unbroken.model.state_dict().items():
+        torch.testing.assert_close(weight, saved[name], rtol=0, atol=0)
+        torch.testing.assert_close(resumed.model.state_dict()[name], weight, rtol=0, atol=0)
 
 
 def test_every_loss_term_is_logged_on_its_own(tmp_path: Path) -> None:
@@ -315,12 +352,56 @@ def test_training_stops_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
+def test_training_stops_at_a_gradient_that_is_not_finite(tmp_path: Path) -> None:
+    trainer = build(tmp_path / "out", tmp_path / "data", gradient_accumulation_steps=2)
+    weight = trainer.model.model.fusion.query.weight
+    weight.register_hook(lambda gradient: gradient * (torch.inf if trainer.state.global_step == 1 else 1))
+    with pytest.raises(ValueError, match=r"the norm of the gradient of step 2 is (nan|inf), and training stops"):
+        trainer.train()
+    folder = tmp_path / "out" / "non_finite"
+    assert len(json.loads((folder / "state.json").read_text())["batch"]) == 4  # two batches of two images
+    assert load_file(folder / "model.safetensors")["model.fusion.query.weight"].isfinite().all()
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= set(os.listdir(folder))
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    trainer = build(tmp_path / "out", tmp_path / "data", max_steps=1, learning_rate=1e39, lr_scheduler_type="constant")
+    trainer.train()
+    with pytest.raises(ValueError, match=r"step 1: .*weights that are not finite"):
+        trainer.save_model()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_transformers_own_evaluation_by_generating_sees_the_prompts_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, processor = tiny_model(), tiny_processor()
+    rows = caption_rows(tmp_path / "val", 3)
+    arguments = Seq2SeqTrainingArguments(
+        str(tmp_path),
+        predict_with_generate=True,
+        generation_max_length=6,
+        remove_unused_columns=False,
+        report_to="none",
+        use_cpu=True,
+    )
+    collator = CaptionCollator(processor, prompt="it is")
+    trainer = Seq2SeqTrainer(model, arguments, data_collator=collator, processing_class=processor)
+    predicted = trainer.predict(CaptionDataset(rows, 1, seed=0)).predictions
+    prompted = processor(images=[row["path"] for row in rows["image"]], text="it is", return_tensors="pt")
+    expected = model.eval().generate(**prompted, max_length=6)
+    assert predicted[:, : expected.shape[1]].tolist() == expected.tolist()
+
+
 def test_captions_longer_than_the_positions_are_refused_before_training() -> None:
     model = tiny_model(decoder_type="transformer", max_position_embeddings=8)
     arguments = FusionCaptionerTrainingArguments(output_dir="unused", generation_max_new_tokens=8, report_to="none")
     with pytest.raises(ValueError, match=r"`training.generation_max_new_tokens` \(8\) must be below.*`decoder_type`"):
         check_caption_length(model, arguments)
     check_caption_length(tiny_model(max_position_embeddings=8), arguments)
+    arguments.generation_max_new_tokens = 5
+    check_caption_length(model, arguments, longest_prompt=3)
+    with pytest.raises(ValueError, match=r"\(5\) after a prompt of 4 tokens must be below"):
+        check_caption_length(model, arguments, longest_prompt=4)
 
 
 def evaluation(step: int, **scores: float) -> dict[str, float]:

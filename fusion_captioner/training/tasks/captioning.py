@@ -129,8 +129,7 @@ def check_augmentations(data: DataArguments, training: BaseTrainingArguments) ->
     if uncached and data.feature_cache is not None and not training.trains_image_encoder:
         raise ValueError(
             f"`data.augmentations` ({data.augmentations}) change images, and with `data.feature_cache` and a frozen "
-            f"image "
-            "encoder none is read; remove all but `flip`, or unset the cache."
+            "image encoder none is read; remove all but `flip`, or unset the cache."
         )
 
 

@@ -80,6 +80,9 @@ class MultipleChoiceTask(ModalityTask[ChoiceDataArguments]):
         for choices in rows["choices"]:
             yield from choices
 
+    def whole_texts(self, rows: datasets.Dataset) -> Sequence[str]:
+        return ()  # a question that is too long is an error
+
     def config_fields(self, rows: datasets.Dataset) -> dict[str, Any]:
         takes_frames = "frames" in rows.column_names and "image" in self.data.modalities
         return {"max_frames": self.data.num_frames} if takes_frames else {}

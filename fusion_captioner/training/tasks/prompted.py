@@ -224,6 +224,10 @@ class PromptedTask(Task[PromptDataArguments]):
         yield from (prompt for prompt in render_prompts(rows["turns"]) if prompt)
         yield from captions_of(rows)
 
+    def whole_texts(self, rows: datasets.Dataset) -> Iterator[str]:
+        for prompt, texts in zip(render_prompts(rows["turns"]), rows["captions"], strict=True):
+            yield from (f"{prompt} {text}" for text in texts)
+
     def trainer(
         self,
         model: FusionCaptionerForConditionalGeneration,
@@ -236,7 +240,9 @@ class PromptedTask(Task[PromptDataArguments]):
         for role, rows in splits.items():
             prompts = render_prompts(rows["turns"], str(processor.chat_template))
             parts[role] = CaptionDataset(rows.add_column("prompt", prompts), 1, arguments.seed, features.get(role))
-        check_caption_length(model, arguments)
+        rendered = parts["eval"].rows["prompt"] if "eval" in parts else []
+        lengths = [len(row) for row in processor(text=rendered[:], padding=False)["input_ids"]] if rendered else []
+        check_caption_length(model, arguments, max(lengths, default=1))
         if "train" in parts:
             keep_generation_settings(model, arguments)
         hidden = set(MODALITIES) - set(self.data.modalities)

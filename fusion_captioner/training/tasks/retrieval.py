@@ -92,7 +92,8 @@ class RetrievalCollator(ImageCollator):
         kept, batch = self._images(rows)
         captions = [caption for row in kept for caption in row["captions"]]
         texts = self.processor(text=captions, add_eos=True, truncation=True, return_tensors="pt")
-        return batch | dict(texts) | {"return_loss": True}
+        names = {"image_ids": [row["image_id"] for row in kept]} if self.keeps_image_ids else {}
+        return batch | dict(texts) | {"return_loss": True} | names
 
 
 class RetrievalTrainer(BaseTrainer):

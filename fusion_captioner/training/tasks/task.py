@@ -63,8 +63,7 @@ class Task(ABC, Generic[Data]):
             raise ValueError(
                 f"`data.feature_cache` ({data.feature_cache}) holds features of a frozen image encoder, and "
                 f"`training.train_image_encoder_from_step` ({training.train_image_encoder_from_step}) trains it; "
-                f"unset "
-                "one of them."
+                "unset one of them."
             )
 
     @abstractmethod
@@ -83,6 +82,10 @@ class Task(ABC, Generic[Data]):
     @abstractmethod
     def texts(self, rows: Any) -> Iterable[str]:
         """The texts that a new tokenizer is trained on."""
+
+    def whole_texts(self, rows: Any) -> Iterable[str]:
+        """The training texts as the model reads them, of which too long ones are cut."""
+        return self.texts(rows)
 
     def config_fields(self, rows: Any) -> dict[str, Any]:
         """Fields of the model's config that follow from the training rows."""
