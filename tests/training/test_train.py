@@ -17,7 +17,9 @@ from transformers import TrainerCallback
 
 from fusion_captioner.cli import main
 from fusion_captioner.data import caption_datasets
+from fusion_captioner.training import base_trainer
 from fusion_captioner.training.arguments import read_run_arguments
+from fusion_captioner.training.callbacks import StopEarly
 from fusion_captioner.training.tasks import captioning
 from fusion_captioner.training.train import train_from_yaml
 from fusion_captioner.training.trainer import FusionCaptionerTrainer
@@ -210,6 +212,29 @@ def test_a_run_that_diverges_ends_with_the_images_of_its_batch_and_without_a_mod
     known = {path.stem for path in (tmp_path / "data" / folder).glob("*.png")}
     assert state["batch"] and {Path(image).stem for image in state["batch"]} <= known
     assert not list((tmp_path / "out").glob("*.safetensors")) and not (tmp_path / "out" / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "further"),
+    [("classification", {"accuracy", "auroc", "pearson"}), ("prompted", {"token_f1"}), ("retrieval", set())],
+)
+def test_early_stopping_knows_the_scores_of_its_task(
+    tmp_path: Path, task: str, further: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops = []
+
+    class Kept(StopEarly):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            stops.append(self)
+
+    monkeypatch.setattr(base_trainer, "StopEarly", Kept)
+    data = tmp_path / "data"
+    write_data(data) if task == "retrieval" else write_labelled(data, answer=["yes", "no"], question=["is it?"])
+    training = {"max_steps": 1, "early_stopping_patience": 1, "eval_strategy": "steps", "eval_steps": 1}
+    training |= {"save_strategy": "steps", "save_steps": 1}
+    train_from_yaml(write_head_recipe(tmp_path / "recipe.yaml", data, task=task, training=training))
+    assert set(stops[0].others) == {f"eval_{name}" for name in further}
 
 
 def test_the_captions_of_the_evaluation_are_kept(tmp_path: Path) -> None:
