@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,13 @@ def load_onnx(folder: Path, name: str, num_threads: int | None) -> Part:
 
 def load_openvino(folder: Path, name: str, num_threads: int | None) -> Part:
     """`NAME.xml` on OpenVINO's CPU device, in float32 where the processor would take less precise types by itself."""
-    openvino = import_runtime("openvino", "openvino")
+    core = openvino_core()
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if num_threads:
         settings["INFERENCE_NUM_THREADS"] = num_threads
     path = folder / f"{name}.xml"
     with reading_export(path):
-        compiled = openvino.Core().compile_model(path, "CPU", settings)
+        compiled = core.compile_model(path, "CPU", settings)
         request = compiled.create_infer_request()
 
     def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -49,6 +50,17 @@ def load_openvino(folder: Path, name: str, num_threads: int | None) -> Part:
         return [tensor.data.copy() for tensor in request.output_tensors]
 
     return run
+
+
+@cache
+def openvino_core() -> Any:
+    """
+    The process's one `openvino.Core`, never released.
+
+    A core gives its thread a stack for signal handlers. When cores are released out of order, or in another thread,
+    the freed stack stays in use, and the next signal (Ctrl-C, the end of a child process) crashes the process.
+    """
+    return import_runtime("openvino", "openvino").Core()
 
 
 RUNTIMES: dict[str, Callable[[Path, str, int | None], Part]] = {"onnx": load_onnx, "openvino": load_openvino}

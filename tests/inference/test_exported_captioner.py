@@ -144,6 +144,28 @@ def test_torch_is_never_imported(export: Export, photos: list[str], runtime: str
     assert captions == ExportedCaptioner(folder, num_threads=1).caption(photos[:1], num_beams=2)
 
 
+SIGNAL_SCRIPT = """
+import gc, signal, sys
+from threading import Thread
+from fusion_captioner.inference.exported_captioner import ExportedCaptioner
+seen = []
+signal.signal(signal.SIGUSR1, lambda *_: seen.append("handled"))
+captioners = [ExportedCaptioner(sys.argv[1], num_threads=1) for _ in range(2)]
+captioners.pop(0)
+releasing = Thread(target=lambda: (captioners.clear(), gc.collect()))
+releasing.start()
+releasing.join()
+signal.raise_signal(signal.SIGUSR1)
+print(*seen)
+"""
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_signal_is_handled_after_captioners_are_released(export: Export, runtime: str) -> None:
+    command = [sys.executable, "-c", SIGNAL_SCRIPT, str(export(runtime))]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "handled\n"
+
+
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
