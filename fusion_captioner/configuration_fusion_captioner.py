@@ -210,6 +210,9 @@ class FusionCaptionerConfig(PreTrainedConfig):
             other images, and so many other texts.
         gradient_reversal_weight (`float`, defaults to 1): factor on the reversed gradient of the modality critic.
         initializer_range (`float`, defaults to 0.02): standard deviation of freshly drawn weights.
+        languages (list of `str`, *optional*): codes of the languages, of a captioner of several; the first is the
+            default of `generate`.
+        language_token_ids (list of `int`, *optional*): of each language the token that follows BOS.
 
     Raises:
         ValueError: names the field, its value and what would be right.
@@ -277,6 +280,8 @@ class FusionCaptionerConfig(PreTrainedConfig):
     matching_type: Literal["fusion", "word_region"] = "fusion"
     matching_negatives: int = 1
     initializer_range: float | int = 0.02
+    languages: list[str] | None = None
+    language_token_ids: list[int] | None = None
     use_cache: bool = True
     tie_word_embeddings: bool = True
     pad_token_id: int | None = 0
@@ -388,6 +393,11 @@ class FusionCaptionerConfig(PreTrainedConfig):
                 raise ValueError(
                     f"`class_weights` ({self.class_weights}) weigh classes, and regression has none; leave them out."
                 )
+        if len(self.languages or []) != len(self.language_token_ids or []):
+            raise ValueError(
+                f"`languages` ({self.languages}) must have one token each in `language_token_ids` "
+                f"({self.language_token_ids})."
+            )
         if self.matching_loss_weight and not self.contrastive_loss_weight:
             raise ValueError(
                 f"`matching_loss_weight` ({self.matching_loss_weight}) draws hard negatives by image and text "

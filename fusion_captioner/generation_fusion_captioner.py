@@ -70,12 +70,34 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
 
     # the function inside transformers' `no_grad`, which `generate.__wrapped__` is for those who want gradients
     @wraps(GenerationMixin.generate.__wrapped__)
-    def generate(self, *args, labels=None, **kwargs):
+    def generate(self, *args, labels=None, language=None, **kwargs):
+        """
+        Args:
+            labels (`torch.LongTensor` of shape `(T, L)`, *optional*): see `_prompts`.
+            language (`str`, *optional*): of a captioner of several languages, that of captions without prompt; by
+                default the first of `config.languages`. (A prompt brings its own, see
+                [`FusionCaptionerProcessor`].)
+            args, kwargs: as for `GenerationMixin.generate`.
+        """
+        known = dict(zip(self.config.languages or [], self.config.language_token_ids or []))
+        has_prompt = args or kwargs.get("input_ids") is not None or kwargs.get("inputs") is not None
+        if language is not None and (has_prompt or language not in known):
+            names = ", ".join(map(repr, known)) or "none, since this captioner has one language"
+            why = "is given with a prompt, which brings its own" if has_prompt else f"must be one of {names}"
+            raise ValueError(f"`language` ({language!r}) {why}.")
+        if known and not has_prompt and kwargs.get("past_key_values") is None:
+            kwargs["input_ids"] = self._beginnings(kwargs, known[language or next(iter(known))])
         if labels is not None:
             kwargs |= self._prompts(kwargs["input_ids"], kwargs.get("attention_mask"), labels)
         # what each step multiplies by
         with packed_weights((self.model.text_encoder, self.model.fusion, self.decoder, self.lm_head)):
             return super().generate(*args, **kwargs)
+
+    def _beginnings(self, inputs, language_token_id):
+        """BOS and the token of the language for each image, `(B, 2)`."""
+        images = [inputs[name] for name in ("pixel_values", "image_hidden_states") if inputs.get(name) is not None]
+        rows = len(images[0]) if images else 1
+        return torch.tensor([[self.config.bos_token_id, language_token_id]] * rows, device=self.device)
 
     def _prompts(self, input_ids, attention_mask, labels):
         """

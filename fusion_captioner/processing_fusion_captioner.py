@@ -3,6 +3,7 @@
 Legend: B: images, k: texts an image, L: tokens, F: frames of a video, N: choices, H, W: height and width in pixels.
 """
 
+import re
 from functools import cached_property
 from inspect import signature
 from typing import Any
@@ -40,6 +41,8 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt and chat.asked -%}{{- ' answer:' -}}{%- endif -%}
 """
 
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z0-9]{2,8})*")
+
 IGNORED = -100  # what `labels` hold where nothing is learned
 # Tokenizers without a maximum say 10^30
 NO_LIMIT = 10**9
@@ -48,25 +51,43 @@ WITHOUT_EFFECT = {"return_text_replacement_offsets", "verbose"}
 OTHER_SETTINGS = {*TextKwargs.__annotations__, *ImagesKwargs.__annotations__, *ProcessingKwargs.__annotations__}
 
 
+def language_token(language: str) -> str:
+    """
+    The special token that texts in a language begin with.
+
+    Raises:
+        ValueError: `language` is no code such as `"en"` or `"pt-br"`.
+    """
+    if not isinstance(language, str) or not LANGUAGE.fullmatch(language):
+        raise ValueError(f"the language {language!r} must be a code in lower case, such as 'en' or 'pt-br'.")
+    return f"<|{language}|>"
+
+
 class FusionCaptionerProcessor(ProcessorMixin):
     """An image processor and a tokenizer in one.
 
     The processor places the special tokens itself, whatever the tokenizer would do: a prompt is `[BOS] prompt`, a row
-        to
-    learn from is `[BOS] prompt caption [EOS]`, a choice is `[BOS] question choice [EOS]`. BOS is the tokenizer's
+    to learn from is `[BOS] prompt caption [EOS]`, a choice is `[BOS] question choice [EOS]`. BOS is the tokenizer's
     `bos_token` or, like BERT's, `cls_token`, or, where there is neither, `eos_token`; EOS is its `eos_token` or
-    `sep_token`.
+    `sep_token`. With several languages the token of one of them, such as `<|zh|>`, follows each BOS.
 
     Args:
         image_processor: such as [`FusionCaptionerImageProcessor`].
         tokenizer: any tokenizer with a padding token and one of `eos_token` and `sep_token`.
         chat_template: Jinja template for chats; by default `CHAT_TEMPLATE`.
+        languages: codes of the languages, such as `["en", "zh"]`, of a captioner of several; the first is the default.
 
     Raises:
         ValueError: the tokenizer lacks a token.
     """
 
-    def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
+    def __init__(
+        self,
+        image_processor: Any,
+        tokenizer: Any,
+        chat_template: str | None = None,
+        languages: list[str] | None = None,
+    ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         if isinstance(image_processor, FusionCaptionerImageProcessor):
             image_processor.belong_to(self)
@@ -79,6 +100,13 @@ class FusionCaptionerProcessor(ProcessorMixin):
             raise ValueError(
                 "`tokenizer` has no `pad_token`; set one, for example by `tokenizer.pad_token = tokenizer.eos_token` "
                 "(padding is masked, so that the two are never confused)."
+            )
+        self.languages = list(languages or [])
+        vocabulary = tokenizer.get_vocab() if self.languages else {}
+        if lacking := [token for token in map(language_token, self.languages) if token not in vocabulary]:
+            raise ValueError(
+                f"`tokenizer` has no {', '.join(lacking)} for `languages` ({', '.join(self.languages)}); add them by "
+                f"`tokenizer.add_special_tokens({{'extra_special_tokens': {lacking}}})`."
             )
 
     @property
@@ -94,6 +122,11 @@ class FusionCaptionerProcessor(ProcessorMixin):
         return sep if eos is None else eos
 
     @property
+    def language_token_ids(self) -> dict[str, int]:
+        """Token id by language; empty for a captioner of one language."""
+        return {each: self.tokenizer.get_vocab()[language_token(each)] for each in self.languages}
+
+    @property
     def unused_input_names(self) -> list[str]:
         return ["token_type_ids"]
 
@@ -104,6 +137,7 @@ class FusionCaptionerProcessor(ProcessorMixin):
         text_target: str | list[str] | list[list[str]] | None = None,
         *,
         choices: list[list[str]] | None = None,
+        language: str | list[str] | None = None,
         add_eos: bool = False,
         text_kwargs: dict[str, Any] | None = None,
         images_kwargs: dict[str, Any] | None = None,
@@ -122,6 +156,8 @@ class FusionCaptionerProcessor(ProcessorMixin):
                 then
                 holds the questions: none, one string for all, or one each. Where a question has fewer choices than
                 another, rows of padding take their place.
+            language: of a captioner of several languages: that of the texts, or one for every row of them; by default
+                the first of `languages`. With `images` alone, it stands for the empty prompt in that language.
             add_eos: ends `text` with EOS, as the text embeddings of retrieval want it, and pads it on the right.
             padding: True or `"longest"`, `"max_length"`, or False for rows of different lengths (lists only).
             truncation: by default, captions that are too long lose their end, never their EOS, and prompts that are
@@ -163,9 +199,11 @@ class FusionCaptionerProcessor(ProcessorMixin):
             raise ValueError("`choices` and `text_target` are for different heads; give one of them.")
         if add_eos and (text is None or text_target is not None or choices is not None):
             raise ValueError("`add_eos` (True) is for `text` alone; captions in `text_target` end in EOS anyway.")
+        if language is not None and text is None and text_target is None and choices is None:
+            text = ""
         settings = self._settings(kwargs, common_kwargs, text_kwargs, images_kwargs)
         image_settings = {name: settings.pop(name) for name in self._image_settings & settings.keys()}
-        return self._prepare(images, text, text_target, choices, add_eos, image_settings, **settings)
+        return self._prepare(images, text, text_target, choices, language, add_eos, image_settings, **settings)
 
     @property
     def _image_settings(self) -> set[str]:
@@ -191,6 +229,7 @@ class FusionCaptionerProcessor(ProcessorMixin):
         text: str | list[str] | None,
         text_target: str | list[str] | list[list[str]] | None,
         choices: list[list[str]] | None,
+        language: str | list[str] | None,
         add_eos: bool,
         image_settings: dict[str, Any],
         *,
@@ -222,8 +261,8 @@ class FusionCaptionerProcessor(ProcessorMixin):
             prompts, captions = _rows(num_images, text, text_target)
             limit = self._limit(max_length)
             encode = {"sanitize_control_tokens": True} if sanitize_control_tokens else {}
-            start = [self.bos_token_id] if add_special_tokens else []
-            rows = [start + ids for ids in self._token_ids(prompts, **encode)]
+            starts = self._starts(len(prompts), language, add_special_tokens)
+            rows = [start + ids for start, ids in zip(starts, self._token_ids(prompts, **encode))]
             if captions is None:
                 end = [self.eos_token_id] if add_eos else []
                 rows = [_fit_prompt(row, end, prompts[i], limit, truncation) for i, row in enumerate(rows)]
@@ -242,11 +281,31 @@ class FusionCaptionerProcessor(ProcessorMixin):
             if return_offsets_mapping:
                 if captions is not None:
                     raise ValueError("`return_offsets_mapping` (True) is for `text` alone; leave it out.")
-                data["offset_mapping"] = _padded(self._offsets(prompts, rows, len(start)), width, (0, 0), on_the_left)
+                data["offset_mapping"] = _padded(
+                    self._offsets(prompts, rows, len(starts[0])), width, (0, 0), on_the_left
+                )
             if choices is not None:
                 for name in {"input_ids", "attention_mask"} & data.keys():
                     data[name] = [data[name][i : i + max(counts)] for i in range(0, len(rows), max(counts))]
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def _starts(self, rows: int, language: str | list[str] | None, add_special_tokens: bool) -> list[list[int]]:
+        """The special tokens that each row begins with: BOS, and the token of its language, if there are languages."""
+        known = self.language_token_ids
+        if language is not None and (not known or not add_special_tokens):
+            why = "`add_special_tokens` is False" if known else "this captioner has one language"
+            raise ValueError(f"`language` ({language!r}) has no meaning, since {why}; leave it out.")
+        if not add_special_tokens:
+            return [[]] * rows
+        if not known:
+            return [[self.bos_token_id]] * rows
+        wanted = list(language) if isinstance(language, list | tuple) else [language or next(iter(known))] * rows
+        if len(wanted) != rows:
+            raise ValueError(f"`language` holds {len(wanted)} languages for {rows} texts; give one for each, or one.")
+        for each in wanted:
+            if each not in known:
+                raise ValueError(f"`language` ({each!r}) must be one of {', '.join(map(repr, known))}.")
+        return [[self.bos_token_id, known[each]] for each in wanted]
 
     def _limit(self, max_length: int | None) -> int | None:
         if max_length is None:
@@ -434,4 +493,4 @@ def _padded(rows: list[list[Any]], width: int | None, value: Any, on_the_left: b
 
 FusionCaptionerProcessor.register_for_auto_class()  # so that saving ships this file as remote code
 
-__all__ = ["FusionCaptionerProcessor"]
+__all__ = ["FusionCaptionerProcessor", "language_token"]

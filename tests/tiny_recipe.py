@@ -58,7 +58,7 @@ def write_recipe(path: Path, source: Path, **changes: dict[str, Any]) -> Path:
     }
     for section, fields in changes.items():
         sections[section] |= fields
-    path.write_text(yaml.safe_dump(sections))
+    path.write_text(yaml.safe_dump(sections, sort_keys=False))
     return path
 
 

@@ -1,11 +1,12 @@
 """The section `data` of each task: what is read, and how."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fusion_captioner.data.augmentation import AUGMENTATIONS
 from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.metrics.tokenization import find_tokenizer
+from fusion_captioner.processing_fusion_captioner import language_token
 
 MODALITIES = ("image", "text")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -31,9 +32,15 @@ class DataArguments(CaptionSource):
         feature_batch_size: images per batch while the cache is made.
         max_train_images, max_eval_images: take the first so many.
         metric_tokenizer: tokenizer of scores and rewards, of `metrics.TOKENIZERS`.
+        languages: captions of several languages: code → where its captions are, a source such as the folder or file
+            of an other layout, or fields of `CaptionSource` that differ from those of this section. Images are the
+            same if their ids are. The first language is the captioner's default.
     """
 
     source: str = ""
+    languages: dict[str, str | dict[str, Any]] = field(
+        default_factory=dict, metadata={"example": "{en: captions.json, zh: captions_zh.json}"}
+    )
     more_train_sources: list[str] = field(default_factory=list)
     train_split: str = "train"
     eval_split: str | None = "val"
@@ -66,6 +73,15 @@ class DataArguments(CaptionSource):
             )
         if not isinstance(self.more_train_sources, list):
             raise ValueError(f"`data.more_train_sources` ({self.more_train_sources!r}) must be a list of folders.")
+        for language, where in self.languages.items():
+            language_token(language)
+            unknown = set(where) - {each.name for each in fields(CaptionSource)} if isinstance(where, dict) else set()
+            if unknown:
+                names = ", ".join(map(repr, sorted(unknown)))
+                raise ValueError(f"`data.languages` ({language}) has unknown fields: {names}.")
+        if self.languages and (self.streaming or self.more_train_sources):
+            other = "streaming" if self.streaming else "more_train_sources"
+            raise ValueError(f"`data.languages` and `data.{other}` cannot be used together; unset one of them.")
         if self.streaming and self.more_train_sources:
             raise ValueError(
                 f"`data.more_train_sources` ({self.more_train_sources}) are not for streams; unset them, or "

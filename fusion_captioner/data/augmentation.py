@@ -9,10 +9,16 @@ from PIL import Image, ImageEnhance
 
 Augmented = tuple[Image.Image, list[str]]
 
-_SIDES = {"left": "right", "right": "left"}
-_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+# Sides in English, German (links, linke, linken, ...) and Chinese.
+_PAIRS = (("left", "right"), ("link", "recht"), ("左", "右"))
+_SIDES = {one: other for pair in _PAIRS for one, other in (pair, pair[::-1])}
+_SIDE = re.compile(r"\b(left|right)\b|\b(?:link|recht)(?=(?:s|e[nrsm]?)\b)|左|右", re.IGNORECASE)
 # What is written on a picture is not written there any more when it is mirrored.
-_WRITING = re.compile(r"\b(words?|letters?|text|writing|written|reads?|says?|numbers?|numbered)\b", re.IGNORECASE)
+_WRITING = re.compile(
+    r"\b(words?|letters?|text|writing|written|reads?|says?|numbers?|numbered)\b"
+    r"|\b(buchstaben?|schrift|schriftzug|aufschrift|geschrieben|nummern?|zahl(en)?)\b|字|写|号码|数字",
+    re.IGNORECASE,
+)
 
 
 def _swap_side(match: re.Match[str]) -> str:

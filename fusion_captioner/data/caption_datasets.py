@@ -200,7 +200,7 @@ def _refuse_unused(source: CaptionSource, layout: str) -> None:
 
 def load_splits(data: DataArguments) -> dict[str, Any]:
     """`train` and, if wanted, `eval`: `Dataset`s, or when streaming an `IterableDataset` and a `Dataset` in memory."""
-    loaded = load_caption_dataset(data)
+    loaded = load_languages(data) if data.languages else load_caption_dataset(data)
     splits: dict[str, Any] = {}
     wanted = {"train": (data.train_split, data.max_train_images), "eval": (data.eval_split, data.max_eval_images)}
     for role, (name, limit) in wanted.items():
@@ -225,6 +225,63 @@ def load_splits(data: DataArguments) -> dict[str, Any]:
         more = [_more_train_rows(source, data) for source in data.more_train_sources]
         splits["train"] = datasets.concatenate_datasets([splits["train"], *more])
     return splits
+
+
+def load_languages(data: DataArguments) -> datasets.DatasetDict:
+    """
+    The splits of all languages, joined by `image_id`, with the column `languages`: that of each caption of `captions`.
+
+    Raises:
+        ValueError: a photo to train on in one language is in another split of another language; and what
+            [`load_caption_dataset`] raises.
+    """
+    loaded = {language: load_caption_dataset(_of_language(data, where)) for language, where in data.languages.items()}
+    names = dict.fromkeys(name for splits in loaded.values() for name in splits)
+    parts: dict[str, datasets.Dataset] = {}
+    split_of: dict[str, str] = {}
+    for name in names:
+        by_language = {language: splits[name] for language, splits in loaded.items() if name in splits}
+        captions: dict[str, list[str]] = {}
+        languages: dict[str, list[str]] = {}
+        first_row: dict[str, int] = {}
+        number = 0
+        for language, rows in by_language.items():
+            for image_id, texts in zip(rows["image_id"], rows["captions"]):
+                if split_of.setdefault(image_id, name) != name:
+                    raise ValueError(
+                        f"`data.languages` ({language}): the image {image_id!r} is in the split {name!r} here and in "
+                        f"{split_of[image_id]!r} of another language; give both the same splits."
+                    )
+                first_row.setdefault(image_id, number)
+                captions.setdefault(image_id, []).extend(texts)
+                languages.setdefault(image_id, []).extend([language] * len(texts))
+                number += 1
+        rows = datasets.concatenate_datasets(
+            [rows.select_columns(["image", "image_id"]) for rows in by_language.values()]
+        )
+        rows = rows.select(list(first_row.values()))
+        rows = rows.add_column("captions", list(captions.values()))  # type: ignore[call-arg]
+        parts[name] = rows.add_column("languages", list(languages.values()))  # type: ignore[call-arg]
+    return datasets.DatasetDict(parts)
+
+
+def _of_language(data: DataArguments, where: str | dict[str, Any]) -> CaptionSource:
+    """The source of a language; a relative path is looked for in the folder `data.source` first."""
+    fields = {"source": where} if isinstance(where, str) else dict(where)
+    if "source" in fields and data.path.is_dir() and (data.path / fields["source"]).exists():
+        fields["source"] = str(data.path / fields["source"])
+    return CaptionSource.of(data, **fields)
+
+
+def rows_of_language(rows: datasets.Dataset, language: str) -> datasets.Dataset:
+    """The images that have captions in a language, with these captions alone."""
+    captions = [
+        [text for text, other in zip(texts, languages) if other == language]
+        for texts, languages in zip(rows["captions"], rows["languages"])
+    ]
+    numbers = [number for number, texts in enumerate(captions) if texts]
+    kept = rows.remove_columns(["captions", "languages"]).select(numbers)
+    return kept.add_column("captions", [captions[number] for number in numbers])  # type: ignore[call-arg]
 
 
 def _more_train_rows(source: str, data: DataArguments) -> datasets.Dataset:

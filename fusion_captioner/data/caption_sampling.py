@@ -21,20 +21,25 @@ from fusion_captioner.data.feature_shards import ImageFeatures
 
 
 def draw_captions(captions: Sequence[str], count: int, seed: int, epoch: int, image_id: str) -> list[str]:
-    """`count` captions of one image for one epoch.
+    """`count` captions of one image for one epoch; see [`draw_numbers`]."""
+    return [captions[number] for number in draw_numbers(len(captions), count, seed, epoch, image_id)]
+
+
+def draw_numbers(total: int, count: int, seed: int, epoch: int, image_id: str) -> list[int]:
+    """`count` of the numbers below `total`, those of an image's captions, for one epoch.
 
     The captions are shuffled and dealt out without replacement; when fewer than `count` are left, they are shuffled
     anew. So an image's five captions are all seen in five epochs of one caption, and no epoch sees one of them twice.
     Only when `count` exceeds their number are captions repeated.
     """
-    deals = max(1, len(captions) // count)
+    deals = max(1, total // count)
     shuffle, deal = divmod(epoch, deals)
 
     def rank(number: int) -> bytes:
         return blake2b(f"{seed}/{shuffle}/{number}/{image_id}".encode(), digest_size=8).digest()
 
-    order = sorted(range(len(captions)), key=rank)
-    return [captions[order[position % len(order)]] for position in range(deal * count, (deal + 1) * count)]
+    order = sorted(range(total), key=rank)
+    return [order[position % total] for position in range(deal * count, (deal + 1) * count)]
 
 
 class CaptionDataset(torch.utils.data.Dataset):
@@ -42,7 +47,7 @@ class CaptionDataset(torch.utils.data.Dataset):
 
     A row has `image_id`, `captions` (list of str, as many in every row) and either `image` (undecoded) or
     `image_hidden_states` (float16 array of shape (P, Dv), P: regions, Dv: their width; a view of the feature cache);
-    and `prompt`, where `rows` has such a column.
+    and `prompt` and `languages` (of each caption), where `rows` has such a column.
 
     For the Trainer: set `remove_unused_columns=False`, and add [`SetCaptionEpoch`] to the callbacks.
 
@@ -78,8 +83,8 @@ class CaptionDataset(torch.utils.data.Dataset):
         self._cached = features
         self.mirrored_features = mirrored_features
         self.augmentations = tuple(augmentations)
-        with_prompts = ["prompt"] if "prompt" in rows.column_names else []
-        self._texts = rows.select_columns(["captions", "image_id", *with_prompts])
+        self._further = [name for name in ("prompt", "languages") if name in rows.column_names]
+        self._texts = rows.select_columns(["captions", "image_id", *self._further])
         self._images = rows.select_columns(["image"])
         for cached in (features, mirrored_features):
             if cached is not None:
@@ -140,11 +145,14 @@ class CaptionDataset(torch.utils.data.Dataset):
         rows: list[dict[str, Any]] = []
         for position, (image_id, captions) in enumerate(zip(texts["image_id"], texts["captions"], strict=True)):
             if self._first_caption is None:
-                drawn = draw_captions(captions, int(self.captions_per_image), self.seed, self.epoch, image_id)
+                count = int(self.captions_per_image)
+                drawn = draw_numbers(len(captions), count, self.seed, self.epoch, image_id)
             else:
-                drawn = [captions[wanted[position] - self._first_caption[numbers[position]]]]
-            prompt = {"prompt": texts["prompt"][position]} if "prompt" in texts else {}
-            rows.append({"image_id": image_id, "captions": drawn} | prompt)
+                drawn = [wanted[position] - self._first_caption[numbers[position]]]
+            row = {name: texts[name][position] for name in self._further}
+            if "languages" in row:
+                row["languages"] = [row["languages"][number] for number in drawn]
+            rows.append({"image_id": image_id, "captions": [captions[number] for number in drawn]} | row)
         if (cached := self.features) is not None:
             for row in rows:
                 features = cached

@@ -143,23 +143,30 @@ class CaptionCollator(ImageCollator):
             )
         captions = [caption for row in kept for caption in row["captions"]]
         prompts = [row.get("prompt", self.prompt) for row in kept for _ in row["captions"]]
-        texts = self.processor(text=prompts, text_target=captions, max_length=self.max_length, return_tensors="pt")
+        language = [each for row in kept for each in row["languages"]] if "languages" in kept[0] else None
+        texts = self.processor(
+            text=prompts, text_target=captions, language=language, max_length=self.max_length, return_tensors="pt"
+        )
         names = {"image_ids": [row["image_id"] for row in kept]} if self.keeps_image_ids else {}
         return dict(texts) | names
 
 
 class SelfCriticalCollator(CaptionCollator):
     """Batches for [`~fusion_captioner.training.self_critical.trainer.SelfCriticalTrainer`]: those of
-    `CaptionCollator`, and
-    `prompts` to sample from (`input_ids` and `attention_mask` (B, L), padded on the left) and `image_ids`
-    (list of B str)."""
+    `CaptionCollator`, `prompts` to sample from (`input_ids` and `attention_mask` (B, L), padded on the left),
+    `image_ids` (list of B str), and with several languages `languages` (list of B str): an image is captioned in the
+    language of the first caption that was drawn for it."""
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         kept, batch = self._images(rows)
-        prompts = self.processor(text=[row.get("prompt", self.prompt) for row in kept], return_tensors="pt")
-        return (
-            batch | self._captions(kept) | {"prompts": dict(prompts), "image_ids": [row["image_id"] for row in kept]}
+        languages = {"languages": [row["languages"][0] for row in kept]} if "languages" in kept[0] else {}
+        prompts = self.processor(
+            text=[row.get("prompt", self.prompt) for row in kept],
+            language=languages.get("languages"),
+            return_tensors="pt",
         )
+        names = {"prompts": dict(prompts), "image_ids": [row["image_id"] for row in kept]} | languages
+        return batch | self._captions(kept) | names
 
 
 def stack_features(rows: Sequence[Mapping[str, Any]], dtype: torch.dtype) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """A tokenizer of one's own, trained from captions."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from string import ascii_letters, ascii_lowercase, digits, punctuation
 
@@ -9,6 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from fusion_captioner.metrics.tokenization import CHARACTER_SCRIPTS, folding
+from fusion_captioner.processing_fusion_captioner import language_token
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 
@@ -44,6 +45,7 @@ def train_tokenizer(
     lower_case: bool = True,
     min_frequency: int = 2,
     model_max_length: int = 512,
+    languages: Sequence[str] = (),
 ) -> PreTrainedTokenizerFast:
     """Trains a tokenizer from captions; the same captions give the same vocabulary, whatever their order.
 
@@ -60,9 +62,11 @@ def train_tokenizer(
         lower_case: whether case is dropped.
         min_frequency: how often two pieces must meet to become one.
         model_max_length: longest text in tokens, by which `FusionCaptionerProcessor` measures prompts and captions.
+        languages: codes such as `"en"`; each gets a special token, `<|en|>`, which captions in it begin with.
 
     Returns:
-        a fast tokenizer with `<pad>` (id 0), `<bos>`, `<eos>` and, for WordPiece, `<unk>`. Calling it puts BOS and EOS
+        a fast tokenizer with `<pad>` (id 0), `<bos>`, `<eos>` and, for WordPiece, `<unk>`; the tokens of languages are
+        the last. Calling it puts BOS and EOS
         around a text; padding and truncation are on the right.
 
     Raises:
@@ -73,16 +77,19 @@ def train_tokenizer(
     for name, number in (("min_frequency", min_frequency), ("model_max_length", model_max_length)):
         if number < 1:
             raise ValueError(f"`{name}` ({number}) must be at least 1.")
+    language_tokens = [language_token(language) for language in languages]
     normalizer = _normalizer(lower_case)
     texts = _normalized(captions, normalizer)
+    vocab_size -= len(language_tokens)
     if kind == "wordpiece":
         backend = _train_wordpiece(texts, vocab_size, min_frequency, lower_case)
     else:
         backend = _train_byte_bpe(texts, vocab_size, min_frequency)
     if backend.get_vocab_size() > vocab_size:
+        needed = backend.get_vocab_size() + len(language_tokens)
         raise ValueError(
-            f"`vocab_size` ({vocab_size}) is too small: special tokens and single characters alone take "
-            f"{backend.get_vocab_size()}; raise it, or `min_frequency` to leave rare characters out."
+            f"`vocab_size` ({vocab_size + len(language_tokens)}) is too small: special tokens and single characters "
+            f"alone take {needed}; raise it, or `min_frequency` to leave rare characters out."
         )
     backend.normalizer = normalizer  # only now: the texts were normalised already
     backend.post_processor = processors.TemplateProcessing(
@@ -96,6 +103,7 @@ def train_tokenizer(
         bos_token=BOS,
         eos_token=EOS,
         unk_token=UNK if kind == "wordpiece" else None,
+        **({"extra_special_tokens": language_tokens} if language_tokens else {}),
         model_max_length=model_max_length,
         model_input_names=["input_ids", "attention_mask"],
         padding_side="right",

@@ -29,6 +29,7 @@ def generate_captions(
     features: ImageFeatures | None = None,
     *,
     prompt: str = "",
+    language: str | None = None,
     batch_size: int = 32,
     show_progress: bool = False,
     skip_bad_images: bool = False,
@@ -41,6 +42,7 @@ def generate_captions(
         rows: with `image_id` and `image`; their captions are not read.
         features: cached grid regions in place of the images.
         prompt: what every caption begins with; it is not part of what is returned.
+        language: of the captions, for a captioner of several languages.
         show_progress: a progress bar, where it goes to a terminal.
         skip_bad_images: leave out an image that cannot be decoded, with a warning, instead of raising.
         generation_settings: for `model.generate`, such as `num_beams`.
@@ -57,6 +59,7 @@ def generate_captions(
         rows,
         [prompt] * len(rows),
         features,
+        language=language,
         batch_size=batch_size,
         show_progress=show_progress,
         skip_bad_images=skip_bad_images,
@@ -74,6 +77,7 @@ def generate_texts(
     prompts: Sequence[str],
     features: ImageFeatures | None = None,
     *,
+    language: str | None = None,
     hides_images: bool = False,
     batch_size: int = 32,
     show_progress: bool = False,
@@ -84,7 +88,8 @@ def generate_texts(
     What follows the prompt of every row, an image of which may have several; else as [`generate_captions`].
 
     Args:
-        prompts: one a row.
+        prompts: one per row.
+        language: of all texts.
         hides_images: show [`~FusionCaptionerForConditionalGeneration.hidden_image`] instead of the images.
 
     Returns:
@@ -120,7 +125,8 @@ def generate_texts(
                 if not readable:
                     continue
                 indices, pictures = list(readable), list(readable.values())
-            inputs = processor(images=pictures, text=[prompts[index] for index in indices], return_tensors="pt")
+            texts = [prompts[index] for index in indices]
+            inputs = processor(images=pictures, text=texts, language=language, return_tensors="pt")
             if hides_images:
                 inputs["image_hidden_states"] = model.hidden_image(len(indices))
             elif features is not None:

@@ -1,6 +1,6 @@
 """The processor and the model that a training run starts from."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,16 @@ from fusion_captioner.checkpoints.loading import load_head, load_processor
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.data.tokenizer_training import train_tokenizer
 from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
-from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
+from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor, language_token
 from fusion_captioner.training.arguments import ModelArguments, TokenizerArguments
 
 
 def build_processor(
-    model: ModelArguments, arguments: TokenizerArguments, texts: Iterable[str], max_text_length: int = 512
+    model: ModelArguments,
+    arguments: TokenizerArguments,
+    texts: Iterable[str],
+    max_text_length: int = 512,
+    languages: Sequence[str] = (),
 ) -> FusionCaptionerProcessor:
     """
     The processor of the checkpoint that training starts from, or of the vision model and the tokenizer.
@@ -25,9 +29,19 @@ def build_processor(
         model, arguments: the sections `model` and `tokenizer`.
         texts: the texts that a new tokenizer is trained on; not read where there is a tokenizer.
         max_text_length: maximum length of a text in tokens, for a new tokenizer.
+        languages: codes of the languages of the texts, if there are several.
+
+    Raises:
+        ValueError: the checkpoint lacks a language.
     """
     if model.from_checkpoint is not None:
-        return load_processor(model.from_checkpoint, trust_remote_code=model.trust_remote_code)
+        processor = load_processor(model.from_checkpoint, trust_remote_code=model.trust_remote_code)
+        if lacking := [language for language in languages if language not in processor.languages]:
+            raise ValueError(
+                f"`data.languages` ({', '.join(languages)}): {model.from_checkpoint} does not know "
+                f"{', '.join(lacking)}; start from a checkpoint of these languages, or from a new model."
+            )
+        return processor
     vision_model = model.vision_model
     if vision_model is not None:
         _check_vision_model(vision_model)
@@ -45,15 +59,20 @@ def build_processor(
             size={"height": model.image_size, "width": model.image_size}, resize_mode=model.resize_mode
         )
     if arguments.path is not None:
-        return FusionCaptionerProcessor(image_processor, _load_tokenizer(arguments.path, model.trust_remote_code))
+        tokenizer = _load_tokenizer(arguments.path, model.trust_remote_code)
+        tokens = [language_token(language) for language in languages]
+        if new := [token for token in tokens if token not in tokenizer.all_special_tokens]:
+            tokenizer.add_special_tokens({"extra_special_tokens": [*tokenizer.extra_special_tokens, *new]})
+        return FusionCaptionerProcessor(image_processor, tokenizer, languages=list(languages))
     tokenizer = train_tokenizer(
         texts,
         kind=arguments.kind,
         vocab_size=arguments.vocab_size,
         min_frequency=arguments.min_frequency,
         model_max_length=max_text_length,
+        languages=languages,
     )
-    return FusionCaptionerProcessor(image_processor, tokenizer)
+    return FusionCaptionerProcessor(image_processor, tokenizer, languages=list(languages))
 
 
 def _load_tokenizer(path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -105,6 +124,11 @@ def build_model(
         "bos_token_id": processor.bos_token_id,
         "eos_token_id": processor.eos_token_id,
     }
+    if processor.languages:
+        fields |= {
+            "languages": processor.languages,
+            "language_token_ids": list(processor.language_token_ids.values()),
+        }
     config = FusionCaptionerConfig.plain(**fields) if arguments.preset == "plain" else FusionCaptionerConfig(**fields)
     model = model_class(config)
     if arguments.vision_model is not None:

@@ -63,7 +63,8 @@ def train(run: RunArguments, command: str, resume: bool = False) -> dict[str, fl
     start = run.model.from_checkpoint
     task = TASKS[run.task](data, None if start is None else load_config(start))
     splits = task.load_run()
-    processor = build_processor(run.model, run.tokenizer, task.texts(splits["train"]), task.max_text_length)
+    texts = task.texts(splits["train"])
+    processor = build_processor(run.model, run.tokenizer, texts, task.max_text_length, task.languages)
     if isinstance(splits["train"], datasets.Dataset):  # a stream would be read once more for that
         _log_cut_texts(task.whole_texts(splits["train"]), processor)
     model = build_model(task.model_class, run.model, processor, **task.config_fields(splits["train"]))

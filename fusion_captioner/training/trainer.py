@@ -1,7 +1,11 @@
 """`FusionCaptionerTrainer`: trains a captioner, and scores the captions that it generates."""
 
+import datasets
+
+from fusion_captioner.data.caption_datasets import rows_of_language
 from fusion_captioner.data.caption_sampling import CaptionDataset
 from fusion_captioner.data.collating import CaptionCollator
+from fusion_captioner.data.feature_shards import ImageFeatures
 from fusion_captioner.evaluation.generated_captions import generate_captions, score_generated
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.training.base_trainer import BaseTrainer
@@ -86,11 +90,33 @@ class FusionCaptionerTrainer(BaseTrainer):
         return output
 
     def _score(self, dataset: CaptionDataset) -> dict[str, float]:
+        """The scores; of several languages their means, and the scores of each language with its name behind them."""
+        if "languages" not in dataset.rows.column_names:
+            self.evaluated_captions, scores = self._caption_and_score(dataset.rows, dataset.features)
+            return scores
+        self.evaluated_captions, by_language = {}, {}
+        for language in self.processing_class.languages:
+            rows = rows_of_language(dataset.rows, language)
+            if not len(rows):
+                continue
+            captions, by_language[language] = self._caption_and_score(rows, dataset.features, language)
+            self.evaluated_captions |= {f"{language}/{image_id}": text for image_id, text in captions.items()}
+        names = next(iter(by_language.values()))
+        means = {name: sum(scores[name] for scores in by_language.values()) / len(by_language) for name in names}
+        return means | {
+            f"{name}_{language}": value for language, scores in by_language.items() for name, value in scores.items()
+        }
+
+    def _caption_and_score(
+        self, rows: datasets.Dataset, features: ImageFeatures | None, language: str | None = None
+    ) -> tuple[dict[str, str], dict[str, float]]:
+        """The captions by `image_id`, and their scores."""
         captions = generate_captions(
             self.accelerator.unwrap_model(self.model),
             self.processing_class,
-            dataset.rows,
-            dataset.features,
+            rows,
+            features,
+            language=language,
             batch_size=self.args.eval_batch_size,
             show_progress=not self.args.disable_tqdm and self.is_world_process_zero(),
             num_beams=self.args.generation_num_beams,
@@ -98,10 +124,9 @@ class FusionCaptionerTrainer(BaseTrainer):
             max_new_tokens=self.args.generation_max_new_tokens,
             skip_bad_images=isinstance(self.data_collator, CaptionCollator) and self.data_collator.skip_bad_images,
         )
-        self.evaluated_captions = captions
-        scores = score_generated(captions, dataset.rows, self.metric_tokenizer)
+        scores = score_generated(captions, rows, self.metric_tokenizer)
         self.score_signature = scores.pop("signature")
-        return scores
+        return captions, scores
 
 
 def check_caption_length(

@@ -36,6 +36,18 @@ def test_a_mirrored_picture_has_its_sides_swapped_in_words_too(picture: Image.Im
     assert captions == ["A dog on the Right of a bright leftover", "left, then right"]
 
 
+def test_sides_are_swapped_in_german_and_chinese(picture: Image.Image) -> None:
+    texts = [
+        "links steht ein Hund, die rechte Pfote oben, im linken Bild",
+        "狗在左边，人在右边",
+        "verlinkt und gerecht",
+    ]
+    swapped = ["rechts steht ein Hund, die linke Pfote oben, im rechten Bild", "狗在右边，人在左边", texts[2]]
+    assert flip(picture, texts, Drawn(0.9))[1] == swapped
+    for writing in ("ein Schild mit Buchstaben", "写着字的牌子"):
+        assert flip(picture, [writing], Drawn(0.9)) == (picture, [writing])
+
+
 def test_a_picture_is_not_always_mirrored_and_never_its_writing(picture: Image.Image) -> None:
     assert flip(picture, ["a dog"], Drawn(0.4)) == (picture, ["a dog"])
     writing = ["a dog", "a sign that says stop"]

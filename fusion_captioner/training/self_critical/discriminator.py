@@ -22,6 +22,7 @@ from fusion_captioner.metrics.tokenization import Tokenizer, tokenize_caption
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.text_encoder import last_token
 from fusion_captioner.training.self_critical.sampled_captions import (
+    ImageKey,
     ReferenceCaptions,
     Reward,
     RewardSettings,
@@ -110,7 +111,7 @@ class DiscriminatorReward(Reward):
 
     def __init__(
         self,
-        references: Mapping[str, Sequence[str]],
+        references: Mapping[ImageKey, Sequence[str]],
         model: FusionCaptionerForConditionalGeneration,
         settings: RewardSettings,
         tokenizer: Tokenizer = tokenize_caption,

@@ -9,22 +9,40 @@ from fusion_captioner.metrics.bleu import sentence_bleu
 from fusion_captioner.metrics.cider import CiderD
 from fusion_captioner.metrics.tokenization import Tokenizer, tokenize_caption
 from fusion_captioner.training.self_critical.discriminator import DiscriminatorReward
-from fusion_captioner.training.self_critical.sampled_captions import END, Reward, SampledCaptions
+from fusion_captioner.training.self_critical.sampled_captions import END, ImageKey, Reward, SampledCaptions
 
 
-def _reference_tokens(references: Mapping[str, Sequence[str]], tokenizer: Tokenizer) -> list[list[list[Hashable]]]:
+def _reference_tokens(
+    references: Mapping[ImageKey, Sequence[str]], tokenizer: Tokenizer
+) -> list[list[list[Hashable]]]:
     return [[[*tokenizer(caption), END] for caption in captions] for captions in references.values()]
 
 
 class CiderReward(Reward):
-    """CIDEr-D with the document frequencies of the training set (Rennie et al., 2017)."""
+    """CIDEr-D with the document frequencies of the training set (Rennie et al., 2017), each language with its own."""
 
     def __init__(self, references, model, settings, tokenizer=tokenize_caption) -> None:
-        self._cider = CiderD(_reference_tokens(references, tokenizer), tokenizer=None)
-        self._index = {image_id: index for index, image_id in enumerate(references)}
+        groups: dict[str, dict] = {}
+        for image, captions in references.items():
+            groups.setdefault(_language(image), {})[image] = captions
+        self._scorers = {
+            language: CiderD(_reference_tokens(group, tokenizer), tokenizer=None) for language, group in groups.items()
+        }
+        self._index = {image: index for group in groups.values() for index, image in enumerate(group)}
 
     def __call__(self, samples: SampledCaptions) -> np.ndarray:
-        return self._cider.score(samples.tokens(), [self._index[image_id] for image_id in samples.image_ids])
+        tokens = samples.tokens()
+        rewards = np.zeros(len(tokens))
+        for language, scorer in self._scorers.items():
+            rows = [row for row, image in enumerate(samples.image_ids) if _language(image) == language]
+            if rows:
+                images = [self._index[samples.image_ids[row]] for row in rows]
+                rewards[rows] = scorer.score([tokens[row] for row in rows], images)
+        return rewards
+
+
+def _language(image: ImageKey) -> str:
+    return "" if isinstance(image, str) else image[0]
 
 
 class BleuReward(Reward):

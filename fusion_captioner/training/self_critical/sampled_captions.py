@@ -20,12 +20,15 @@ from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditi
 # off after "with a" loses nothing, and captions soon do (Rennie et al., 2017, section 5).
 END = "</s>"
 
+# What reference captions are kept by: the id of an image, or, with several languages, the language and the id.
+ImageKey = str | tuple[str, str]
+
 
 @dataclass
 class SampledCaptions:
     """
     Args:
-        image_ids (N): the image of each caption.
+        image_ids (N): the image of each caption, with several languages after the language.
         texts (N): the words, without prompt and special tokens.
         ended (N): whether the caption ended with EOS, or was cut at the maximum length.
         input_ids, attention_mask (`torch.LongTensor` of shape `(N, L)`): prompt and words, as sampled.
@@ -33,7 +36,7 @@ class SampledCaptions:
         tokenizer: from a caption to its words.
     """
 
-    image_ids: Sequence[str]
+    image_ids: Sequence[ImageKey]
     texts: Sequence[str]
     ended: Sequence[bool]
     input_ids: torch.Tensor
@@ -59,7 +62,7 @@ class ReferenceCaptions:
         input_ids, attention_mask (`torch.LongTensor` of shape `(T, L)`): prompt, words and EOS.
     """
 
-    image_ids: Sequence[str]
+    image_ids: Sequence[ImageKey]
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
 
@@ -76,7 +79,7 @@ class Reward:
     `resume`.
 
     Args:
-        references: reference captions of every training image, by image id.
+        references: reference captions of every training image.
         model: the captioner.
         settings: settings of the run.
         tokenizer: from a caption to its words.
@@ -84,7 +87,7 @@ class Reward:
 
     def __init__(
         self,
-        references: Mapping[str, Sequence[str]],
+        references: Mapping[ImageKey, Sequence[str]],
         model: FusionCaptionerForConditionalGeneration,
         settings: RewardSettings,
         tokenizer: Tokenizer = tokenize_caption,

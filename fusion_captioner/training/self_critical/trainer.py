@@ -5,7 +5,7 @@ B: images, n: samples per image, N = B·n, L: tokens, M: sampled tokens of all c
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from fusion_captioner.metrics.diversity import caption_diversity
 from fusion_captioner.metrics.tokenization import find_tokenizer
 from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
 from fusion_captioner.training.self_critical.rewards import REWARDS
-from fusion_captioner.training.self_critical.sampled_captions import ReferenceCaptions, SampledCaptions
+from fusion_captioner.training.self_critical.sampled_captions import ImageKey, ReferenceCaptions, SampledCaptions
 from fusion_captioner.training.trainer import FusionCaptionerTrainer
 
 
@@ -68,6 +68,17 @@ class DrawToken(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
 
+def reference_captions(rows: Any) -> dict[ImageKey, list[str]]:
+    """All captions of the images; with several languages those of each language apart."""
+    if "languages" not in rows.column_names:
+        return dict(zip(rows["image_id"], rows["captions"], strict=True))
+    references: dict[ImageKey, list[str]] = {}
+    for image_id, captions, languages in zip(rows["image_id"], rows["captions"], rows["languages"], strict=True):
+        for caption, language in zip(captions, languages, strict=True):
+            references.setdefault((language, image_id), []).append(caption)
+    return references
+
+
 class SelfCriticalTrainer(FusionCaptionerTrainer):
     """
     `FusionCaptionerTrainer` that maximises the expected reward of sampled captions.
@@ -90,7 +101,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
         rows = self.train_dataset.rows  # type: ignore[union-attr]
-        references = dict(zip(rows["image_id"], rows["captions"], strict=True))
+        references = reference_captions(rows)
         self.tokenizer = find_tokenizer(self.metric_tokenizer)
         self.rewards = {
             name: REWARDS[name](references, self.model, self.args, self.tokenizer) for name in self.args.rewards
@@ -98,12 +109,14 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         self._sampled: dict[str, list[float]] = defaultdict(list)
 
     def _prepare_inputs(self, inputs):
-        image_ids = inputs["image_ids"]
-        return {**super()._prepare_inputs(inputs), "image_ids": image_ids}
+        names = {name: inputs[name] for name in ("image_ids", "languages") if name in inputs}
+        return {**super()._prepare_inputs(inputs), **names}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         image_ids, prompts = inputs.pop("image_ids"), inputs.pop("prompts")
+        if (languages := inputs.pop("languages", None)) is not None:
+            image_ids = list(zip(languages, image_ids, strict=True))
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         captioner = self.accelerator.unwrap_model(model)
@@ -135,7 +148,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
 
     @torch.no_grad()
     def _sample(
-        self, captioner: Any, regions: torch.Tensor, prompts: Mapping[str, torch.Tensor], image_ids: list[str]
+        self, captioner: Any, regions: torch.Tensor, prompts: Mapping[str, torch.Tensor], image_ids: Sequence[ImageKey]
     ) -> tuple[SampledCaptions, torch.Tensor]:
         """Sampled captions, and a mask `(N, L)` that is true at the tokens that were sampled, including EOS."""
         count = self.args.samples_per_image

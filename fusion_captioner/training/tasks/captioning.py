@@ -39,6 +39,7 @@ class CaptioningTask(Task[DataArguments]):
 
     def __init__(self, data: DataArguments, config: FusionCaptionerConfig | None = None) -> None:
         super().__init__(data, config)
+        self.languages = list(data.languages)
         self.mirrored = mirrored_roles(data)
 
     @classmethod

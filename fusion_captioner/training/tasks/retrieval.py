@@ -148,6 +148,8 @@ class RetrievalTask(Task[DataArguments]):
     @classmethod
     def check(cls, data: DataArguments, training: RetrievalTrainingArguments) -> None:
         check_augmentations(data, training)
+        if data.languages:
+            raise ValueError(f"`data.languages` ({', '.join(data.languages)}) is for captioning; leave it out.")
         if data.streaming:
             raise ValueError("`data.streaming` (True) is for captioning, and `task` is 'retrieval'; unset it.")
         super().check(data, training)

@@ -37,6 +37,7 @@ class Task(ABC, Generic[Data]):
 
     Attributes:
         max_text_length: maximum length of a text in tokens, for a new tokenizer.
+        languages: codes of the languages of the texts, if there are several.
         mirrored: roles of the rows whose images are also wanted mirrored, in the cache of features.
     """
 
@@ -49,6 +50,7 @@ class Task(ABC, Generic[Data]):
     def __init__(self, data: Data, config: FusionCaptionerConfig | None = None) -> None:
         self.data = data
         self.max_text_length = 512
+        self.languages: Sequence[str] = ()
         self.mirrored: Sequence[str] = ()
 
     @classmethod

@@ -1,0 +1,130 @@
+"""One captioner of several languages: data, tokens, both stages of training, scores, saving and generation."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_recipe import write_data, write_recipe
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from fusion_captioner.data.arguments import DataArguments
+from fusion_captioner.data.caption_datasets import load_splits, rows_of_language
+from fusion_captioner.data.caption_sampling import CaptionDataset
+from fusion_captioner.training.train import train_from_yaml
+
+NAMES = {"en": "dataset_flickr8k.json", "zh": "dataset_flickr8k_zh.json", "de": "dataset_flickr8k_de.json"}
+
+
+def write_languages(root: Path) -> Path:
+    """`write_data` with Chinese captions of all images, and German captions of all but the last two."""
+    write_data(root)
+    images = json.loads((root / NAMES["en"]).read_text())["images"]
+    for name, text in {"zh": "一个{}色方块", "de": "ein {}es Quadrat"}.items():
+        others = [
+            {**image, "sentences": [{"raw": text.format(colour)} for colour in ("红", "蓝")]}
+            for image in images[: None if name == "zh" else -2]
+        ]
+        (root / NAMES[name]).write_text(json.dumps({"images": others}, ensure_ascii=False), encoding="utf-8")
+    return root
+
+
+def languages_of(root: Path) -> DataArguments:
+    return DataArguments(source=str(root), languages=NAMES, cache_dir=str(root / "arrow"))
+
+
+def test_captions_of_all_languages_are_joined_by_image(tmp_path: Path) -> None:
+    splits = load_splits(languages_of(write_languages(tmp_path)))
+    train, held_out = splits["train"], splits["eval"]
+    assert len(train) == 8 and len(held_out) == 3
+    assert train[0]["languages"] == ["en"] * 3 + ["zh"] * 2 + ["de"] * 2
+    assert train[0]["captions"][3] == "一个红色方块"
+    german = rows_of_language(held_out, "de")
+    assert len(german) == 1 and german[0]["captions"] == ["ein 红es Quadrat", "ein 蓝es Quadrat"]
+
+
+@pytest.mark.parametrize("captions_per_image", [2, "all"])
+def test_each_caption_keeps_its_language(tmp_path: Path, captions_per_image: int | str) -> None:
+    rows = CaptionDataset(load_splits(languages_of(write_languages(tmp_path)))["train"], captions_per_image)
+    seen = set()
+    for epoch in range(4):
+        rows.set_epoch(epoch)
+        for row in (rows[index] for index in range(len(rows))):
+            assert len(row["captions"]) == len(row["languages"])
+            for caption, language in zip(row["captions"], row["languages"], strict=True):
+                assert {"a ": "en", "一个": "zh", "ei": "de"}[caption[:2]] == language
+                seen.add(language)
+    assert seen == {"en", "zh", "de"}
+
+
+@pytest.mark.parametrize(
+    ("languages", "words"),
+    [
+        ({"english": NAMES["en"]}, ["'english'", "'en'"]),
+        ({"en": {"sourc": "x"}}, ["`data.languages` (en)", "'sourc'"]),
+        ({"en": NAMES["en"], "zh": "nothing.json"}, ["nothing.json"]),
+        ({"en": NAMES["en"], "zh": "dataset_moved.json"}, ["`data.languages` (zh)", "'0'", "'val'", "'train'"]),
+    ],
+)
+def test_wrong_languages_are_named(tmp_path: Path, languages: dict, words: list[str]) -> None:
+    root = write_languages(tmp_path)
+    document = json.loads((root / NAMES["zh"]).read_text(encoding="utf-8"))
+    document["images"][0]["split"] = "val"
+    (root / "dataset_moved.json").write_text(json.dumps(document))
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        load_splits(DataArguments(source=str(root), languages=languages, cache_dir=str(tmp_path / "arrow")))
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_captioner_of_three_languages_is_trained_scored_and_asked(tmp_path: Path) -> None:
+    root = write_languages(tmp_path / "data")
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        root,
+        data={"languages": NAMES, "captions_per_image": 3},
+        training={"num_train_epochs": 30, "per_device_train_batch_size": 4},
+    )
+    metrics = train_from_yaml(recipe)
+    values = [metrics[f"eval_CIDEr_{language}"] for language in NAMES]
+    assert metrics["eval_CIDEr"] == pytest.approx(sum(values) / 3)
+    out = tmp_path / "out"
+    ids = [json.loads(line)["image_id"] for line in (out / "eval_captions.jsonl").read_text().splitlines()]
+    assert ids == ["en/8", "en/9", "en/10", "zh/8", "zh/9", "zh/10", "de/8"]
+
+    processor, model = AutoProcessor.from_pretrained(out), AutoModelForImageTextToText.from_pretrained(out)
+    assert processor.languages == list(NAMES)
+    photo = root / "images" / "0.png"
+    beginnings = {"en": "a ", "zh": "一个", "de": "ein "}
+    for language, beginning in beginnings.items():
+        inputs = processor(images=str(photo), language=language, return_tensors="pt")
+        assert inputs["input_ids"].tolist() == [[processor.bos_token_id, processor.language_token_ids[language]]]
+        written = processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
+        pixels = processor(images=str(photo), return_tensors="pt")
+        asked = model.generate(**pixels, language=language, num_beams=2)
+        assert written[0].startswith(beginning), written
+        assert processor.batch_decode(asked, skip_special_tokens=True)[0].startswith(beginning)
+    default = model.generate(**processor(images=str(photo), return_tensors="pt"))
+    assert processor.batch_decode(default, skip_special_tokens=True)[0].startswith("a ")
+    with pytest.raises(ValueError, match=r"`language` \('fr'\) must be one of 'en', 'zh', 'de'"):
+        model.generate(**processor(images=str(photo), return_tensors="pt"), language="fr")
+    with pytest.raises(ValueError, match=r"`language` \('fr'\) must be one of 'en', 'zh', 'de'"):
+        processor(images=str(photo), language="fr")
+
+    rewarded = write_recipe(
+        tmp_path / "rewarded.yaml",
+        root,
+        model={"from_checkpoint": str(out)},
+        data={"languages": NAMES},
+        training={"stage": "self_critical", "output_dir": str(tmp_path / "rewarded"), "samples_per_image": 2},
+    )
+    assert "eval_CIDEr_zh" in train_from_yaml(rewarded)
+
+
+def test_a_checkpoint_that_lacks_a_language_is_refused(tmp_path: Path) -> None:
+    root = write_languages(tmp_path / "data")
+    settings = {"training": {"max_steps": 1}}
+    train_from_yaml(write_recipe(tmp_path / "recipe.yaml", root, data={"eval_split": None}, **settings))
+    second = write_recipe(
+        tmp_path / "second.yaml", root, model={"from_checkpoint": str(tmp_path / "out")}, data={"languages": NAMES}
+    )
+    with pytest.raises(ValueError, match=r"`data\.languages` \(en, zh, de\): .* does not know en, zh, de"):
+        train_from_yaml(second, ["--training.output_dir", str(tmp_path / "other")])
