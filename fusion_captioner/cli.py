@@ -25,7 +25,7 @@ from fusion_captioner.commands import (
     shrink,
     train,
 )
-from fusion_captioner.printing import print_note
+from fusion_captioner.printing import error_text, print_note
 from fusion_captioner.process_setup import keep_freed_memory, print_log
 
 COMMANDS = {
@@ -103,11 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise  # a fault of this package
         if os.environ.get("FUSION_CAPTIONER_TRACEBACK"):
             raise
-        text = str(error)
-        if isinstance(error, OSError) and error.filename is not None:  # without Python's "[Errno 2]"
-            text = f"{error.filename}: {error.strerror}"
+        text = error_text(error)
         if out_of_memory:
-            text = f"not enough memory ({error}); give smaller images or a smaller model, or lower --batch-size."
+            text = f"not enough memory ({text}); give smaller images or a smaller model, or lower --batch-size."
         print_note(text)
         return 2
 

@@ -8,6 +8,11 @@ from typing import Any, TextIO
 # Control characters, such as ESC; separators of lines; characters that turn the direction of writing; lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+# torch raises an error of a worker process again, with its whole traceback as its message.
+_WORKER_ERROR = re.compile(
+    r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback.*\n[\w.]+: (.+)", re.DOTALL
+)
+
 
 def json_line(entry: Any, encoding: str = "utf-8", indent: int | None = None) -> str:
     """`entry` as JSON; what `encoding` does not have, and what a terminal obeys, is escaped."""
@@ -28,6 +33,14 @@ def print_json(entry: Any, indent: int | None = None) -> None:
 def print_note(text: str) -> None:
     """Print a note of the command in one line on stderr."""
     print_line(f"fusion-captioner: {printable(' '.join(text.split()))}", sys.stderr)
+
+
+def error_text(error: Exception) -> str:
+    """What an error says, without the traceback of a worker process and without Python's "[Errno 2]"."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    in_worker = _WORKER_ERROR.fullmatch(str(error).strip())
+    return in_worker[1] if in_worker else str(error)
 
 
 def printable(text: str) -> str:

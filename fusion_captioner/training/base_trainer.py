@@ -108,6 +108,7 @@ class BaseTrainer(Trainer):
         return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = {**inputs, "return_dict": True}  # whatever the config says
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training and "loss_terms" in outputs:
             if num_items_in_batch is None:

@@ -117,3 +117,10 @@ def test_a_tokenizer_that_is_not_installed_is_named_before_training(
     tokenization._jieba_cut.cache_clear()
     with pytest.raises(ImportError, match="pip install jieba"):
         read_run_arguments(recipe, ["--data.metric_tokenizer", "jieba"])
+
+
+@pytest.mark.parametrize("task", ["retrieval", "classification", "multiple_choice"])
+def test_a_tokenizer_of_scores_is_refused_by_tasks_without_scores_of_captions(recipe: Path, task: str) -> None:
+    recipe.write_text(f"task: {task}\ndata: {{source: x, metric_tokenizer: characters}}\n")
+    with pytest.raises(ValueError, match=r"data\.metric_tokenizer"):
+        read_run_arguments(recipe)

@@ -150,6 +150,11 @@ class RetrievalTask(Task[DataArguments]):
         check_augmentations(data, training)
         if data.streaming:
             raise ValueError("`data.streaming` (True) is for captioning, and `task` is 'retrieval'; unset it.")
+        if data.metric_tokenizer != "auto":
+            raise ValueError(
+                f"`data.metric_tokenizer` ({data.metric_tokenizer!r}) is for scores of captions, and `task` is "
+                "'retrieval'; unset it."
+            )
         super().check(data, training)
 
     def load_run(self) -> dict[str, Any]:
