@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
+from fusion_captioner.files import digest_problem
 from fusion_captioner.image_loading import ImageSource, check_processed_size, images_to_pixel_values
 from fusion_captioner.inference.decoder_states import DecoderStates
 from fusion_captioner.inference.runtimes import RUNTIMES, Part, reading_export
@@ -39,7 +40,7 @@ class ExportedCaptioner:
 
     Raises:
         FileNotFoundError: the folder is no export.
-        ValueError: the export is of another format than this version reads.
+        ValueError: a file differs from its digest, or the export is of another format than this version reads.
         ImportError: the runtime's package is not installed.
 
     Example:
@@ -52,6 +53,8 @@ class ExportedCaptioner:
     def __init__(self, folder: str | Path, num_threads: int | None = None) -> None:
         folder = Path(folder).expanduser()
         self.description = read_description(folder)
+        if problem := digest_problem(folder):
+            raise ValueError(f"{folder / problem}; export the captioner again.")
         self.image_settings = _read_image_settings(folder / IMAGE_SETTINGS)
         with reading_export(folder / "tokenizer.json"):
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -15,12 +15,11 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from fusion_captioner.checkpoints.loading import check_finite
 from fusion_captioner.data.caption_sampling import SetCaptionEpoch
 from fusion_captioner.data.collating import ImageCollator
-from fusion_captioner.files import write_json
+from fusion_captioner.files import write_digests, write_json
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.callbacks import MovingAverage, StopEarly, UnfreezeImageEncoder, WarnOfWarmUp, wins_tie
 from fusion_captioner.training.model_card import CardText, TrainedModel, TrainingRecord, build_model_card
-from fusion_captioner.training.run_folder import write_digests
 from fusion_captioner.training.training_arguments import BaseTrainingArguments
 
 
