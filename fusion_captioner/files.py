@@ -303,6 +303,11 @@ def hash_file(path: Path) -> str:
         return file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
 
 
+def hash_files(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """[`hash_file`] of each file, by its path in `folder` with slashes."""
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
+
+
 def _real(path: str | Path) -> Path:
     return Path(os.path.realpath(Path(path).expanduser()))
 

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from PIL import Image
 
-from .image_decoding import check_pixels, decode_image, to_rgb, to_uint8, upright_rgb
+from .image_decoding import checked_rgb, decode_image, to_rgb, to_uint8
 
 # Pixels that models take: 4096 x 4096.
 MAX_PROCESSED_PIXELS = 2**24
@@ -83,9 +83,7 @@ def load_image(
     if isinstance(image, bytes | bytearray | memoryview):
         return decode_image(bytes(image), name or f"image of {len(image)} bytes", target_size)
     if isinstance(image, Image.Image):
-        name = name or f"PIL image of {image.width}x{image.height}"
-        check_pixels(image, name)
-        return upright_rgb(image, name)
+        return checked_rgb(image, name or f"PIL image of {image.width}x{image.height}")
     if hasattr(image, "__array__"):
         name = name or f"array of shape {tuple(getattr(image, 'shape', ()))}"
         return to_rgb(_picture_of_array(image, name), name)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fusion_captioner.files import check_output_folder, hash_file, write_json
+from fusion_captioner.files import check_output_folder, hash_file, hash_files, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def checkpoint_problem(folder: Path) -> str | None:
 def write_digests(folder: Path) -> None:
     """Write the digests of all files of a checkpoint into it; the last step of saving it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS)
-    write_json(folder / DIGESTS, {path.relative_to(folder).as_posix(): hash_file(path) for path in files})
+    write_json(folder / DIGESTS, hash_files(folder, files))
 
 
 def _read_json(path: Path) -> Any:

@@ -62,11 +62,6 @@ class FusionCaptionerTrainer(BaseTrainer):
             self.data_collator.data = self.train_dataset
         return super().get_train_dataloader()
 
-    def _prepare_inputs(self, inputs):
-        if isinstance(self.data_collator, CaptionCollator):
-            inputs = self.data_collator.refresh(inputs)
-        return super()._prepare_inputs(inputs)
-
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
