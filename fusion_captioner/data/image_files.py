@@ -216,8 +216,8 @@ def open_image(image: dict[str, Any], image_id: str, image_processor: Any) -> Im
         import datasets  # takes longer to load than a photo takes to caption
 
         return load_image(datasets.Image().decode_example(image), name=path)
-    size = image_processor.size
+    size = image_processor.size  # transformers' `SizeDict`, which iterates over pairs, as no dict does
     target_size = None
-    if image_processor.do_resize and {"height", "width"} <= set(size):
+    if image_processor.do_resize and "height" in size and "width" in size:
         target_size = (size["height"], size["width"])
     return load_image(image, target_size, name=path or f"image_id {image_id!r}", public_only=True)
