@@ -91,8 +91,7 @@ def decode_image(source: str | bytes, name: str, target_size: tuple[int, int] | 
         if size > MAX_DECODED_BYTES:
             raise ValueError(
                 f"{name}: {image.width}x{image.height} pixels of {image.format} take {size / 1024**2:.0f} MiB to "
-                f"decode "
-                f"(the limit is {MAX_DECODED_BYTES // 1024**2}); make the image smaller, or save it as JPEG"
+                f"decode (the limit is {MAX_DECODED_BYTES // 1024**2}); make the image smaller, or save it as JPEG"
             )
         with _budget.taking(size):
             picture = _upright_rgb(image, name, target_size)

@@ -187,8 +187,7 @@ def images_to_pixel_values(
         if picture.size != (width, height):
             raise ValueError(
                 f"`images` have different sizes, {height}x{width} and {picture.height}x{picture.width} (height x "
-                f"width); "
-                "set `do_resize=True` or give images of one size."
+                "width); set `do_resize=True` or give images of one size."
             )
         write_normalized(picture, pixel_values[index], scale, offset)
     return pixel_values
@@ -268,6 +267,5 @@ def check_processed_size(size: Any, name: str) -> None:
     if len(whole) != 2 or whole[0] * whole[1] > MAX_PROCESSED_PIXELS:
         raise ValueError(
             f"{name}: the image processor's `size` ({str(size)[:60]}) must be a height and a width of together at "
-            f"most "
-            f"{MAX_PROCESSED_PIXELS:,} pixels; correct its config."
+            f"most {MAX_PROCESSED_PIXELS:,} pixels; correct its config."
         )

@@ -43,8 +43,7 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
         if not config.contrastive_loss_weight:
             raise ValueError(
                 f"`contrastive_loss_weight` ({config.contrastive_loss_weight}) must be above 0 for retrieval: it "
-                f"trains "
-                "the space that is searched; set it, for example by `from_pretrained(..., "
+                "trains the space that is searched; set it, for example by `from_pretrained(..., "
                 "contrastive_loss_weight=1.0)`."
             )
         self.model = FusionCaptionerModel(config)

@@ -229,8 +229,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         if self.audio_encoder is None:
             raise ValueError(
                 f"`input_features` {tuple(input_features.shape)} are given to a model without audio encoder; leave "
-                f"them "
-                "out, or build the model with `audio_config`."
+                "them out, or build the model with `audio_config`."
             )
         return self.audio_encoder(input_features)
 
@@ -324,8 +323,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         if cache is not None and not isinstance(cache, CaptionCache):
             raise ValueError(
                 f"`past_key_values` ({type(cache).__name__}) must be a CaptionCache, as this model returns it; leave "
-                f"it out "
-                "of the first call."
+                "it out of the first call."
             )
         regions = None
         if cache is None:

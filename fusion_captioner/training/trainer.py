@@ -19,8 +19,8 @@ inputs = processor(images="photo.jpg", return_tensors="pt")
 generated = model.generate(**inputs, num_beams=3)
 print(processor.batch_decode(generated, skip_special_tokens=True)[0])""",
     limits="It describes what its training data describes, in the same words, and makes confident errors: "
-    "counts, colours, "
-    "text in\npictures and rare things are often wrong. Do not use it to identify people or where an error does harm.",
+    "counts, colours, text in\npictures and rare things are often wrong. Do not use it to identify people or where an "
+    "error does harm.",
     task_type="image-to-text",
     task_name="Image captioning",
 )
