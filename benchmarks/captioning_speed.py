@@ -198,9 +198,9 @@ def examine(task: Run) -> Run:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fusion_captioner import packed_linear
+    from fusion_captioner import causal_layers
 
-    packed_linear._IS_AVAILABLE = False  # the counter does not know packed products
+    causal_layers.CAN_PACK = False  # the counter does not know packed products
     found: Run = {}
     if task["kind"] == "peer":
         seconds = {}

@@ -100,8 +100,7 @@ class Sentiment:
         if size is not None and not len(first) <= size <= len(rows):
             raise ValueError(
                 f"`--sizes` ({size}) must be from {len(first)}, one example of each label, to the {len(rows)} that "
-                f"there "
-                "are; change it."
+                "there are; change it."
             )
         order = [*sorted(first), *sorted(set(range(len(rows))) - set(first))]
         return rows.select(order[:size])

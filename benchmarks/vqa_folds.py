@@ -59,8 +59,7 @@ def print_table(summary: dict[str, dict[str, dict[str, Any]]]) -> None:
             folds = " ".join(f"{value:.3f}" for value in score["folds"])
             print(
                 f"| {setting.replace('_', ' ')} | {name.replace('_', ' ')} | {score['mean']:.3f} | {low:.3f} to "
-                f"{high:.3f} "
-                f"| {folds} |"
+                f"{high:.3f} | {folds} |"
             )
 
 

@@ -25,8 +25,8 @@ from fusion_captioner.commands import (
     shrink,
     train,
 )
-from fusion_captioner.printing import error_text, print_note
-from fusion_captioner.process_setup import keep_freed_memory, print_log
+from fusion_captioner.printing import error_text, print_log, print_note
+from fusion_captioner.process_setup import keep_freed_memory
 
 COMMANDS = {
     "caption": caption,
@@ -61,8 +61,8 @@ examples:
 `fusion-captioner COMMAND --help` explains a command."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def build_parser(chosen: str) -> argparse.ArgumentParser:
+    """The parser, with the flags of the command `chosen` alone."""
     parser = argparse.ArgumentParser(
         prog="fusion-captioner",
         description="Train, score and run image captioners made by cross-modal fusion.",
@@ -75,13 +75,15 @@ def build_parser() -> argparse.ArgumentParser:
         subparser = subparsers.add_parser(
             name, help=command.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        command.add_arguments(subparser)
+        if name == chosen:
+            command.add_arguments(subparser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    parser = build_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = build_parser(next(iter(arguments), ""))
     options, fields = parser.parse_known_args(arguments)
     if fields and options.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(fields)}")

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from PIL import Image
 
-from .image_decoding import check_pixels, decode_image, to_rgb, to_uint8, upright_rgb
+from .image_decoding import checked_rgb, decode_image, to_rgb, to_uint8
 
 # Pixels that models take: 4096 x 4096.
 MAX_PROCESSED_PIXELS = 2**24
@@ -83,9 +83,7 @@ def load_image(
     if isinstance(image, bytes | bytearray | memoryview):
         return decode_image(bytes(image), name or f"image of {len(image)} bytes", target_size)
     if isinstance(image, Image.Image):
-        name = name or f"PIL image of {image.width}x{image.height}"
-        check_pixels(image, name)
-        return upright_rgb(image, name)
+        return checked_rgb(image, name or f"PIL image of {image.width}x{image.height}")
     if hasattr(image, "__array__"):
         name = name or f"array of shape {tuple(getattr(image, 'shape', ()))}"
         return to_rgb(_picture_of_array(image, name), name)
@@ -189,8 +187,7 @@ def images_to_pixel_values(
         if picture.size != (width, height):
             raise ValueError(
                 f"`images` have different sizes, {height}x{width} and {picture.height}x{picture.width} (height x "
-                f"width); "
-                "set `do_resize=True` or give images of one size."
+                "width); set `do_resize=True` or give images of one size."
             )
         write_normalized(picture, pixel_values[index], scale, offset)
     return pixel_values
@@ -270,6 +267,5 @@ def check_processed_size(size: Any, name: str) -> None:
     if len(whole) != 2 or whole[0] * whole[1] > MAX_PROCESSED_PIXELS:
         raise ValueError(
             f"{name}: the image processor's `size` ({str(size)[:60]}) must be a height and a width of together at "
-            f"most "
-            f"{MAX_PROCESSED_PIXELS:,} pixels; correct its config."
+            f"most {MAX_PROCESSED_PIXELS:,} pixels; correct its config."
         )

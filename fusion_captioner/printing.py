@@ -1,6 +1,8 @@
-"""Lines that commands print: results as JSON on stdout, notes on stderr. No name of a file can confuse a terminal."""
+"""Lines that commands print: results as JSON on stdout, notes and log messages on stderr. No name of a file can
+confuse a terminal."""
 
 import json
+import logging
 import re
 import sys
 from typing import Any, TextIO
@@ -57,3 +59,22 @@ def print_line(line: str, file: TextIO) -> None:
     else:
         print(line, file=file)
     file.flush()
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Names of files in messages may hold characters that a terminal obeys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable(line) for line in super().format(record).split("\n"))
+
+
+def print_log(level: int = logging.WARNING) -> None:
+    """Print log messages of `level` and above on stderr, without their level and logger."""
+    formatter = _PrintableFormatter("%(message)s")
+    if level >= logging.WARNING and logging.lastResort is not None:
+        logging.lastResort.setFormatter(formatter)  # which prints where nobody has set up logging
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request to the Hub

@@ -9,8 +9,7 @@ import pytest
 from PIL import UnidentifiedImageError
 from torch._utils import ExceptionWrapper
 
-from fusion_captioner.printing import error_text, json_line, print_json, print_note
-from fusion_captioner.process_setup import print_log
+from fusion_captioner.printing import error_text, json_line, print_json, print_log, print_note
 
 # ESC, CSI in one byte, a bell, a turn of the writing direction, a byte that is no UTF-8
 ATTACKS = ["\x1b[2J", "\x9b31m", "\a", "\u202egnp", "caf\udce9", "two\nlines"]

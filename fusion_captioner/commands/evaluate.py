@@ -69,7 +69,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: a flag, the model or the data are wrong; as far as possible, before anything is computed.
     """
-    from fusion_captioner.process_setup import keep_stderr_quiet, print_log
+    from fusion_captioner.printing import print_log
+    from fusion_captioner.process_setup import keep_stderr_quiet
     from fusion_captioner.training.task_file import is_captioner
 
     keep_stderr_quiet(reads_data=True)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -246,5 +247,4 @@ def load_split(data: DataArguments, split: str, limit: int | None) -> datasets.D
 
 def captions_of(rows: datasets.Dataset | datasets.IterableDataset) -> Iterator[str]:
     """All captions of the images."""
-    for captions in rows["captions"]:
-        yield from captions
+    return chain.from_iterable(rows["captions"])

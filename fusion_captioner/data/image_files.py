@@ -15,7 +15,7 @@ from PIL import Image, JpegImagePlugin
 from tqdm.auto import tqdm
 
 from fusion_captioner.image_decoding import MAX_IMAGE_PIXELS, is_heif
-from fusion_captioner.image_loading import is_url, load_image, target_size
+from fusion_captioner.image_loading import is_url, load_image
 from fusion_captioner.printing import print_note
 
 # Opening a header waits for the disk, more so on network drives, and Pillow and the kernel release the GIL meanwhile.
@@ -216,7 +216,8 @@ def open_image(image: dict[str, Any], image_id: str, image_processor: Any) -> Im
         import datasets  # takes longer to load than a photo takes to caption
 
         return load_image(datasets.Image().decode_example(image), name=path)
-    settings = {"do_resize": image_processor.do_resize, "size": image_processor.size}
-    if not {"height", "width"} <= set(settings["size"]):
-        settings["do_resize"] = False
-    return load_image(image, target_size(settings), name=path or f"image_id {image_id!r}", public_only=True)
+    size = image_processor.size  # transformers' `SizeDict`, which iterates over pairs, as no dict does
+    target_size = None
+    if image_processor.do_resize and "height" in size and "width" in size:
+        target_size = (size["height"], size["width"])
+    return load_image(image, target_size, name=path or f"image_id {image_id!r}", public_only=True)

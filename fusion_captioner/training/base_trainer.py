@@ -14,7 +14,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from fusion_captioner.checkpoints.loading import check_finite
 from fusion_captioner.data.caption_sampling import SetCaptionEpoch
-from fusion_captioner.data.collating import ImageCollator
+from fusion_captioner.data.collating import CaptionCollator, ImageCollator
 from fusion_captioner.files import write_digests, write_json
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
@@ -123,6 +123,8 @@ class BaseTrainer(Trainer):
         return super().get_train_dataloader()
 
     def _prepare_inputs(self, inputs):
+        if isinstance(self.data_collator, CaptionCollator):
+            inputs = self.data_collator.refresh(inputs)
         return super()._prepare_inputs({name: value for name, value in inputs.items() if name != "image_ids"})
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:

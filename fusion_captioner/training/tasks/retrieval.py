@@ -38,8 +38,7 @@ CARD = CardText(
 inputs = processor(images="photo.jpg", text=["a dog", "a cat"], add_eos=True, return_tensors="pt")
 print(model(**inputs).logits_per_image.softmax(dim=-1))""",
     limits="It finds what its training data shows and describes, in the same words, and ranks something first "
-    "even where "
-    "nothing\nfits.",
+    "even where nothing\nfits.",
 )
 
 
