@@ -38,12 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder or Hub name of the captioner, or folder of an export (default: the captioner in the package)",
     )
     parser.add_argument(
-        "--runtime", choices=["torch", "onnx", "openvino"], help="runtime of the model (default: the one it is for)"
+        "--runtime",
+        choices=["torch", "onnx", "openvino"],
+        help="runtime of the model (default: onnx for the captioner in the package, or else what the model is for)",
     )
     parser.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16"],
-        help="type of the image encoder on torch; auto measures which is faster on this machine (default: float32)",
+        help="type of the image encoder with --runtime torch, or of a checkpoint; auto measures which is faster on this "
+        "machine (default: float32)",
     )
     parser.add_argument(
         "--prompt", default="", help="the words that captions begin with, or a question; captions do not repeat them"
