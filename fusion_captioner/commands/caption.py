@@ -45,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16"],
-        help="type of the image encoder with --runtime torch, or of a checkpoint; auto measures which is faster on this "
-        "machine (default: float32)",
+        help="type of the image encoder on torch; auto measures which is faster on this machine (default: float32)",
     )
     parser.add_argument(
         "--prompt", default="", help="the words that captions begin with, or a question; captions do not repeat them"

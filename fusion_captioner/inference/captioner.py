@@ -10,7 +10,6 @@ from PIL import Image
 from fusion_captioner import DEFAULT_CHECKPOINT
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner, is_export
 
-
 # The int8 export of the bundled captioner, which captions where torch is not asked for.
 BUNDLED_EXPORT = os.path.join(DEFAULT_CHECKPOINT, "onnx")
 
@@ -56,7 +55,9 @@ def load_on_runtime(
     if exported and runtime != "torch":
         if dtype is not None:
             fix = "leave it out" if folder == model else "add --runtime torch, or leave it out"
-            raise ValueError(f"--dtype ({dtype}) is for torch, and {folder} is an export with a type of its own; {fix}.")
+            raise ValueError(
+                f"--dtype ({dtype}) is for torch, and {folder} is an export with a type of its own; {fix}."
+            )
         captioner = ExportedCaptioner(folder, num_threads)
         if runtime is not None and captioner.runtime != runtime:
             raise ValueError(
