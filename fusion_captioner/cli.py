@@ -21,6 +21,7 @@ from fusion_captioner.commands import (
     evaluate,
     export,
     index,
+    recipes,
     search,
     shrink,
     train,
@@ -33,6 +34,7 @@ COMMANDS = {
     "classify": classify,
     "answer": answer,
     "train": train,
+    "recipes": recipes,
     "evaluate": evaluate,
     "export": export,
     "shrink": shrink,
@@ -50,7 +52,8 @@ EPILOG = """\
 examples:
   fusion-captioner caption photo.jpg holiday/
   fusion-captioner convert --out lite2                       ImageNet weights of a small backbone
-  fusion-captioner train configs/flickr8k_cpu.yaml --data.source flickr8k
+  fusion-captioner recipes                                   what there is to train
+  fusion-captioner train flickr8k_cpu --data.source flickr8k --model.vision_model lite2
   fusion-captioner evaluate runs/captioner --source flickr8k --split val --beams 1 3
   fusion-captioner classify photo.jpg --text "what a day" --model runs/tweet_sentiment
   fusion-captioner answer photo.jpg --question "what is it?" --model runs/assistant

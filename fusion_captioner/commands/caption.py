@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder or Hub name of the captioner, or folder of an export (default: the captioner in the package)",
     )
     parser.add_argument(
-        "--runtime", choices=["torch", "onnx", "openvino"], help="runtime of the model (default: the one it is for)"
+        "--runtime",
+        choices=["torch", "onnx", "openvino"],
+        help="runtime of the model (default: onnx for the captioner in the package, or else what the model is for)",
     )
     parser.add_argument(
         "--dtype",

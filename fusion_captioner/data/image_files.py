@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, JpegImagePlugin
-from tqdm.auto import tqdm
 
 from fusion_captioner.image_decoding import MAX_IMAGE_PIXELS, is_heif
 from fusion_captioner.image_loading import is_url, load_image
@@ -190,6 +189,8 @@ def _is_large_jpeg(image: str | bytes) -> bool:
 
 def image_problems(paths: list[str], label: str) -> list[str | None]:
     """[`image_problem`] of many files, with a progress bar on a terminal."""
+    from tqdm import tqdm  # it would delay the first caption
+
     with warnings.catch_warnings(), ThreadPoolExecutor(HEADER_THREADS) as pool:
         # A large but allowed image is no news here. (Filters belong to the process: set here, not in the threads.)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)

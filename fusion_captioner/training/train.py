@@ -35,7 +35,7 @@ def train_from_yaml(path: str | Path, flags: Sequence[str] = (), resume: bool = 
     Train, evaluate and save a model; see `arguments.py` for the settings.
 
     Args:
-        path: YAML file.
+        path: name of a recipe of the package, or YAML file.
         flags: such as `["--training.seed", "3"]`; they override the file.
         resume: continue from the newest complete checkpoint of `training.output_dir`.
 
