@@ -18,6 +18,7 @@ from fusion_captioner.commands import (
     classify,
     convert,
     demo,
+    download,
     evaluate,
     export,
     index,
@@ -40,6 +41,7 @@ COMMANDS = {
     "index": index,
     "search": search,
     "convert": convert,
+    "download": download,
     "demo": demo,
 }
 
@@ -49,6 +51,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 EPILOG = """\
 examples:
   fusion-captioner caption photo.jpg holiday/
+  fusion-captioner download coco
   fusion-captioner convert --out lite2                       ImageNet weights of a small backbone
   fusion-captioner train configs/flickr8k_cpu.yaml --data.source flickr8k
   fusion-captioner evaluate runs/captioner --source flickr8k --split val --beams 1 3
