@@ -18,8 +18,8 @@ RECORD = "downloads.json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Fetch a published data set and unpack it in the layout that training reads. What it is, its size and its\n"
-        "licence are shown first, and nothing is fetched before you agree. The same command continues a download that\n"
-        "was broken off. Files are checked by their published checksums."
+        "licence are shown first, and nothing is fetched before you agree. To continue a download that was broken\n"
+        "off, repeat the command. Files are checked by their published checksums."
     )
     parser.add_argument("dataset", choices=NAMES, help="the data set")
     parser.add_argument(
