@@ -1,15 +1,12 @@
 """Captions as they are wanted: with words in front and behind, and no longer than a limit."""
 
-import regex
-
-from fusion_captioner.metrics.tokenization import SPACELESS_SCRIPTS
+from functools import cache
+from typing import Any
 
 # What follows a word without a space
 _CLOSING = ",.;:!?)]}、，。；：！？）」』》"
 # What no text ends with
 _LEFT_OPEN = " ,;:-–—([{“‘、，；：（「『《"
-# The smallest pieces that may stay: a word with its punctuation, or a character where no spaces are written
-_PIECE = regex.compile(rf"(?=[{SPACELESS_SCRIPTS}])\X|(?:(?![{SPACELESS_SCRIPTS}])\S)+|\s+")
 
 
 def framed(text: str, prefix: str = "", suffix: str = "") -> str:
@@ -32,8 +29,19 @@ def shortened(text: str, max_chars: int) -> str:
     if len(text) <= max_chars:
         return text
     end = 0
-    for piece in _PIECE.finditer(text):
+    for piece in _piece().finditer(text):
         if piece.end() > max_chars:
             break
         end = piece.end()
     return text[:end].rstrip(_LEFT_OPEN)
+
+
+@cache
+def _piece() -> Any:
+    """The smallest pieces that may stay: a word with its punctuation, or a character where no spaces are written."""
+    # a cold start would wait for them, and most captions are not cut
+    import regex
+
+    from fusion_captioner.metrics.tokenization import SPACELESS_SCRIPTS
+
+    return regex.compile(rf"(?=[{SPACELESS_SCRIPTS}])\X|(?:(?![{SPACELESS_SCRIPTS}])\S)+|\s+")

@@ -15,7 +15,6 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from fusion_captioner.image_loading import ImageSource, check_processed_size, images_to_pixel_values
-from fusion_captioner.inference.bad_words import bad_words_ids
 from fusion_captioner.inference.decoder_states import DecoderStates
 from fusion_captioner.inference.runtimes import RUNTIMES, Part, reading_export
 from fusion_captioner.inference.token_search import SearchSettings, search_one_by_one, search_with_beams
@@ -195,6 +194,9 @@ class ExportedCaptioner:
             seed, settings: as in `generate`.
         """
         if bad_words:
+            # which few ask for, and a cold start would wait for
+            from fusion_captioner.inference.bad_words import bad_words_ids
+
             bos_id = self.description["tokenizer"]["bos_token_id"]
             settings["bad_words_ids"] = bad_words_ids(self.tokenizer, bad_words, bos_id)
         pixel_values = self.preprocess(images)
