@@ -18,6 +18,7 @@ from fusion_captioner.commands import (
     classify,
     convert,
     demo,
+    download,
     evaluate,
     export,
     index,
@@ -42,6 +43,7 @@ COMMANDS = {
     "index": index,
     "search": search,
     "convert": convert,
+    "download": download,
     "demo": demo,
 }
 
@@ -51,6 +53,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 EPILOG = """\
 examples:
   fusion-captioner caption photo.jpg holiday/
+  fusion-captioner download coco
   fusion-captioner convert --out lite2                       ImageNet weights of a small backbone
   fusion-captioner recipes                                   what there is to train
   fusion-captioner train flickr8k_cpu --data.source flickr8k --model.vision_model lite2

@@ -52,6 +52,24 @@ def find_images(sources: list[str]) -> Iterator[str]:
             raise FileNotFoundError(f"{source}: no such file or folder; check the path.")
 
 
+def find_images_one_by_one(sources: list[str]) -> tuple[list[str], dict[int, str]]:
+    """
+    As [`find_images`], but a source that is not there stays among the images, so that the others can go on.
+
+    Returns:
+        images, and what is wrong with those that are none, by their place.
+    """
+    images: list[str] = []
+    problems: dict[int, str] = {}
+    for source in sources:
+        try:
+            images += find_images([source])
+        except (ValueError, OSError) as error:
+            problems[len(images)] = str(error)
+            images.append(source)
+    return images, problems
+
+
 def _images_in(folder: Path, name: str) -> list[str]:
     suffixes = photo_suffixes()
     found = [file for file in folder.rglob("*") if file.suffix.lower() in suffixes | HEIF_SUFFIXES]

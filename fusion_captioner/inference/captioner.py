@@ -1,7 +1,7 @@
 """A captioner on the runtime that it is for: torch, or one of an export."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,13 @@ class Captioner(Protocol):
     def image_settings(self) -> Mapping[str, Any]: ...
 
     def caption(
-        self, images: list[Image.Image], prompt: str, *, seed: int | None = None, **settings: Any
+        self,
+        images: list[Image.Image],
+        prompt: str,
+        *,
+        seed: int | None = None,
+        bad_words: Sequence[str] = (),
+        **settings: Any,
     ) -> list[list[str]]: ...
 
 
