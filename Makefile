@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all a newcomer needs; each makes its own .venv first.
 # The first of these that is 3.11 or newer and can make a .venv is taken.
-PYTHON ?= python3.11 python3.12 python3.13 python3
+PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3
 FITS := import sys, ensurepip; sys.exit(sys.version_info < (3, 11))
 FOUND = $(shell for python in $(PYTHON); do $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
@@ -9,8 +9,9 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # two processes of one thread each
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 DATA ?=
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' fusion_captioner/__init__.py)
 
-.PHONY: demo check test conformance hostile lint format clean
+.PHONY: demo check test conformance hostile lint format dist release clean
 
 $(BIN)/python:
 	$(or $(FOUND),$(error No Python from 3.11 on with ensurepip among: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3)) -m venv $(VENV)
@@ -30,6 +31,10 @@ $(BIN)/.test: $(BIN)/.package
 
 $(BIN)/.lint: $(BIN)/.package
 	$(PIP) -e '.[lint]'
+	touch $@
+
+$(BIN)/.dist: $(BIN)/.package
+	$(PIP) -e '.[dist]'
 	touch $@
 
 demo: $(BIN)/.demo ## caption photographs with the bundled checkpoint; train a small captioner end to end, print its captions, save it and load it back
@@ -55,6 +60,19 @@ lint: $(BIN)/.lint ## ruff (format and check) and mypy
 format: $(BIN)/.lint
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+dist: $(BIN)/.dist ## wheel and sdist, in dist/
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+
+release: ## publish the version of fusion_captioner/__init__.py: tests, wheel and sdist, tag, upload
+	@test -z "$$(git status --porcelain)" || { echo "commit your changes first: git status shows them" >&2; exit 1; }
+	@grep -q '^## $(VERSION)' CHANGELOG.md || { echo "CHANGELOG.md has no section '## $(VERSION)'; name the version there" >&2; exit 1; }
+	$(MAKE) lint test dist
+	git tag v$(VERSION)
+	$(BIN)/twine upload dist/*
+	git push origin v$(VERSION)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .demo

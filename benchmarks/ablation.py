@@ -4,7 +4,7 @@
         [--rows sum attention ...] [--seeds 0 1 2] [--SECTION.FIELD VALUE ...]
     python benchmarks/ablation.py --out FOLDER --table [--page NAME] [--title TITLE]
 
-Each row is `fusion-captioner train configs/flickr8k_cpu.yaml` with its change, scored on `val` once, at its end: no
+Each row is `fusion-captioner train flickr8k_cpu` with its change, scored on `val` once, at its end: no
 row is given the best of several checkpoints. All rows but two have the decoder's residual, which the recipe leaves
 off: with it captions are learned within the few steps that a row has. Further flags of the recipe's fields hold for
 all rows. One JSON line a row and seed goes to OUT/results.jsonl; what is there is not run again, and a row that was
@@ -28,7 +28,7 @@ from fusion_captioner.process_setup import keep_freed_memory, keep_stderr_quiet
 from fusion_captioner.training.train import train_from_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RECIPE = REPOSITORY / "configs" / "flickr8k_cpu.yaml"
+RECIPE = "flickr8k_cpu"
 METRICS = ["CIDEr", "BLEU-4", "METEOR-exact-stem", "ROUGE-L"]
 
 
@@ -159,7 +159,7 @@ def table(results: Sequence[dict[str, Any]], settings: dict[str, Any], page: str
     lines = [
         f"# {title}",
         "",
-        "One change a row of `configs/flickr8k_cpu.yaml` (whose own value stands in brackets) with the decoder's "
+        "One change a row of the recipe `flickr8k_cpu` (whose own value stands in brackets) with the decoder's "
         "residual, the",
         f"same budget for each, the image encoder frozen; scores on `val` of {settings['source']} at the end of "
         f"training, the",

@@ -81,7 +81,7 @@ def training_run(folder: Path) -> list[str]:
 
 with tempfile.TemporaryDirectory() as name:
     photo = sys.argv[1] if len(sys.argv) > 1 else write_photos(Path(name), 1, 640, 480)[0]
-    caption = ["caption", photo, "--max-new-tokens", "8"]
+    caption = ["caption", photo, "--runtime", "torch", "--max-new-tokens", "8"]
     print("| run | files | moves |\n|---|---|---|")
     for title, commands in (
         ("caption", [caption] * 2),

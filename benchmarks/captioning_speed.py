@@ -198,9 +198,9 @@ def examine(task: Run) -> Run:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fusion_captioner import packed_linear
+    from fusion_captioner import causal_layers
 
-    packed_linear._IS_AVAILABLE = False  # the counter does not know packed products
+    causal_layers.CAN_PACK = False  # the counter does not know packed products
     found: Run = {}
     if task["kind"] == "peer":
         seconds = {}
@@ -262,10 +262,12 @@ def in_its_own_process(job: str, task: Run, script: str = __file__) -> tuple[Run
     return json.loads(finished.stdout.splitlines()[-1]), seconds
 
 
-def run_command(model: str, images: Sequence[str], beams: int, tokens: int, out: str) -> tuple[float, int]:
+def run_command(
+    model: str, runtime: str, images: Sequence[str], beams: int, tokens: int, out: str
+) -> tuple[float, int]:
     """Seconds of the command `caption`, and the most memory it had, shared pages counted by halves, thirds, ..."""
     command = [sys.executable, "-m", "fusion_captioner.cli", "caption", *images, "--model", model, "--out", out]
-    flags = ["--beams", str(beams), "--max-new-tokens", str(tokens), "--batch-size", "8"]
+    flags = ["--runtime", runtime, "--beams", str(beams), "--max-new-tokens", str(tokens), "--batch-size", "8"]
     Path(out).unlink(missing_ok=True)
     start = time.perf_counter()
     process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True)
@@ -318,7 +320,8 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Run]:
         if task["kind"] == "export":
             description = json.loads((Path(task["path"]) / "exported_captioner.json").read_text())
             same = [each for each in systems if each.get("fingerprint") == description["checkpoint"]]
-            system |= {"dtype": description.get("dtype", "float32"), "flop": same[0]["flop"] if same else None}
+            flop = same[0]["flop"] if same else None
+            system |= {"dtype": description["dtype"], "runtime": description["runtime"], "flop": flop}
         else:
             saved = str(folder / "peer")
             system |= in_its_own_process("examine", task | {"save": saved})[0]
@@ -328,10 +331,11 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Run]:
             starts = [in_its_own_process("caption_one", task)[1] for _ in range(options.starts)]
         else:
             out = str(folder / "captions.jsonl")
-            runs = [run_command(task["path"], photos[:1], 1, options.tokens, out) for _ in range(options.starts)]
+            model = task["path"], "torch" if task["kind"] == "checkpoint" else system["runtime"]
+            runs = [run_command(*model, photos[:1], 1, options.tokens, out) for _ in range(options.starts)]
             starts = [seconds for seconds, _ in runs]
             system["command_one_photo_peak_pss"] = max(most for _, most in runs)
-            seconds, most = run_command(task["path"], [str(folder / "photos")], 1, options.tokens, out)
+            seconds, most = run_command(*model, [str(folder / "photos")], 1, options.tokens, out)
             system |= {"command_folder_seconds": seconds, "command_folder_peak_pss": most}
         system["cold_start_seconds"] = statistics.median(starts)
         systems.append(system)

@@ -4,7 +4,7 @@
         [--steps 200] [--cache FOLDER] [--SECTION.FIELD VALUE ...]
     python benchmarks/few_shot.py --json FILE --table
 
-DATA is an imagefolder as `configs/tweet_sentiment.yaml` reads it, with the splits train and validation. Every run
+DATA is an imagefolder as the recipe `tweet_sentiment` reads it, with the splits train and validation. Every run
 takes
 as many steps, from the same checkpoint, on the same examples for both ways of training: the first of a shuffle by the
 seed, one of each label before all others. The image encoder stays as it is in both, so that its features are computed
@@ -44,7 +44,7 @@ from fusion_captioner.training.lora import lora_layers
 from fusion_captioner.training.tasks.classification import ClassificationTask
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RECIPE = REPOSITORY / "configs" / "tweet_sentiment.yaml"
+RECIPE = "tweet_sentiment"
 METHODS = {"lora": "LoRA", "full": "full fine-tuning"}
 COLOURS = {"lora": "#b30000", "full": "#1f4e79"}
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
@@ -100,8 +100,7 @@ class Sentiment:
         if size is not None and not len(first) <= size <= len(rows):
             raise ValueError(
                 f"`--sizes` ({size}) must be from {len(first)}, one example of each label, to the {len(rows)} that "
-                f"there "
-                "are; change it."
+                "there are; change it."
             )
         order = [*sorted(first), *sorted(set(range(len(rows))) - set(first))]
         return rows.select(order[:size])

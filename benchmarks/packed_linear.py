@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from fusion_captioner.packed_linear import MAX_ROWS, MIN_ROWS, packed_weights
+from fusion_captioner.causal_layers import MAX_ROWS, MIN_ROWS, packed_weights
 from fusion_captioner.process_setup import keep_freed_memory
 
 SHAPES = [(2048, 512)] * 4 + [(512, 512)] * 2 + [(4000, 512)]

@@ -33,9 +33,9 @@ class TorchBefore(TorchSystem):
     and freed memory that stays."""
 
     def __init__(self, task: Run, watch: Stopwatch) -> None:
-        from fusion_captioner import image_loading, packed_linear, process_setup
+        from fusion_captioner import causal_layers, image_loading, process_setup
 
-        packed_linear._IS_AVAILABLE = False
+        causal_layers.CAN_PACK = False
         process_setup.keep_freed_memory = lambda: False
         image_loading.DRAFT_MARGIN = 1000  # no photo is as much larger than what the model takes
         super().__init__(task, watch)
@@ -50,9 +50,9 @@ def count_work(task: Run) -> Run:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fusion_captioner import packed_linear
+    from fusion_captioner import causal_layers
 
-    packed_linear._IS_AVAILABLE = False  # the counter does not know packed products
+    causal_layers.CAN_PACK = False  # the counter does not know packed products
     system = TorchSystem(task, Stopwatch())
     inputs = system.prepare(task["photos"][:1])
     flop = {}

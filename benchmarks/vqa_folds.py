@@ -1,7 +1,7 @@
 """Answers in words by cross-validation: every fold of the images is held out once; mean and 95 % interval over folds.
 
     python benchmarks/vqa_folds.py --source FOLDER --vision-model lite2 --cache FOLDER --out FOLDER
-        [--recipe configs/vqa_rad.yaml] [--SECTION.FIELD VALUE ...]
+        [--recipe vqa_rad] [--SECTION.FIELD VALUE ...]
 
 Each fold is `fusion-captioner train RECIPE` with its `data.fold`, scored once, at its end; further flags of the
 recipe's fields hold for all. A fold whose `eval_report.json` lies in OUT is not trained again. The last line is JSON.
@@ -21,7 +21,6 @@ from fusion_captioner.process_setup import keep_freed_memory, keep_stderr_quiet
 from fusion_captioner.training.arguments import read_run_arguments
 from fusion_captioner.training.train import train_from_yaml
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 # 97.5 % quantile of Student's t, by degrees of freedom
 T_QUANTILE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -59,8 +58,7 @@ def print_table(summary: dict[str, dict[str, dict[str, Any]]]) -> None:
             folds = " ".join(f"{value:.3f}" for value in score["folds"])
             print(
                 f"| {setting.replace('_', ' ')} | {name.replace('_', ' ')} | {score['mean']:.3f} | {low:.3f} to "
-                f"{high:.3f} "
-                f"| {folds} |"
+                f"{high:.3f} | {folds} |"
             )
 
 
@@ -74,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--cache", required=True, metavar="FOLDER", help="features of the images, which all folds share"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a folder each fold")
-    parser.add_argument("--recipe", default=str(REPOSITORY / "configs" / "vqa_rad.yaml"), metavar="CONFIG.yaml")
+    parser.add_argument("--recipe", default="vqa_rad", metavar="RECIPE")
     options, flags = parser.parse_known_args(arguments)
     keep_freed_memory()
     keep_stderr_quiet(reads_data=True)

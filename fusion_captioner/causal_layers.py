@@ -6,12 +6,14 @@ Output `t` depends on inputs up to `t` only, and padding touches no state, which
 B: batch, L: tokens of this call, S: tokens so far, past ones included, D: hidden size, N: layers
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers.modeling_layers import GradientCheckpointingLayer
-
-from .packed_linear import few_row_linear
 
 # What a layer carries from one call to the next: each tensor has the batch in its first dimension,
 # so that a cache can reorder it without knowing what it is.
@@ -20,6 +22,99 @@ State = tuple[torch.Tensor, ...]
 # Rows of like length are computed together: at most so many groups, of at least so many rows.
 MAX_LENGTH_GROUPS = 4
 MIN_GROUP_ROWS = 32
+
+# With fewer rows the usual kernel is as fast, with more it is as well.
+MIN_ROWS, MAX_ROWS = 4, 192
+# A smaller weight fits into a core's own cache, and there is nothing to gain.
+MIN_WEIGHTS = 2**16
+
+CAN_PACK = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+# Weights that may be packed in this call: `None` before their first use, then themselves, then the packed copy.
+_PACKED: ContextVar[dict[torch.Tensor, torch.Tensor | None] | None] = ContextVar("packed", default=None)
+
+
+@contextmanager
+def packed_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """
+    Inside, linear and recurrent layers within `modules` multiply few rows by packed copies of their weights.
+
+    A step of generation multiplies one row per beam by every weight of the decoder. On CPUs the kernel behind
+    `nn.Linear` is made for many rows; with a few it is faster on weights that are laid out for it
+    (`benchmarks/packed_linear.py` measures by how much). A copy is made at a weight's second use: what is used once,
+    as projections of an image are, is not worth it. None outlives the call, so that no change of a weight is missed.
+
+    The weights must not change inside. Weights that are quantised, offloaded or not on a CPU are left alone.
+    """
+    layers = [layer for module in modules for layer in module.modules()]
+    linears = [layer for layer in layers if type(layer) in (nn.Linear, PackedLinear)]
+    recurrents = [layer for layer in layers if type(layer) in (nn.LSTM, nn.GRU)]
+    parameters = (parameter for layer in (*linears, *recurrents) for parameter in layer.parameters(recurse=False))
+    weights: dict[torch.Tensor, torch.Tensor | None] = {
+        weight: None for weight in parameters if _can_be_packed(weight)
+    }
+    token = _PACKED.set(weights)
+    # at rest the layers are torch's own, which tools for quantisation look for by their exact type
+    linears = [layer for layer in linears if type(layer) is nn.Linear and layer.weight in weights]
+    for layer in linears:
+        layer.__class__ = PackedLinear
+    try:
+        yield
+    finally:
+        for layer in linears:
+            layer.__class__ = nn.Linear
+        _PACKED.reset(token)
+
+
+def _can_be_packed(parameter: nn.Parameter) -> bool:
+    return (
+        CAN_PACK
+        and type(parameter) is nn.Parameter  # quantised weights are of other types
+        and parameter.device.type == "cpu"
+        and parameter.dim() == 2
+        and parameter.numel() >= MIN_WEIGHTS
+        and (
+            parameter.dtype == torch.float32
+            or (parameter.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
+    )
+
+
+def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """
+    `nn.functional.linear`, for a few rows by the packed copy of the weight where [`packed_weights`] allows one.
+
+    Args:
+        inputs (`torch.FloatTensor` of shape `(..., input_size)`).
+        weight (`torch.FloatTensor` of shape `(output_size, input_size)`).
+        bias (`torch.FloatTensor` of shape `(output_size,)`, *optional*).
+    """
+    # first of all, so that a compiler sees nothing of the rest
+    weights = None if torch.compiler.is_compiling() else _PACKED.get()
+    if (
+        weights is None
+        or weight not in weights
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or inputs.dtype != weight.dtype
+        or not MIN_ROWS * inputs.shape[-1] <= inputs.numel() <= MAX_ROWS * inputs.shape[-1]
+    ):
+        return nn.functional.linear(inputs, weight, bias)
+    packed = weights[weight]
+    if packed is None:
+        weights[weight] = weight
+        return nn.functional.linear(inputs, weight, bias)
+    if packed is weight:
+        packed = weights[weight] = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    outputs = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return outputs.view(*inputs.shape[:-1], -1)
+
+
+class PackedLinear(nn.Linear):
+    """What an `nn.Linear` is inside [`packed_weights`]."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return few_row_linear(input, self.weight, self.bias)
 
 
 class SequenceDropout(nn.Module):
@@ -50,7 +145,7 @@ class CausalRecurrent(GradientCheckpointingLayer):
     Rows that are padded on the left are rolled until they are padded on the right, where padding comes after every
     real token and so cannot reach its state; outputs are rolled back. When the state is asked for, rows of unequal
     length are packed as well, so that each state is that of the row's last real token. One token, as in generation,
-    goes through the layer's equations, whose matrix products then have few rows (see `packed_linear.py`).
+    goes through the layer's equations, whose matrix products then have few rows (see [`packed_weights`]).
     """
 
     recurrent_class: type[nn.LSTM] | type[nn.GRU]

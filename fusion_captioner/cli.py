@@ -18,21 +18,24 @@ from fusion_captioner.commands import (
     classify,
     convert,
     demo,
+    download,
     evaluate,
     export,
     index,
+    recipes,
     search,
     shrink,
     train,
 )
-from fusion_captioner.printing import print_note
-from fusion_captioner.process_setup import keep_freed_memory, print_log
+from fusion_captioner.printing import error_text, print_log, print_note
+from fusion_captioner.process_setup import keep_freed_memory
 
 COMMANDS = {
     "caption": caption,
     "classify": classify,
     "answer": answer,
     "train": train,
+    "recipes": recipes,
     "evaluate": evaluate,
     "export": export,
     "shrink": shrink,
@@ -40,6 +43,7 @@ COMMANDS = {
     "index": index,
     "search": search,
     "convert": convert,
+    "download": download,
     "demo": demo,
 }
 
@@ -49,8 +53,10 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 EPILOG = """\
 examples:
   fusion-captioner caption photo.jpg holiday/
+  fusion-captioner download coco
   fusion-captioner convert --out lite2                       ImageNet weights of a small backbone
-  fusion-captioner train configs/flickr8k_cpu.yaml --data.source flickr8k
+  fusion-captioner recipes                                   what there is to train
+  fusion-captioner train flickr8k_cpu --data.source flickr8k --model.vision_model lite2
   fusion-captioner evaluate runs/captioner --source flickr8k --split val --beams 1 3
   fusion-captioner classify photo.jpg --text "what a day" --model runs/tweet_sentiment
   fusion-captioner answer photo.jpg --question "what is it?" --model runs/assistant
@@ -61,8 +67,8 @@ examples:
 `fusion-captioner COMMAND --help` explains a command."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def build_parser(chosen: str) -> argparse.ArgumentParser:
+    """The parser, with the flags of the command `chosen` alone."""
     parser = argparse.ArgumentParser(
         prog="fusion-captioner",
         description="Train, score and run image captioners made by cross-modal fusion.",
@@ -75,13 +81,15 @@ def build_parser() -> argparse.ArgumentParser:
         subparser = subparsers.add_parser(
             name, help=command.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        command.add_arguments(subparser)
+        if name == chosen:
+            command.add_arguments(subparser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    parser = build_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = build_parser(next(iter(arguments), ""))
     options, fields = parser.parse_known_args(arguments)
     if fields and options.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(fields)}")
@@ -103,11 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise  # a fault of this package
         if os.environ.get("FUSION_CAPTIONER_TRACEBACK"):
             raise
-        text = str(error)
-        if isinstance(error, OSError) and error.filename is not None:  # without Python's "[Errno 2]"
-            text = f"{error.filename}: {error.strerror}"
+        text = error_text(error)
         if out_of_memory:
-            text = f"not enough memory ({error}); give smaller images or a smaller model, or lower --batch-size."
+            text = f"not enough memory ({text}); give smaller images or a smaller model, or lower --batch-size."
         print_note(text)
         return 2
 

@@ -405,9 +405,8 @@ class FusionCaptionerConfig(PreTrainedConfig):
             )
         if self.text_encoder_type == "embedding" and self.text_pooling == "last":
             raise ValueError(
-                '`text_pooling` ("last") would make the same of every text, as with `text_encoder_type` '
-                '"embedding" the '
-                'last token knows no other one; set `text_pooling` to "mean".'
+                '`text_pooling` ("last") would make the same of every text, as with `text_encoder_type` "embedding" '
+                'the last token knows no other one; set `text_pooling` to "mean".'
             )
 
 

@@ -44,4 +44,4 @@ class CaptionDecoder(nn.Module):
         hidden_states, state = self.layers(inputs, attention_mask, state, return_state)
         if self.norm is not None:
             hidden_states = self.norm(hidden_states + fused_hidden_states)
-        return self.dropout(hidden_states), state
+        return self.dropout(hidden_states) if self.training else hidden_states, state

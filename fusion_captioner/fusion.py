@@ -189,7 +189,8 @@ class AttentionFusion(Fusion):
             dropout = self.attention_dropout if self.training else 0.0
             context = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         context = self.output(context.transpose(1, 2).reshape(rows, length, width))
-        return self.joint_norm(text_states + self.dropout(context)), weights, None
+        context = self.dropout(context) if self.training else context
+        return self.joint_norm(text_states + context), weights, None
 
     def _split(self, states: torch.Tensor, images: int) -> torch.Tensor:
         """`(B*k, L, D)` → `(B, heads, k*L, D/heads)`"""
@@ -258,8 +259,8 @@ class CoAttentionFusion(AttentionFusion):
 
         context = context.transpose(1, 2).reshape(rows, length, width)
         joined = self.output(torch.cat((context, reweighted), dim=-1))
-        joint = self.joint_norm(text_states + self.dropout(joined))
-        return joint, weights, (seen[:, -1],)
+        joined = self.dropout(joined) if self.training else joined
+        return self.joint_norm(text_states + joined), weights, (seen[:, -1],)
 
 
 FUSIONS: dict[str, type[Fusion]] = {

@@ -7,12 +7,48 @@ call, and the cache is a `CaptionCache`."""
 from functools import wraps
 
 import torch
-from transformers import GenerationMixin, LogitsProcessor
+from transformers import Cache, GenerationMixin, LogitsProcessor
 from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
-from .caption_cache import CaptionCache
+from .causal_layers import State, packed_weights
 from .fusion import count_texts
-from .packed_linear import packed_weights
+
+
+class CaptionCache(Cache):
+    """
+    States of text encoder, fusion and decoder after the tokens so far, and the projected regions of the images.
+
+    States have one row a text (beam or sample) and follow the beams. Projected regions have one row an image: all
+    beams and samples of an image share them, so they are neither expanded nor reordered.
+
+    Args:
+        projected_regions (tuple of `torch.FloatTensor`, each with one row an image): see `fusion.py`.
+    """
+
+    is_compileable = False  # recurrent layers break the graph, and Transformer states grow
+
+    def __init__(self, projected_regions: State) -> None:
+        super().__init__(layers=[])
+        self.projected_regions = projected_regions
+        self.text_state: State | None = None
+        self.fusion_state: State | None = None
+        self.decoder_state: State | None = None
+        self.seen_tokens = 0
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether a token has been seen."""
+        return self.seen_tokens > 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen so far, padding included."""
+        return self.seen_tokens
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Row `i` becomes what row `beam_idx[i]` was; beam search moves rows within their image only."""
+        for name in ("text_state", "fusion_state", "decoder_state"):
+            if (state := getattr(self, name)) is not None:
+                setattr(self, name, tuple(tensor.index_select(0, beam_idx.to(tensor.device)) for tensor in state))
 
 
 class HiddenImageGuidance(LogitsProcessor):
@@ -126,17 +162,18 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
                 "`generate` takes either `pixel_values` or `image_hidden_states`, and got "
                 f"{'neither' if regions is None else 'both'}."
             )
+        device = self.device
         if regions is None and pixel_values is not None:
-            regions = self.get_image_hidden_states(pixel_values.to(self.device))
+            regions = self.get_image_hidden_states(pixel_values.to(device))
         elif regions is not None:
             regions = self.model.check_regions(regions)
         if regions is not None:
             if len(regions) == 0:
                 raise ValueError("`generate` got an empty batch of images; give at least one.")
             # first of the keyword arguments: the number of BOS tokens is read off it
-            model_kwargs = {"image_hidden_states": regions.to(self.device), **model_kwargs}
+            model_kwargs = {"image_hidden_states": regions.to(device), **model_kwargs}
             if (sounds := model_kwargs.pop("input_features", None)) is not None:
-                model_kwargs["audio_hidden_states"] = self.model.get_audio_hidden_states(sounds.to(self.device))
+                model_kwargs["audio_hidden_states"] = self.model.get_audio_hidden_states(sounds.to(device))
         return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
 
     def _expand_inputs_for_generation(self, *args, image_hidden_states=None, audio_hidden_states=None, **model_kwargs):

@@ -80,7 +80,7 @@ def decode_image(source: str | bytes, name: str, target_size: tuple[int, int] | 
     with _open(source, name) as image:
         if image.format == "EPS":
             raise ValueError(f"{name}: an EPS drawing, which would be run as a program; convert it to PNG")
-        check_pixels(image, name)
+        _check_pixels(image, name)
         if target_size is not None:
             if _orientation(image) in _SIDEWAYS:
                 target_size = (target_size[1], target_size[0])
@@ -91,11 +91,10 @@ def decode_image(source: str | bytes, name: str, target_size: tuple[int, int] | 
         if size > MAX_DECODED_BYTES:
             raise ValueError(
                 f"{name}: {image.width}x{image.height} pixels of {image.format} take {size / 1024**2:.0f} MiB to "
-                f"decode "
-                f"(the limit is {MAX_DECODED_BYTES // 1024**2}); make the image smaller, or save it as JPEG"
+                f"decode (the limit is {MAX_DECODED_BYTES // 1024**2}); make the image smaller, or save it as JPEG"
             )
         with _budget.taking(size):
-            picture = upright_rgb(image, name, target_size)
+            picture = _upright_rgb(image, name, target_size)
             if target_size is not None and size > LARGE_BYTES:
                 image.close()
                 _give_back_freed_memory()
@@ -180,7 +179,13 @@ def _check_file(path: str, name: str) -> None:
         raise ValueError(f"{name}: the file is empty (0 bytes)")
 
 
-def check_pixels(image: Image.Image, name: str) -> None:
+def checked_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A picture that is open already, upright and in RGB, unless it is too large."""
+    _check_pixels(image, name)
+    return _upright_rgb(image, name)
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
     if image.width * image.height > MAX_IMAGE_PIXELS:
         raise ValueError(
             f"{name}: {image.width}x{image.height} pixels are too many (the limit is {MAX_IMAGE_PIXELS / 1e6:.0f} "
@@ -188,7 +193,7 @@ def check_pixels(image: Image.Image, name: str) -> None:
         )
 
 
-def upright_rgb(image: Image.Image, name: str, target_size: tuple[int, int] | None = None) -> Image.Image:
+def _upright_rgb(image: Image.Image, name: str, target_size: tuple[int, int] | None = None) -> Image.Image:
     try:
         image.load()
         # Only now: PNG may hold its EXIF block behind the pixels, and Pillow turns TIFF upright while it loads

@@ -1,5 +1,5 @@
-"""Images by URL: fetched with a deadline and a limit of size; URLs of strangers never reach this machine's own
-network.
+"""Images, and other files, by URL: images are fetched with a deadline and a limit of size; URLs of strangers never
+reach this machine's own network.
 
 Needs the standard library only.
 """
@@ -11,7 +11,10 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from typing import Any, NamedTuple
 
 MAX_DOWNLOAD_BYTES = 64 * 1024**2
 DOWNLOAD_DEADLINE = 60.0  # seconds for a whole download
@@ -38,55 +41,107 @@ def download(url: str, public_only: bool = False, deadline: float = DOWNLOAD_DEA
         OSError: the server cannot be reached, is not public, or takes longer than the deadline.
         ValueError: the content is larger than `MAX_DOWNLOAD_BYTES`.
     """
-    watch = _Watch(deadline)
-    try:
-        # Some servers answer Python's own user agent with "403 Forbidden"
-        request = urllib.request.Request(_quoted(url), headers={"User-Agent": "fusion-captioner"})
-        with watch, _opener(watch, public_only).open(request, timeout=min(ANSWER_TIMEOUT, deadline)) as response:
-            content = bytearray()
-            while len(content) <= MAX_DOWNLOAD_BYTES and (chunk := response.read1(_CHUNK)):
-                content += chunk
-            if watch.is_over:
-                raise TimeoutError
-            if response.length and len(content) <= MAX_DOWNLOAD_BYTES:
-                raise http.client.IncompleteRead(b"", response.length)
-    except urllib.error.HTTPError as error:
-        kind = FileNotFoundError if error.code in (404, 410) else OSError
-        raise kind(f"{url}: the server answers {error.code} {error.reason}") from error
-    except (
-        Exception
-    ) as error:  # URLError, http.client.HTTPException, ValueError of a malformed URL, ConnectionError, ...
-        reason = getattr(error, "reason", error)
-        if watch.is_over:
-            raise OSError(
-                f"{url}: not complete within {deadline:g} s; download it and give the file instead"
-            ) from error
-        if isinstance(error, TimeoutError) or isinstance(reason, TimeoutError):
-            raise OSError(f"{url}: no answer within {min(ANSWER_TIMEOUT, deadline):g} s") from error
-        raise OSError(f"{url}: cannot be fetched ({' '.join(str(reason).split()) or type(error).__name__})") from error
-    if len(content) > MAX_DOWNLOAD_BYTES:
-        raise ValueError(
-            f"{url}: more than {MAX_DOWNLOAD_BYTES // 1024**2} MiB; download it and give the file instead"
-        )
+    content = bytearray()
+    with open_url(url, public_only=public_only, deadline=deadline) as answer:
+        for chunk in answer.chunks:
+            content += chunk
+            if len(content) > MAX_DOWNLOAD_BYTES:
+                raise ValueError(
+                    f"{url}: more than {MAX_DOWNLOAD_BYTES // 1024**2} MiB; download it and give the file instead"
+                )
     return bytes(content)
+
+
+class Answer(NamedTuple):
+    """
+    What a server answers.
+
+    Args:
+        status: of HTTP, such as 200, or 206 for a part of the content.
+        headers: by name, in any case.
+        chunks: the content, to be read once; raises OSError where the connection breaks.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: Iterator[bytes]
+
+
+@contextmanager
+def open_url(
+    url: str, headers: Mapping[str, str] | None = None, public_only: bool = False, deadline: float | None = None
+) -> Iterator[Answer]:
+    """
+    Ask a server for a URL, and read its answer in chunks.
+
+    Args:
+        url, public_only: as in [`download`].
+        headers: further headers of the request.
+        deadline: seconds that everything may take; None: as long as bytes arrive.
+
+    Raises:
+        FileNotFoundError, OSError: as [`download`].
+    """
+    watch = _Watch(deadline)
+    timeout = min(ANSWER_TIMEOUT, deadline or ANSWER_TIMEOUT)
+    with watch:
+        try:
+            # Some servers answer Python's own user agent with "403 Forbidden"
+            request = urllib.request.Request(
+                _quoted(url), headers={"User-Agent": "fusion-captioner", **(headers or {})}
+            )
+            response = _opener(watch, public_only).open(request, timeout=timeout)
+        except Exception as error:
+            raise _explained(url, error, watch, timeout) from error
+        with response:
+            yield Answer(response.status, response.headers, _chunks(url, response, watch, timeout))
+
+
+def _chunks(url: str, response: Any, watch: "_Watch", timeout: float) -> Iterator[bytes]:
+    try:
+        while chunk := response.read1(_CHUNK):
+            yield chunk
+        if watch.is_over:
+            raise TimeoutError
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+    except Exception as error:
+        raise _explained(url, error, watch, timeout) from error
+
+
+def _explained(url: str, error: Exception, watch: "_Watch", timeout: float) -> OSError:
+    """What went wrong, for whatever is raised: URLError, http.client.HTTPException, ValueError of a malformed URL,
+    ConnectionError, ..."""
+    if isinstance(error, urllib.error.HTTPError):
+        kind = FileNotFoundError if error.code in (404, 410) else OSError
+        return kind(f"{url}: the server answers {error.code} {error.reason}")
+    reason = getattr(error, "reason", error)
+    if watch.is_over:
+        return OSError(f"{url}: not complete within {watch.deadline:g} s; download it and give the file instead")
+    if isinstance(error, TimeoutError) or isinstance(reason, TimeoutError):
+        return OSError(f"{url}: no answer within {timeout:g} s")
+    return OSError(f"{url}: cannot be fetched ({' '.join(str(reason).split()) or type(error).__name__})")
 
 
 class _Watch:
     """Ends the connections of a download when its time is over, wherever it waits: in headers, in redirects, in
     content."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float | None) -> None:
         self.is_over = False
+        self.deadline = deadline
         self._sockets: list[socket.socket] = []
-        self._timer = threading.Timer(deadline, self._end)
-        self._timer.daemon = True
+        self._timer = None if deadline is None else threading.Timer(deadline, self._end)
 
     def __enter__(self) -> "_Watch":
-        self._timer.start()
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def add(self, connection: socket.socket) -> None:
         self._sockets.append(connection)

@@ -4,11 +4,60 @@ Image encoder: any transformers vision backbone, its output brought to grid regi
 B: batch, F: frames, H, W: pixels, C: channels, h, w: grid, P = h·w: regions, Dv: width of a region
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from transformers import AutoModel, PreTrainedConfig
 
 from .placed_weights import compute_dtype
+
+# Numbers and tensors in the files of the model that is loaded. Where they are not set, its size is not limited.
+FILES_HOLD: ContextVar[tuple[int, int] | None] = ContextVar("files_hold", default=None)
+# A model may have more weights than its files: tied ones, and buffers.
+WEIGHTS_RATIO, SPARE_ELEMENTS, SPARE_WEIGHTS = 4, 2**26, 1000
+
+
+@contextmanager
+def limited_weights() -> Iterator[None]:
+    """
+    While a model is built without memory, on the meta device: stop as soon as it has far more weights than its files
+    hold (`FILES_HOLD`). A few bytes of a config can describe a backbone of any size.
+
+    Raises:
+        ValueError: the config describes such a model.
+    """
+    if (held := FILES_HOLD.get()) is None:
+        yield
+        return
+    elements, weights = held
+    left = [WEIGHTS_RATIO * elements + SPARE_ELEMENTS, WEIGHTS_RATIO * weights + SPARE_WEIGHTS]
+
+    def count(module: nn.Module, key: str, tensor: torch.Tensor | None) -> None:
+        if tensor is not None and tensor.is_meta:
+            left[0] -= tensor.numel()
+            left[1] -= 1
+            if min(left) < 0:
+                raise ValueError(
+                    f"config.json describes a model of more than the {elements:,} numbers in {weights} tensors that "
+                    "its weights file holds"
+                )
+
+    hooks = [
+        register_module_parameter_registration_hook(count),  # type: ignore[arg-type]
+        register_module_buffer_registration_hook(count),  # type: ignore[arg-type]
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class ImageEncoder(nn.Module):

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from PIL import Image
 
-from .image_decoding import check_pixels, decode_image, to_rgb, to_uint8, upright_rgb
+from .image_decoding import checked_rgb, decode_image, to_rgb, to_uint8
 
 # Pixels that models take: 4096 x 4096.
 MAX_PROCESSED_PIXELS = 2**24
@@ -83,9 +83,7 @@ def load_image(
     if isinstance(image, bytes | bytearray | memoryview):
         return decode_image(bytes(image), name or f"image of {len(image)} bytes", target_size)
     if isinstance(image, Image.Image):
-        name = name or f"PIL image of {image.width}x{image.height}"
-        check_pixels(image, name)
-        return upright_rgb(image, name)
+        return checked_rgb(image, name or f"PIL image of {image.width}x{image.height}")
     if hasattr(image, "__array__"):
         name = name or f"array of shape {tuple(getattr(image, 'shape', ()))}"
         return to_rgb(_picture_of_array(image, name), name)
@@ -122,19 +120,36 @@ def resize_image(
     height, width = size
     if image.size == (width, height):
         return image
-    box = None
-    if resize_mode == "crop":
-        scale = min(image.width / width, image.height / height)
-        left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
-        # `max`/`min`: rounding may put an edge 1e-13 outside, which Pillow refuses
-        box = (
-            max(left, 0),
-            max(top, 0),
-            min(left + width * scale, image.width),
-            min(top + height * scale, image.height),
-        )
+    box = seen_box((image.height, image.width), size, resize_mode)
     # Pictures more than twice too large are first averaged over whole blocks: 5 times faster at 12 megapixels, 46 dB
     return image.resize((width, height), resample, box=box, reducing_gap=2.0)
+
+
+def seen_box(
+    image_size: tuple[int, int], size: tuple[int, int], resize_mode: str
+) -> tuple[float, float, float, float]:
+    """The part of a picture that [`resize_image`] keeps.
+
+    Args:
+        image_size, size: (H, W) of the picture and of the result.
+        resize_mode: see [`resize_image`].
+
+    Returns:
+        left, upper, right and lower edge, in pixels of the picture.
+    """
+    image_height, image_width = image_size
+    if resize_mode == "squash":
+        return 0.0, 0.0, float(image_width), float(image_height)
+    height, width = size
+    scale = min(image_width / width, image_height / height)
+    left, top = (image_width - width * scale) / 2, (image_height - height * scale) / 2
+    # `max`/`min`: rounding may put an edge 1e-13 outside, which Pillow refuses
+    return (
+        max(left, 0.0),
+        max(top, 0.0),
+        min(left + width * scale, image_width),
+        min(top + height * scale, image_height),
+    )
 
 
 def load_resized_image(image: ImageSource, settings: Mapping[str, Any], name: str | None = None) -> Image.Image:
@@ -189,8 +204,7 @@ def images_to_pixel_values(
         if picture.size != (width, height):
             raise ValueError(
                 f"`images` have different sizes, {height}x{width} and {picture.height}x{picture.width} (height x "
-                f"width); "
-                "set `do_resize=True` or give images of one size."
+                "width); set `do_resize=True` or give images of one size."
             )
         write_normalized(picture, pixel_values[index], scale, offset)
     return pixel_values
@@ -270,6 +284,5 @@ def check_processed_size(size: Any, name: str) -> None:
     if len(whole) != 2 or whole[0] * whole[1] > MAX_PROCESSED_PIXELS:
         raise ValueError(
             f"{name}: the image processor's `size` ({str(size)[:60]}) must be a height and a width of together at "
-            f"most "
-            f"{MAX_PROCESSED_PIXELS:,} pixels; correct its config."
+            f"most {MAX_PROCESSED_PIXELS:,} pixels; correct its config."
         )

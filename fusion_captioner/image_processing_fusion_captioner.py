@@ -154,9 +154,8 @@ def _as_videos(images: Any) -> tuple[list[list[Any]], bool]:
     frame_counts = sorted({len(video) for video in videos})
     if frame_counts[0] == 0 or len(frame_counts) > 1:
         raise ValueError(
-            f"`images` holds samples of {', '.join(map(str, frame_counts))} frames; give each sample the same "
-            f"number, at "
-            "least one."
+            f"`images` holds samples of {', '.join(map(str, frame_counts))} frames; give each sample the same number, "
+            "at least one."
         )
     return videos, frame_counts[0] > 1
 

@@ -13,8 +13,8 @@ from .alignment import AlignmentLosses
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .fusion import count_texts
 from .losses import weighted_sum
-from .modeling_fusion_captioner import FusionCaptionerModel, FusionCaptionerPreTrainedModel
-from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerRetrievalOutput, returns_output
+from .modeling_fusion_captioner import FusionCaptionerModel, FusionCaptionerPreTrainedModel, returns_output
+from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerRetrievalOutput
 
 
 class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
@@ -43,8 +43,7 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
         if not config.contrastive_loss_weight:
             raise ValueError(
                 f"`contrastive_loss_weight` ({config.contrastive_loss_weight}) must be above 0 for retrieval: it "
-                f"trains "
-                "the space that is searched; set it, for example by `from_pretrained(..., "
+                "trains the space that is searched; set it, for example by `from_pretrained(..., "
                 "contrastive_loss_weight=1.0)`."
             )
         self.model = FusionCaptionerModel(config)

@@ -14,27 +14,52 @@ Under teacher forcing every part runs over the whole text in one call; there is 
 """
 
 import math
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import wraps
+from inspect import signature
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .alignment import AlignmentLosses
 from .audio_encoder import AudioEncoder
-from .caption_cache import CaptionCache
 from .causal_layers import SequenceDropout
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .decoder import CaptionDecoder
 from .fusion import FUSIONS, count_texts
-from .generation_fusion_captioner import FusionCaptionerGenerationMixin
-from .image_encoder import ImageEncoder
+from .generation_fusion_captioner import CaptionCache, FusionCaptionerGenerationMixin
+from .image_encoder import ImageEncoder, limited_weights
 from .losses import caption_loss, weighted_sum
 from .matching import WordRegionMatching
-from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerOutput, returns_output
+from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerOutput
 from .placed_weights import compute_dtype, execution_device, own_parameter
 from .text_encoder import TEXT_POOLINGS, TextEncoder
+
+
+def returns_output(method: Callable) -> Callable:
+    """
+    What a model's methods share: a `ModelOutput` becomes a tuple where `return_dict`, an argument or the config's
+    field, is false, and an argument that neither the method nor transformers knows is refused.
+    """
+    known = {*signature(method).parameters, *TransformersKwargs.__optional_keys__, "return_dict"}
+    returns = can_return_tuple(method)
+
+    @wraps(method)
+    def checked(self, *args, **kwargs):
+        for name, value in kwargs.items():
+            # adapters and pipelines pass what other models know as `None`
+            if name not in known and value is not None:
+                meant = get_close_matches(name, known, 1)
+                fix = f"did you mean `{meant[0]}`?" if meant else "leave it out."
+                raise TypeError(f"`{name}` is no argument of `{type(self).__name__}.{method.__name__}`; {fix}")
+        return returns(self, *args, **kwargs)
+
+    return checked
 
 
 class FusionCaptionerPreTrainedModel(PreTrainedModel):
@@ -53,6 +78,11 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
         # `from_pretrained` sets the fields that it is given one by one, past the checks of what fits together
         config.validate_architecture()
         super().__init__(config)
+
+    @classmethod
+    def get_init_context(cls, *args, **kwargs) -> list:
+        """As in transformers: what `from_pretrained` builds a model in."""
+        return [*super().get_init_context(*args, **kwargs), limited_weights()]
 
     def save_pretrained(self, *args, **kwargs) -> None:
         """As in transformers; the code of all heads is saved beside the model, so that each of them loads from it
@@ -199,8 +229,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         if self.audio_encoder is None:
             raise ValueError(
                 f"`input_features` {tuple(input_features.shape)} are given to a model without audio encoder; leave "
-                f"them "
-                "out, or build the model with `audio_config`."
+                "them out, or build the model with `audio_config`."
             )
         return self.audio_encoder(input_features)
 
@@ -294,8 +323,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         if cache is not None and not isinstance(cache, CaptionCache):
             raise ValueError(
                 f"`past_key_values` ({type(cache).__name__}) must be a CaptionCache, as this model returns it; leave "
-                f"it out "
-                "of the first call."
+                "it out of the first call."
             )
         regions = None
         if cache is None:
@@ -598,7 +626,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
                 self.lm_head(hidden_states[:, :-1][labelled]) if logits is None else logits[:, :-1][labelled]
             )  # (N, V)
             terms["caption"] = caption_loss(scores, targets[labelled], self.config.label_smoothing)
-        if self.alignment.is_active:
+        if outputs.image_embeds is not None:
             terms |= self.alignment(outputs, attention_mask, self.model.fuse)
         if num_items_in_batch is not None:
             share = labelled.sum() / num_items_in_batch
@@ -633,4 +661,5 @@ __all__ = [
     "FusionCaptionerModel",
     "FusionCaptionerPreTrainedModel",
     "auto_classes",
+    "returns_output",
 ]

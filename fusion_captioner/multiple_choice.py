@@ -9,7 +9,7 @@ from torch import nn
 from transformers.modeling_outputs import MultipleChoiceModelOutput
 
 from .configuration_fusion_captioner import FusionCaptionerConfig
-from .modeling_outputs import returns_output
+from .modeling_fusion_captioner import returns_output
 from .optional_modalities import OptionalModalitiesModel, classification_layers
 
 
@@ -109,8 +109,7 @@ class FusionCaptionerForMultipleChoice(OptionalModalitiesModel):
         if not valid.any(dim=1).all():
             raise ValueError(
                 f"question {int(valid.any(dim=1).long().argmin())} of the batch has no choice: its `attention_mask` "
-                f"is "
-                "all zeros; leave the question out, or give it choices."
+                "is all zeros; leave the question out, or give it choices."
             )
         if labels is None:
             return
@@ -121,8 +120,7 @@ class FusionCaptionerForMultipleChoice(OptionalModalitiesModel):
             row = int(wrong.long().argmax())
             raise ValueError(
                 f"label {int(labels[row])} of question {row} is none of its {int(valid[row].sum())} choices; number "
-                f"them "
-                "from 0, and use -100 where the right one is unknown."
+                "them from 0, and use -100 where the right one is unknown."
             )
 
 

@@ -117,8 +117,7 @@ class OptionalModalitiesModel(FusionCaptionerPreTrainedModel):
         if not rows:
             raise ValueError(
                 "there is neither image, text nor sound; give `pixel_values` (or `image_hidden_states`), `input_ids` "
-                "or "
-                "`input_features`."
+                "or `input_features`."
             )
         if not torch.compiler.is_compiling() and len(set(rows.values())) > 1:
             raise ValueError(
@@ -136,8 +135,7 @@ class OptionalModalitiesModel(FusionCaptionerPreTrainedModel):
                 if name not in embedded or flag.shape != (count,):
                     raise ValueError(
                         f"`has_{name}` {tuple(flag.shape)} must have one value for each of the {rows.get(name, 0)} "
-                        f"rows "
-                        f"of {name} that are given."
+                        f"rows of {name} that are given."
                     )
                 present[name] = flag.to(device).bool()
         if "text" in embedded and attention_mask is not None:

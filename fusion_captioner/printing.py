@@ -1,12 +1,19 @@
-"""Lines that commands print: results as JSON on stdout, notes on stderr. No name of a file can confuse a terminal."""
+"""Lines that commands print: results as JSON on stdout, notes and log messages on stderr. No name of a file can
+confuse a terminal."""
 
 import json
+import logging
 import re
 import sys
 from typing import Any, TextIO
 
 # Control characters, such as ESC; separators of lines; characters that turn the direction of writing; lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+# torch raises an error of a worker process again, with its whole traceback as its message.
+_WORKER_ERROR = re.compile(
+    r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback.*\n[\w.]+: (.+)", re.DOTALL
+)
 
 
 def json_line(entry: Any, encoding: str = "utf-8", indent: int | None = None) -> str:
@@ -30,6 +37,14 @@ def print_note(text: str) -> None:
     print_line(f"fusion-captioner: {printable(' '.join(text.split()))}", sys.stderr)
 
 
+def error_text(error: Exception) -> str:
+    """What an error says, without the traceback of a worker process and without Python's "[Errno 2]"."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    in_worker = _WORKER_ERROR.fullmatch(str(error).strip())
+    return in_worker[1] if in_worker else str(error)
+
+
 def printable(text: str) -> str:
     """`text` with every character escaped that a terminal obeys or cannot show."""
     return _UNPRINTABLE.sub(lambda character: f"\\u{ord(character[0]):04x}", text)
@@ -44,3 +59,22 @@ def print_line(line: str, file: TextIO) -> None:
     else:
         print(line, file=file)
     file.flush()
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Names of files in messages may hold characters that a terminal obeys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable(line) for line in super().format(record).split("\n"))
+
+
+def print_log(level: int = logging.WARNING) -> None:
+    """Print log messages of `level` and above on stderr, without their level and logger."""
+    formatter = _PrintableFormatter("%(message)s")
+    if level >= logging.WARNING and logging.lastResort is not None:
+        logging.lastResort.setFormatter(formatter)  # which prints where nobody has set up logging
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request to the Hub

@@ -1,10 +1,7 @@
 """Settings of a command for its own process, which a library must leave alone: memory, and notes of libraries."""
 
 import ctypes
-import logging
 import sys
-
-from fusion_captioner.printing import printable
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
@@ -51,22 +48,3 @@ def keep_stderr_quiet(reads_data: bool) -> None:
     set_verbosity(CRITICAL)  # it logs the errors that it raises
     if not sys.stderr.isatty():
         disable_progress_bars()
-
-
-class _PrintableFormatter(logging.Formatter):
-    """Names of files in messages may hold characters that a terminal obeys."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(printable(line) for line in super().format(record).split("\n"))
-
-
-def print_log(level: int = logging.WARNING) -> None:
-    """Print log messages of `level` and above on stderr, without their level and logger."""
-    formatter = _PrintableFormatter("%(message)s")
-    if level >= logging.WARNING and logging.lastResort is not None:
-        logging.lastResort.setFormatter(formatter)  # which prints where nobody has set up logging
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=level, handlers=[handler])
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request to the Hub

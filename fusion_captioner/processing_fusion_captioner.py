@@ -459,8 +459,8 @@ def _fit_prompt(row: list[int], end: list[int], prompt: str, limit: int | None, 
 def _too_long(text: str, length: int, limit: int | None, relation: str) -> str:
     return (
         f"the text {text[:40]!r}{'...' if len(text) > 40 else ''} of {length} tokens, special tokens included, "
-        f"{relation} "
-        f"the maximum of {limit}; shorten it or raise `max_length` (by default the tokenizer's `model_max_length`)."
+        f"{relation} the maximum of {limit}; shorten it or raise `max_length` (by default the tokenizer's "
+        "`model_max_length`)."
     )
 
 

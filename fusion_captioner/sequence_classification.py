@@ -9,7 +9,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .losses import ProblemType, classification_loss
-from .modeling_outputs import returns_output
+from .modeling_fusion_captioner import returns_output
 from .optional_modalities import OptionalModalitiesModel, classification_layers
 
 
@@ -109,8 +109,7 @@ class FusionCaptionerForSequenceClassification(OptionalModalitiesModel):
         if problem_type == "single_label_classification" and labels.is_floating_point():
             raise ValueError(
                 f"`labels` ({labels.dtype}) must be whole numbers for `problem_type` {problem_type!r}; convert them "
-                f"by "
-                "`labels.long()`, or change the config's `problem_type`."
+                "by `labels.long()`, or change the config's `problem_type`."
             )
         # as for token ids: on a GPU the check would stall the device, which reports the label by an assertion of its
         # own

@@ -48,16 +48,19 @@ class TextEncoder(nn.Module):
         Returns:
             text states `(B, L, D)`, word embeddings `(B, L, D)`, and the state or `None`.
         """
-        embeddings = self.dropout(self.embedding(input_ids))
-        if self.training and self.word_dropout:
-            # the first token stays: an empty beginning would look like padding that the layers never see
-            hidden = torch.rand(input_ids.shape, device=input_ids.device) < self.word_dropout
-            hidden[:, 0] = False
-            embeddings = embeddings.masked_fill(hidden.unsqueeze(-1), 0.0)
+        embeddings = self.embedding(input_ids)
+        if self.training:
+            embeddings = self.dropout(embeddings)
+            if self.word_dropout:
+                # the first token stays: an empty beginning would look like padding that the layers never see
+                hidden = torch.rand(input_ids.shape, device=input_ids.device) < self.word_dropout
+                hidden[:, 0] = False
+                embeddings = embeddings.masked_fill(hidden.unsqueeze(-1), 0.0)
         if self.layers is None:
             return embeddings, embeddings, () if return_state else None
         states, state = self.layers(embeddings, attention_mask, state, return_state)
-        return self.dropout(self.norm(states)), embeddings, state
+        states = self.norm(states)
+        return self.dropout(states) if self.training else states, embeddings, state
 
 
 def last_token(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

@@ -14,15 +14,18 @@ class FakeCaptioner:
         self.seconds_a_batch = seconds_a_batch
         self.image_settings = IMAGE_SETTINGS
         self.batches: list[list[str]] = []
+        self.settings: dict[str, Any] = {}
 
     def caption(
         self, images: list[Image.Image], prompt: str, *, seed: int | None = None, **settings: Any
     ) -> list[list[str]]:
         print("a batch begins", file=sys.stderr, flush=True)
         time.sleep(self.seconds_a_batch)
+        self.settings = settings
         assert all(image.size == (6, 4) for image in images)
         self.batches.append([f"red {image.getpixel((0, 0))[0]}" for image in images])
-        return [[text] for text in self.batches[-1]]
+        number = settings.get("num_return_sequences", 1)
+        return [[text, *(f"{text}, {more}" for more in range(1, number))] for text in self.batches[-1]]
 
     @property
     def captions(self) -> list[str]:

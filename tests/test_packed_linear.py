@@ -10,10 +10,10 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import pixels, tiny_model
 from torch import nn
 
-from fusion_captioner import packed_linear
-from fusion_captioner.packed_linear import MAX_ROWS, MIN_ROWS, PackedLinear, few_row_linear, packed_weights
+from fusion_captioner import causal_layers
+from fusion_captioner.causal_layers import MAX_ROWS, MIN_ROWS, PackedLinear, few_row_linear, packed_weights
 
-pytestmark = pytest.mark.skipif(not packed_linear._IS_AVAILABLE, reason="this build of torch has no packed products")
+pytestmark = pytest.mark.skipif(not causal_layers.CAN_PACK, reason="this build of torch has no packed products")
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ import logging
 import sys
 
 import pytest
+from PIL import UnidentifiedImageError
+from torch._utils import ExceptionWrapper
 
-from fusion_captioner.printing import json_line, print_json, print_note
-from fusion_captioner.process_setup import print_log
+from fusion_captioner.printing import error_text, json_line, print_json, print_log, print_note
 
 # ESC, CSI in one byte, a bell, a turn of the writing direction, a byte that is no UTF-8
 ATTACKS = ["\x1b[2J", "\x9b31m", "\a", "\u202egnp", "caf\udce9", "two\nlines"]
@@ -46,3 +47,26 @@ def test_no_name_reaches_the_terminal_by_a_log(
     error = capsys.readouterr().err
     assert error.startswith("image left out: ")
     assert all(character.isprintable() for character in error.replace("\n", ""))
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("a.jpg: cut off; use it: not"), "a.jpg: cut off; use it: not"),
+        (FileNotFoundError("a.jpg: no such file"), "a.jpg: no such file"),
+        (OSError(5, "Input/output error"), "[Errno 5] Input/output error"),
+        (UnidentifiedImageError("not an image"), "not an image"),
+    ],
+)
+def test_an_error_of_a_worker_process_is_its_message_alone(error: Exception, text: str) -> None:
+    try:
+        try:
+            raise KeyError("the cause")
+        except KeyError as cause:
+            raise error from cause
+    except type(error):
+        wrapper = ExceptionWrapper(where="in DataLoader worker process 11")
+    with pytest.raises(type(error)) as caught:
+        wrapper.reraise()
+    assert "Traceback" in str(caught.value)
+    assert error_text(caught.value) == error_text(error) == text

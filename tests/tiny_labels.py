@@ -29,6 +29,23 @@ def write_labelled(root: Path, train: int = 16, validation: int = 8, **fields: S
     return root
 
 
+def write_questions(root: Path, train: int = 16, validation: int = 8) -> Path:
+    """Dark and bright pictures, two answers in either order, and a third one now and then."""
+    for split, count in (("train", train), ("validation", validation)):
+        folder = root / split
+        folder.mkdir(parents=True)
+        lines = []
+        for number in range(count):
+            light, turned = number % 2, number // 2 % 2
+            Image.new("RGB", (24, 20), (LIGHTS[light],) * 3).save(folder / f"{number}.png")
+            choices = ["day", "night"] if turned else ["night", "day"]
+            choices += ["rain"] * (number % 3 == 0)
+            line = {"file_name": f"{number}.png", "question": "what is it", "choices": choices}
+            lines.append(line | {"label": light ^ turned})
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
 def write_head_recipe(path: Path, source: Path, task: str = "classification", **changes: dict[str, Any]) -> Path:
     """The YAML of a run on `source`, its results in `out` beside the file; `changes` are fields by section."""
     sections: dict[str, Any] = {

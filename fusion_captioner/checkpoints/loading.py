@@ -3,22 +3,18 @@ one line that names it, none of its code is run, and it gets no more memory than
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_parameter_registration_hook,
-)
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
+from fusion_captioner.image_encoder import FILES_HOLD
 from fusion_captioner.image_loading import check_processed_size
 from fusion_captioner.modeling_fusion_captioner import (
     FusionCaptionerForConditionalGeneration,
@@ -30,8 +26,6 @@ from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcesso
 MAX_LAYERS = 10_000
 MAX_LABELS = 1_000_000
 _LAYER_KEYS = re.compile("layer|depth|repeat|block|stage")
-# A model may have more weights than its files: tied ones, and buffers.
-WEIGHTS_RATIO, SPARE_ELEMENTS, SPARE_WEIGHTS = 4, 2**26, 1000
 
 # Settings of generation that are numbers.
 GENERATION_TYPES: dict[str, Any] = {
@@ -89,7 +83,9 @@ def load_head(
     if not may_lack_weights:
         transformers_logging.set_verbosity_error()  # its report of many lines is one line below
     try:
-        with nullcontext() if may_lack_weights else _no_larger_than_its_files(name, revision):
+        # what is built with this limit only then gets memory
+        limit = FILES_HOLD.set(None if may_lack_weights else _held(_weight_files(name, revision)))
+        try:
             loaded: Any = head.from_pretrained(
                 name,
                 revision=revision,
@@ -98,6 +94,8 @@ def load_head(
                 trust_remote_code=False,
                 **config_fields,
             )
+        finally:
+            FILES_HOLD.reset(limit)
     except SafetensorError as error:
         raise ValueError(f"{name}: its weights are damaged ({error}); save or download it again.") from error
     except (ImportError, MemoryError):
@@ -124,7 +122,7 @@ def load_head(
         )
     check_finite(model, name)
     _check_generation(name, model)
-    processor = load_processor(name, revision, trust_remote_code)
+    processor = _load_processor(name, revision, trust_remote_code)
     if len(processor.tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"{name}: its tokenizer has {len(processor.tokenizer)} tokens, and its model {model.config.vocab_size} "
@@ -177,6 +175,10 @@ def load_processor(name: str, revision: str = "main", trust_remote_code: bool = 
         FileNotFoundError, ValueError, OSError: as [`load_captioner`].
     """
     check_captioner(name)
+    return _load_processor(name, revision, trust_remote_code)
+
+
+def _load_processor(name: str, revision: str, trust_remote_code: bool) -> FusionCaptionerProcessor:
     try:
         processor = FusionCaptionerProcessor.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code
@@ -249,42 +251,13 @@ def _check_counts(path: Path, config: Mapping[str, Any]) -> None:
             raise ValueError(f"{path}: `{key}` ({str(value)[:60]}) must be at most {most:,} in all; correct it.")
 
 
-@contextmanager
-def _no_larger_than_its_files(name: str, revision: str) -> Iterator[None]:
-    """
-    While a model is built without memory, on the meta device: stop as soon as it has far more weights than its files
-    hold. What is built only then gets memory.
-
-    Raises:
-        ValueError: the config describes such a model.
-    """
-    elements, weights = 0, 0
-    for file in _weight_files(name, revision):
+def _held(files: Iterable[str]) -> tuple[int, int] | None:
+    """Numbers and tensors in files of weights; `None` where there are none."""
+    shapes: list[list[int]] = []
+    for file in files:
         with safe_open(file, "pt") as tensors:
-            shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118 (it is no dict)
-        elements += sum(map(prod, shapes))
-        weights += len(shapes)
-    left = [WEIGHTS_RATIO * elements + SPARE_ELEMENTS, WEIGHTS_RATIO * weights + SPARE_WEIGHTS]
-
-    def count(module: torch.nn.Module, key: str, tensor: torch.Tensor | None) -> None:
-        if weights and tensor is not None and tensor.is_meta:
-            left[0] -= tensor.numel()
-            left[1] -= 1
-            if min(left) < 0:
-                raise ValueError(
-                    f"config.json describes a model of more than the {elements:,} numbers in {weights} tensors that "
-                    f"its weights file holds"
-                )
-
-    hooks = [
-        register_module_parameter_registration_hook(count),  # type: ignore[arg-type]
-        register_module_buffer_registration_hook(count),  # type: ignore[arg-type]
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+            shapes += [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118 (it is no dict)
+    return (sum(map(prod, shapes)), len(shapes)) if shapes else None
 
 
 def _weight_files(name: str, revision: str) -> list[str]:

@@ -15,12 +15,14 @@ from fusion_captioner.commands.shared_flags import (
 )
 
 if TYPE_CHECKING:
-    from fusion_captioner.data.annotated_images import SkippedExample
+    from fusion_captioner.data.annotated_images import AnnotatedImage, SkippedExample
 
 HELP = "score a model on a split"
 BEAMS = [1, 3]
 MAX_NEW_TOKENS = 30
 # Flags that are about generated captions, and for captioners only.
+# Flags of a model, for which a file of captions has no use.
+MODEL_FLAGS = ("beams", "length_penalty", "max_new_tokens", "as_captioner", "trust_remote_code")
 CAPTION_FLAGS = ("beams", "max_new_tokens", "length_penalty", "meteor", "tokenizer", "captions", "report")
 
 
@@ -28,9 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Caption every image of a split, greedily and with beams, and score the captions: CIDEr-D, BLEU, ROUGE-L and\n"
         "METEOR; the share of captions that are unique and that break off; the number of words used. A model of\n"
-        "another task gets the scores of its task, on all inputs and on each modality alone. Prints JSON on stdout."
+        "another task gets the scores of its task, on all inputs and on each modality alone. Prints JSON on stdout.\n"
+        "With --predictions, the captions of a file are scored, and no model is needed."
     )
-    parser.add_argument("model", help="folder or Hub name of the model")
+    parser.add_argument("model", nargs="?", help="folder or Hub name of the model")
+    parser.add_argument(
+        "--predictions",
+        metavar="FILE",
+        help="score the captions of a file instead of a model's: COCO's results format, or JSON lines as caption "
+        "--out writes them",
+    )
     parser.add_argument(
         "--source",
         required=True,
@@ -69,11 +78,17 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: a flag, the model or the data are wrong; as far as possible, before anything is computed.
     """
-    from fusion_captioner.process_setup import keep_stderr_quiet, print_log
+    from fusion_captioner.printing import print_log
+
+    print_log(logging.INFO)
+    if options.predictions is not None:
+        return _evaluate_predictions(options)
+    if options.model is None:
+        raise ValueError("no MODEL is given; name one, or give a file of captions with --predictions.")
+    from fusion_captioner.process_setup import keep_stderr_quiet
     from fusion_captioner.training.task_file import is_captioner
 
     keep_stderr_quiet(reads_data=True)
-    print_log(logging.INFO)
     _check(options)
     if options.as_captioner or is_captioner(options.model, options.revision):
         return _evaluate_captioner(options)
@@ -82,9 +97,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     from fusion_captioner.checkpoints.loading import check_captioner
-    from fusion_captioner.files import check_output_file
-    from fusion_captioner.metrics.meteor_java import find_meteor_jar
-    from fusion_captioner.metrics.tokenization import find_tokenizer
 
     check_at_least_one(options, "batch_size", "max_new_tokens", "limit")
     sizes = options.beams or BEAMS
@@ -93,6 +105,18 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"--beams ({beams}) must be at least 1; 1 is greedy.")
         if sizes.count(beams) > 1:
             raise ValueError(f"--beams ({' '.join(map(str, sizes))}) names {beams} twice; name it once.")
+    _check_outputs(options)
+    check_captioner(options.model)
+    if options.source.startswith((".", "/", "~")) and not Path(options.source).expanduser().exists():
+        # before the Hub is asked for the model
+        raise FileNotFoundError(f"--source ({options.source}): no such file or folder; check the path.")
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    from fusion_captioner.files import check_output_file
+    from fusion_captioner.metrics.meteor_java import find_meteor_jar
+    from fusion_captioner.metrics.tokenization import find_tokenizer
+
     if options.report and options.report == options.captions:
         raise ValueError(f"--report and --captions are both {options.report}; name two files.")
     for name in ("captions", "report"):
@@ -102,10 +126,84 @@ def _check(options: argparse.Namespace) -> None:
         find_meteor_jar()
     if options.tokenizer is not None:
         find_tokenizer(options.tokenizer, "--tokenizer")
-    check_captioner(options.model)
-    if options.source.startswith((".", "/", "~")) and not Path(options.source).expanduser().exists():
-        # before the Hub is asked for the model
-        raise FileNotFoundError(f"--source ({options.source}): no such file or folder; check the path.")
+
+
+def _evaluate_predictions(options: argparse.Namespace) -> int:
+    """Returns 0, or 1 if images of the split have no caption."""
+    from fusion_captioner.data.caption_source import CaptionSource
+    from fusion_captioner.data.references import read_references
+    from fusion_captioner.evaluation.caption_predictions import read_predictions
+    from fusion_captioner.evaluation.scored_captions import score_by_setting
+    from fusion_captioner.files import write_text
+    from fusion_captioner.printing import json_line, print_json, print_note
+
+    if options.model is not None:
+        raise ValueError(f"both a model ({options.model}) and --predictions are given; leave one of them out.")
+    for flag in MODEL_FLAGS:
+        if getattr(options, flag):
+            raise ValueError(
+                f"--{flag.replace('_', '-')} is for a model, and --predictions scores a file; leave it out."
+            )
+    check_at_least_one(options, "limit")
+    _check_outputs(options)
+    skipped: list[SkippedExample] = []
+    fields: dict[str, Any] = {"skip_bad_images": options.skip_bad_images, **data_options(options)}
+    source = CaptionSource(options.source, **fields)
+    splits = read_references(source, skipped)
+    _check_split(options, splits)
+    images = splits[options.split][: options.limit]
+    predictions = read_predictions(options.predictions, images)
+    references = {image.image_id: image.captions for image in images}
+    scores = score_by_setting(
+        predictions.captions, references, meteor=options.meteor, tokenizer=options.tokenizer or "auto"
+    )
+    about = {
+        "predictions": options.predictions,
+        "source": options.source,
+        "split": options.split,
+        "images": len(scores.captions),
+        "images_without_caption": len(predictions.without_caption),
+        "fusion_captioner": __version__,
+    }
+    try:
+        if options.captions:
+            write_text(options.captions, "".join(f"{json_line(line)}\n" for line in scores.lines))
+        if options.report:
+            from fusion_captioner.evaluation.report import report_of_split
+
+            write_text(options.report, report_of_split(about, scores, _as_rows(images)))
+    finally:
+        print_json(about | scores.settings, indent=2)
+    if unknown := predictions.number_of_unknown:
+        print_note(
+            f"{options.predictions}: {unknown} images are not in the split {options.split!r} and are not scored, such "
+            f"as {', '.join(predictions.unknown)}"
+        )
+    if missing := predictions.without_caption:
+        print_note(
+            f"{options.predictions}: {len(missing)} of {len(images)} images have no caption and are not scored, such "
+            f"as {', '.join(missing[:3])}"
+        )
+    return 1 if missing else 0
+
+
+def _as_rows(images: "list[AnnotatedImage]") -> Any:
+    import datasets
+
+    return datasets.Dataset.from_list(
+        [
+            {"image": {"path": image.path, "bytes": None}, "captions": image.captions, "image_id": image.image_id}
+            for image in images
+        ]
+    )
+
+
+def _check_split(options: argparse.Namespace, splits: Any) -> None:
+    if options.split not in splits:
+        hint = " (--val-fraction 0.1 makes one)" if options.split == "val" and "train" in splits else ""
+        raise ValueError(
+            f"--split ({options.split!r}) is not in {options.source}{hint}; there are {', '.join(splits)}."
+        )
 
 
 def _evaluate_captioner(options: argparse.Namespace) -> int:
@@ -158,11 +256,7 @@ def _rows(options: argparse.Namespace) -> tuple[Any, "list[SkippedExample]"]:
     splits = load_caption_dataset(
         options.source, skip_bad_images=options.skip_bad_images, skipped=skipped, **data_options(options)
     )
-    if options.split not in splits:
-        hint = " (--val-fraction 0.1 makes one)" if options.split == "val" and "train" in splits else ""
-        raise ValueError(
-            f"--split ({options.split!r}) is not in {options.source}{hint}; there are {', '.join(splits)}."
-        )
+    _check_split(options, splits)
     rows = splits[options.split]
     if options.limit is not None:
         rows = rows.select(range(min(options.limit, len(rows))))

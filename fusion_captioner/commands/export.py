@@ -11,8 +11,8 @@ HELP = "write a captioner that runs without torch"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Write a captioner as a folder that `caption --model FOLDER` runs without torch."
     parser.epilog = (
-        "Each runtime is a package: pip install 'fusion-captioner[openvino]' or 'fusion-captioner[onnx]'; --int8\n"
-        "needs the latter for both."
+        "ONNX Runtime comes with this package; OpenVINO is installed by pip install 'fusion-captioner[openvino]'.\n"
+        "--to onnx, and --int8 for both runtimes, need pip install 'fusion-captioner[onnx]'."
     )
     parser.add_argument("model", metavar="CHECKPOINT", help="folder or Hub name of the captioner")
     parser.add_argument("--to", required=True, choices=["onnx", "openvino"], help="runtime to export for")

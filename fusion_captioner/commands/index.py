@@ -38,8 +38,8 @@ def run(options: argparse.Namespace) -> int:
     """Returns 0, or 1 if some of the images could not be indexed."""
     from fusion_captioner.checkpoints.loading import check_captioner
     from fusion_captioner.inference.retriever import Retriever
-    from fusion_captioner.printing import print_json, print_note
-    from fusion_captioner.process_setup import keep_stderr_quiet, print_log
+    from fusion_captioner.printing import print_json, print_log, print_note
+    from fusion_captioner.process_setup import keep_stderr_quiet
     from fusion_captioner.search.image_index import (
         MANIFEST,
         ImageIndex,

@@ -4,16 +4,17 @@ import argparse
 
 from fusion_captioner.commands.shared_flags import add_trust_flag
 
-HELP = "train a model from a YAML file"
+HELP = "train a model from a recipe"
 EPILOG = """\
-CONFIG.yaml has the sections `model`, `data`, `tokenizer` and `training`, and above them `task`: captioning by default,
-or classification, prompted (answers and reports), multiple_choice or retrieval. Every field is a flag as well, named
-SECTION.FIELD, and a flag wins:
+RECIPE is the name of a recipe of the package, which `fusion-captioner recipes` lists, or a YAML file. It has the
+sections `model`, `data`, `tokenizer` and `training`, and above them `task`: captioning by default, or classification,
+prompted (answers and reports), multiple_choice or retrieval. Every field is a flag as well, named SECTION.FIELD, and a
+flag wins:
 
-  fusion-captioner train configs/flickr8k_cpu.yaml --training.num_train_epochs 3 --model.config.fusion_type gated
+  fusion-captioner train flickr8k_cpu --training.num_train_epochs 3 --model.config.fusion_type gated
 
 model      vision_model      folder or Hub name of the pretrained image encoder
-           from_checkpoint   captioner to start from, instead of a new one
+           from_checkpoint   captioner to start from, instead of a new one; bundled: the one in the package
            config.FIELD      any field of FusionCaptionerConfig
 data       source, layout, splits, train_split, eval_split, captions_per_image, feature_cache, streaming,
            skip_bad_images, ...
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model of another `task`."
     )
     parser.epilog = EPILOG
-    parser.add_argument("config", metavar="CONFIG.yaml", help="the recipe")
+    parser.add_argument("config", metavar="RECIPE", help="name of a recipe, or YAML file")
     parser.add_argument(
         "--resume", action="store_true", help="continue from the newest complete checkpoint of the run"
     )

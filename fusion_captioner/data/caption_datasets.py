@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,25 @@ def load_caption_dataset(
             is one line that names the file and the fix.
     """
     wanted = CaptionSource.of(source, **options) if isinstance(source, CaptionSource) else None
-    wanted = wanted or CaptionSource(str(source), **options)
+    wanted = resolve_source(wanted or CaptionSource(str(source), **options))
+    if wanted.layout in LAYOUTS:
+        result, left_out = load_caption_folder(wanted, annotation_files(wanted))
+    else:
+        result, left_out = load_caption_tables(wanted)
+    if wanted.val_fraction is not None:
+        result = _with_val(result, wanted)
+    if skipped is not None:
+        skipped += left_out
+    return result
+
+
+def resolve_source(wanted: CaptionSource) -> CaptionSource:
+    """
+    A source with its layout, and with absolute paths.
+
+    Raises:
+        FileNotFoundError, ValueError: as [`load_caption_dataset`], for what is wrong with the source as a whole.
+    """
     if wanted.layout != "auto" and wanted.layout not in (*LAYOUTS, *TABLES):
         names = ", ".join(map(repr, (*LAYOUTS, *TABLES)))
         raise ValueError(f"`layout` ({wanted.layout!r}) must be 'auto' or one of {names}.")
@@ -81,26 +100,28 @@ def load_caption_dataset(
     _refuse_unused(wanted, layout)
     if layout != "hub" and not path.exists():
         raise FileNotFoundError(f"{wanted.source}: no such file or folder.")
-    wanted = replace(
+    return replace(
         wanted,
         source=wanted.source if layout == "hub" else str(path),
         layout=layout,
         images_folder=None if images_path is None else str(images_path),
         cache_dir=None if wanted.cache_dir is None else str(Path(wanted.cache_dir).expanduser()),
     )
-    if layout in LAYOUTS:
-        files = [path] if path.is_file() else LAYOUTS[layout].files(wanted)
-        if not files:
-            found = "".join(f" Found instead: {problem}" for problem in unfit_files(wanted)[:1])
-            raise FileNotFoundError(f"{path}: no {LAYOUTS[layout].holds}, which the layout {layout!r} needs.{found}")
-        result, left_out = load_caption_folder(wanted, files)
-    else:
-        result, left_out = load_caption_tables(wanted)
-    if wanted.val_fraction is not None:
-        result = _with_val(result, wanted)
-    if skipped is not None:
-        skipped += left_out
-    return result
+
+
+def annotation_files(source: CaptionSource) -> list[Path]:
+    """
+    The files of a source whose layout is in `LAYOUTS`.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    path, layout = source.path, source.layout
+    files = [path] if path.is_file() else LAYOUTS[layout].files(source)
+    if not files:
+        found = "".join(f" Found instead: {problem}" for problem in unfit_files(source)[:1])
+        raise FileNotFoundError(f"{path}: no {LAYOUTS[layout].holds}, which the layout {layout!r} needs.{found}")
+    return files
 
 
 def detect_layout(source: CaptionSource) -> str:
@@ -162,19 +183,15 @@ def _has_suffix(path: Path, suffix: str) -> bool:
 
 def _with_val(loaded: Any, source: CaptionSource) -> Any:
     """`val` taken out of `train`; see `CaptionSource.val_fraction`."""
-    if "train" not in loaded or "val" in loaded:
-        raise ValueError(
-            f"`val_fraction` ({source.val_fraction}) takes a split 'val' out of 'train', and {source.source} has the "
-            f"splits {', '.join(loaded)}; leave it out, or choose other `splits`."
-        )
+    check_val_fraction(loaded, source)
     rows = loaded["train"]
     parts: dict[str, Any] = {}
     for split, held_out in {"train": False, "val": True}.items():
         if source.streaming:
-            parts[split] = rows.filter(lambda row, wanted=held_out: _is_held_out(row["image_id"], source) == wanted)
+            parts[split] = rows.filter(lambda row, wanted=held_out: is_held_out(row["image_id"], source) == wanted)
         else:
             ids = enumerate(rows["image_id"])
-            parts[split] = rows.select([number for number, each in ids if _is_held_out(each, source) == held_out])
+            parts[split] = rows.select([number for number, each in ids if is_held_out(each, source) == held_out])
             if not len(parts[split]):
                 raise ValueError(
                     f"`val_fraction` ({source.val_fraction}) leaves none of the {len(rows)} images of {source.source} "
@@ -183,7 +200,20 @@ def _with_val(loaded: Any, source: CaptionSource) -> Any:
     return type(loaded)({**parts, **{split: other for split, other in loaded.items() if split != "train"}})
 
 
-def _is_held_out(image_id: str, source: CaptionSource) -> bool:
+def check_val_fraction(splits: Any, source: CaptionSource) -> None:
+    """
+    Raises:
+        ValueError: there is no `train`, or there is a `val`.
+    """
+    if "train" not in splits or "val" in splits:
+        raise ValueError(
+            f"`val_fraction` ({source.val_fraction}) takes a split 'val' out of 'train', and {source.source} has the "
+            f"splits {', '.join(splits)}; leave it out, or choose other `splits`."
+        )
+
+
+def is_held_out(image_id: str, source: CaptionSource) -> bool:
+    """Whether an image of `train` is in the part that becomes `val`."""
     digest = blake2b(image_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest) < (source.val_fraction or 0) * 2**64
 
@@ -303,5 +333,4 @@ def load_split(data: DataArguments, split: str, limit: int | None) -> datasets.D
 
 def captions_of(rows: datasets.Dataset | datasets.IterableDataset) -> Iterator[str]:
     """All captions of the images."""
-    for captions in rows["captions"]:
-        yield from captions
+    return chain.from_iterable(rows["captions"])

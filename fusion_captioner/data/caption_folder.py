@@ -1,13 +1,16 @@
 """A `datasets` builder for folders of annotated images: reads and checks them once, keeps the result as Arrow
 files."""
 
+import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
+from filelock import FileLock
 
 from fusion_captioner.data.annotated_images import (
     AnnotatedImage,
@@ -20,6 +23,9 @@ from fusion_captioner.data.annotated_images import (
 from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.data.image_files import MISSING_IMAGE, image_problem, image_problems
 from fusion_captioner.data.layouts import LAYOUTS
+from fusion_captioner.files import digest_problem, write_digests
+
+logger = logging.getLogger(__name__)
 
 FEATURES = datasets.Features(
     {
@@ -63,6 +69,20 @@ class CaptionFolder(datasets.GeneratorBasedBuilder):
     def skipped_file(self) -> Path:
         """Where the list of examples that were left out is kept, next to the folder of Arrow files."""
         return Path(self.cache_dir + ".skipped.json")
+
+    def _build_cache_dir(self) -> str:
+        """The folder of Arrow files, without files that were damaged since: then all are made again."""
+        folder = super()._build_cache_dir()
+        if os.path.isdir(folder):
+            with FileLock(f"{folder}.check.lock"):
+                if os.path.isdir(folder) and (problem := digest_problem(Path(folder))):
+                    logger.warning("%s: %s; the annotations are read again", folder, problem)
+                    shutil.rmtree(folder)
+        return folder
+
+    def _save_info(self) -> None:
+        super()._save_info()
+        write_digests(Path(self._output_dir))  # the last step before the folder gets its name
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(features=FEATURES)
@@ -142,9 +162,10 @@ def load_caption_folder(
 
 
 def _is_outdated(skipped_file: Path) -> bool:
-    if not skipped_file.is_file():
+    try:
+        bad_files = {example.file for example in read_skipped(skipped_file) if example.is_bad_file}
+    except (OSError, ValueError, TypeError, RecursionError):  # missing, or damaged
         return True
-    bad_files = {example.file for example in read_skipped(skipped_file) if example.is_bad_file}
     return any(image_problem(file) is None for file in bad_files)
 
 

@@ -72,9 +72,8 @@ def load_caption_tables(
         names_files = features[columns.image] == datasets.Value("string")
         if names_files and images_path is None:
             raise ValueError(
-                f"{source.source}: column {columns.image!r} holds text; give `images_folder`, the folder of the "
-                f"files that "
-                "it names, or `image_column`, a column of images."
+                f"{source.source}: column {columns.image!r} holds text; give `images_folder`, the folder of the files "
+                "that it names, or `image_column`, a column of images."
             )
         if not _may_be_images(features[columns.image]):
             raise ValueError(

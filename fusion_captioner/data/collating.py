@@ -129,7 +129,7 @@ class CaptionCollator(ImageCollator):
         """
         fresh = dict(batch)
         image_ids = fresh.pop("image_ids", None)
-        if image_ids and self.data and self.data.has_outdated_features and "image_hidden_states" in fresh:
+        if image_ids and "image_hidden_states" in fresh and self.data is not None and self.data.has_outdated_features:
             del fresh["image_hidden_states"]
             fresh |= self.read_images(self.data.images_of(image_ids))[1]
         return fresh

@@ -27,10 +27,16 @@ from transformers import PreTrainedModel
 
 from fusion_captioner.data.annotated_images import SkippedExample, bad_image_error, log_skipped
 from fusion_captioner.data.augmentation import mirror
-from fusion_captioner.data.feature_shards import ImageFeatures, MappedShard, ShardWriter, shard_paths
+from fusion_captioner.data.feature_shards import ImageFeatures, MappedShard, ShardWriter, open_shards, shard_paths
 from fusion_captioner.data.image_files import MISSING_IMAGE, open_image
 from fusion_captioner.data.image_hashes import ImageHashes
-from fusion_captioner.files import INCOMPLETE, fingerprint, prefetch, without_volatile_keys, write_text
+from fusion_captioner.files import (
+    INCOMPLETE,
+    fingerprint,
+    prefetch,
+    without_volatile_keys,
+    write_text,
+)
 from fusion_captioner.image_encoder import ImageEncoder
 
 logger = logging.getLogger(__name__)
@@ -87,11 +93,12 @@ def cached_features(
     """Grid features of all images of all splits, float16, from the cache; those that are not there are computed first.
 
     What has to be computed is announced with its size on disk. It is written in shards of 64 MiB: a process that is
-    killed loses one shard at most, and the next call goes on behind the last. Threads decode the next images while
-    the encoder works. Several processes may call this at once: one computes, the others wait.
+    killed loses one shard at most, and the next call goes on behind the last. What damaged shards held is computed
+    again. Threads decode the next images while the encoder works. Several processes may call this at once: one
+    computes, the others wait.
 
     The features hold only as long as the encoder is frozen, and images are not augmented otherwise than by mirroring:
-        see
+    see
     [`~fusion_captioner.data.caption_sampling.CaptionDataset.stop_reading_features`].
 
     Args:
@@ -124,7 +131,7 @@ def cached_features(
     with _alone(folder):
         for leftover in folder.glob(f"*{INCOMPLETE}"):
             leftover.unlink()
-        index = _index(folder)
+        index = _index(open_shards(folder, "features", MappedShard, "its features are computed again"))
         missing = {
             _mirrored(key) if is_mirrored else key: _Wanted(split, row, is_mirrored)
             for split, split_keys in keys.items()
@@ -137,7 +144,7 @@ def cached_features(
             write_text(folder / "about.json", json.dumps(about, indent=1, default=str))
             encode = _Encoder(model, image_processor, autocast_dtype)
             reasons |= _compute(splits, missing, encode, folder, batch_size, num_threads, skip_bad_images)
-            index = _index(folder)
+            index = _index([MappedShard(path) for path in shard_paths(folder)])
 
     result, left_out = {}, []
     for split, rows in splits.items():
@@ -196,9 +203,9 @@ def _about(model: PreTrainedModel, image_processor: Any, autocast_dtype: torch.d
     }
 
 
-def _index(folder: Path) -> dict[str, int]:
+def _index(shards: list[MappedShard]) -> dict[str, int]:
     """Hash of an image → its row, counted through all shards."""
-    keys = [key for path in shard_paths(folder) for key in MappedShard(path).keys]
+    keys = [key for shard in shards for key in shard.keys]
     return {key: row for row, key in enumerate(keys)}
 
 

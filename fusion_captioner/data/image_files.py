@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, JpegImagePlugin
-from tqdm.auto import tqdm
 
 from fusion_captioner.image_decoding import MAX_IMAGE_PIXELS, is_heif
-from fusion_captioner.image_loading import is_url, load_image, target_size
+from fusion_captioner.image_loading import is_url, load_image
 from fusion_captioner.printing import print_note
 
 # Opening a header waits for the disk, more so on network drives, and Pillow and the kernel release the GIL meanwhile.
@@ -51,6 +50,24 @@ def find_images(sources: list[str]) -> Iterator[str]:
             yield str(path)
         else:
             raise FileNotFoundError(f"{source}: no such file or folder; check the path.")
+
+
+def find_images_one_by_one(sources: list[str]) -> tuple[list[str], dict[int, str]]:
+    """
+    As [`find_images`], but a source that is not there stays among the images, so that the others can go on.
+
+    Returns:
+        images, and what is wrong with those that are none, by their place.
+    """
+    images: list[str] = []
+    problems: dict[int, str] = {}
+    for source in sources:
+        try:
+            images += find_images([source])
+        except (ValueError, OSError) as error:
+            problems[len(images)] = str(error)
+            images.append(source)
+    return images, problems
 
 
 def _images_in(folder: Path, name: str) -> list[str]:
@@ -190,6 +207,8 @@ def _is_large_jpeg(image: str | bytes) -> bool:
 
 def image_problems(paths: list[str], label: str) -> list[str | None]:
     """[`image_problem`] of many files, with a progress bar on a terminal."""
+    from tqdm import tqdm  # it would delay the first caption
+
     with warnings.catch_warnings(), ThreadPoolExecutor(HEADER_THREADS) as pool:
         # A large but allowed image is no news here. (Filters belong to the process: set here, not in the threads.)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -216,7 +235,8 @@ def open_image(image: dict[str, Any], image_id: str, image_processor: Any) -> Im
         import datasets  # takes longer to load than a photo takes to caption
 
         return load_image(datasets.Image().decode_example(image), name=path)
-    settings = {"do_resize": image_processor.do_resize, "size": image_processor.size}
-    if not {"height", "width"} <= set(settings["size"]):
-        settings["do_resize"] = False
-    return load_image(image, target_size(settings), name=path or f"image_id {image_id!r}", public_only=True)
+    size = image_processor.size  # transformers' `SizeDict`, which iterates over pairs, as no dict does
+    target_size = None
+    if image_processor.do_resize and "height" in size and "width" in size:
+        target_size = (size["height"], size["width"])
+    return load_image(image, target_size, name=path or f"image_id {image_id!r}", public_only=True)

@@ -1,5 +1,6 @@
 """Hashes of images by content, remembered by path, size and modification time, so that a file is read once."""
 
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,9 @@ import pyarrow as pa
 from pyarrow import feather
 from tqdm.auto import tqdm
 
-from fusion_captioner.files import atomic_write, hash_bytes
+from fusion_captioner.files import append_checksum, atomic_write, hash_bytes, read_checked
+
+logger = logging.getLogger(__name__)
 
 # Reading and hashing release the GIL.
 THREADS = 8
@@ -21,16 +24,19 @@ class ImageHashes:
     """Hashes of the images of data sets.
 
     Args:
-        file: where the hashes of files are remembered.
+        file: where the hashes of files are remembered. Where it is damaged, files are hashed again.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self._known: dict[str, tuple[int, int, str]] = {}  # path → (bytes, modification time in ns, hash)
-        if file.is_file():
-            table = feather.read_table(file, memory_map=False).to_pydict()
-            values = zip(table["size"], table["mtime_ns"], table["hash"], strict=True)
-            self._known = dict(zip(table["path"], values, strict=True))
+        if file.exists():
+            try:
+                table = feather.read_table(pa.py_buffer(read_checked(file))).to_pydict()
+                values = zip(table["size"], table["mtime_ns"], table["hash"], strict=True)
+                self._known = dict(zip(table["path"], values, strict=True))
+            except (ValueError, KeyError, pa.ArrowException) as error:
+                logger.warning("%s; the images are hashed again", error)
 
     def of_rows(self, rows: datasets.Dataset, label: str) -> list[str | None]:
         """The hash of every row's `image`; None where its file cannot be read.
@@ -76,3 +82,4 @@ class ImageHashes:
         table = pa.table({"path": list(self._known), "size": sizes, "mtime_ns": times, "hash": hashes})
         with atomic_write(self.file) as temporary:
             feather.write_feather(table, temporary)
+            append_checksum(temporary)

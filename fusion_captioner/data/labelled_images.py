@@ -130,8 +130,7 @@ def _names(rows: Sequence[FolderRow], data: LabelledDataArguments) -> list[str]:
             if not isinstance(label, str):
                 raise ValueError(
                     f"{row.where}: the label {label!r} is no text; name the labels of numbers in `data.labels`, in "
-                    f"order, "
-                    "or set `data.problem_type` to 'regression' for values."
+                    "order, or set `data.problem_type` to 'regression' for values."
                 )
             found.add(values.get(label, label))
     if len(found) < 2:

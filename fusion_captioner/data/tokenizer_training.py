@@ -8,7 +8,7 @@ from string import ascii_letters, ascii_lowercase, digits, punctuation
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fusion_captioner.metrics.tokenization import CHARACTER_SCRIPTS, folding
+from fusion_captioner.metrics.tokenization import CHARACTER_SCRIPTS, CONTRACTIONS, folding
 from fusion_captioner.processing_fusion_captioner import language_token
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
@@ -115,6 +115,9 @@ def train_tokenizer(
 def _normalizer(lower_case: bool) -> normalizers.Normalizer:
     steps = [
         *folding(lower_case, joiners=True),
+        normalizers.Replace(
+            Regex(rf" (?=(?:{CONTRACTIONS})(?![\w\x{{200c}}\x{{200d}}&&[^{CHARACTER_SCRIPTS}]]))"), ""
+        ),
         normalizers.Replace(Regex(r" (?=[.,!?;:])"), ""),
         normalizers.Replace(Regex(rf"[ {_FULL_STOPS}]+\z"), ""),
         normalizers.Strip(),

@@ -6,7 +6,7 @@ from pathlib import Path
 import fusion_captioner
 from fusion_captioner.checkpoints.loading import load_captioner
 from fusion_captioner.image_loading import load_image
-from fusion_captioner.inference.attention_maps import attended_captions
+from fusion_captioner.inference.attention_maps import explain_captions
 from fusion_captioner.inference.attention_page import draw_sheet, render_page
 
 PHOTOS = {
@@ -60,7 +60,7 @@ def caption_demo_photos(out: Path) -> None:
     model, processor = load_captioner(fusion_captioner.DEFAULT_CHECKPOINT)
     files = demo_photos()
     pictures = [load_image(file) for file in files]
-    captions = attended_captions(model, processor, pictures)
+    captions = explain_captions(model, processor, pictures)
     print("photographs, captioned by the bundled checkpoint:")
     for file, caption in zip(files, captions, strict=True):
         print(f"  {file.name:20} {caption.text}")
@@ -68,7 +68,10 @@ def caption_demo_photos(out: Path) -> None:
     names = [file.name for file in files]
     page, sheet = out / "photos.html", out / "photos.png"
     page.write_text(
-        render_page("What the captioner says, and where it looked", LEARNED_FROM, names, pictures, captions), "utf-8"
+        render_page(
+            "What the captioner says, and what in the picture it depends on", LEARNED_FROM, names, pictures, captions
+        ),
+        "utf-8",
     )
     draw_sheet(pictures, captions).save(sheet)
-    print(f"each with what it looked at for every word: {page}, {sheet}", flush=True)
+    print(f"each with the places that matter for every word: {page}, {sheet}", flush=True)

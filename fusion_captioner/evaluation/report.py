@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 
 from fusion_captioner.evaluation.html_page import jpeg_uri, render, shrunk
-from fusion_captioner.evaluation.split_scores import SplitScores
+from fusion_captioner.evaluation.scored_captions import SplitScores
 from fusion_captioner.image_loading import load_image
 
 SHOWN = 20
@@ -98,7 +98,7 @@ def render_report(
     shown = list(settings)[-1]
     return render(
         "evaluation/report.html",
-        title=f"Captions of {about['model']} on {about['source']}, {about['split']}",
+        title=f"Captions of {about.get('model') or about['predictions']} on {about['source']}, {about['split']}",
         heading="Evaluation of a captioner",
         about=about,
         settings=list(settings),

@@ -56,9 +56,9 @@ def retrieval_scores(
         text_images = np.repeat(np.arange(len(rows)), [len(texts) for texts in rows["captions"]])
         text_embeds = torch.cat(
             [
-                model.get_text_features(**_tokens(model, processor, captions[start : start + batch_size]))[
-                    "pooler_output"
-                ]
+                model.get_text_features(
+                    **_tokens(model, processor, captions[start : start + batch_size]), return_dict=True
+                )["pooler_output"]
                 for start in range(0, len(captions), batch_size)
             ]
         )
@@ -97,7 +97,7 @@ def _encode_images(
             states = model.get_image_hidden_states(pixel_values)
         else:
             states = torch.stack([features[image_id] for image_id in part["image_id"]]).to(model.device)
-        embeds.append(model.get_image_features(image_hidden_states=states)["pooler_output"])
+        embeds.append(model.get_image_features(image_hidden_states=states, return_dict=True)["pooler_output"])
         regions.append(states.half())
     return torch.cat(regions), torch.cat(embeds)
 
@@ -129,7 +129,7 @@ def _reranked(
     matching = torch.zeros_like(logits)
     for start in range(0, texts, batch_size):
         inputs = _tokens(model, processor, captions[start : start + batch_size])
-        states = model.get_text_features(**inputs)["last_hidden_state"]
+        states = model.get_text_features(**inputs, return_dict=True)["last_hidden_state"]
         chosen = (of_image | of_text)[:, start : start + batch_size]
         for pairs in chosen.T.nonzero().split(PAIRS):  # row of the text, row of the image
             match = model.rerank(pairs, states, regions, inputs["attention_mask"])

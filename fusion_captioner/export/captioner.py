@@ -16,7 +16,7 @@ from fusion_captioner.export.int8 import (
     quantize_image_part,
 )
 from fusion_captioner.export.parts import Shape, export_decoder_step, export_image_part
-from fusion_captioner.files import atomic_folder, fingerprint, write_json
+from fusion_captioner.files import atomic_folder, fingerprint, write_digests, write_json
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
 from fusion_captioner.inference.exported_captioner import (
     DECODER_STEP,
@@ -111,6 +111,7 @@ def export_captioner(
         processor.tokenizer.save_pretrained(new)
         processor.image_processor.to_json_file(new / IMAGE_SETTINGS)
         write_json(new / DESCRIPTION, description | {"regions": region_shapes, "states": states})
+        write_digests(new)
     return Path(folder)
 
 

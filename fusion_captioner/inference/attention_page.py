@@ -1,4 +1,4 @@
-"""Pictures with their captions and, for every word, where the captioner looked: as one HTML page and as one PNG."""
+"""Pictures with their captions and the map of every word: as one HTML page and as one PNG."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,33 +7,32 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fusion_captioner.evaluation.html_page import jpeg_uri, render, shrunk
-from fusion_captioner.inference.attention_maps import AttendedCaption
+from fusion_captioner.inference.attention_maps import ExplainedCaption
 
 PICTURE_SIDE = 300  # pixels, the longer side
 TILE_SIDE = 132
 TILES_PER_ROW = 7
 MARGIN, GAP = 16, 8
 TITLE_HEIGHT, LABEL_HEIGHT = 36, 24
-# How bright a region stays where nothing was looked at.
+# How bright a place stays that has nothing to do with the word.
 DARKEST = 0.2
 
 
-def lit(picture: Image.Image, attention: np.ndarray) -> Image.Image:
+def lit(picture: Image.Image, caption: ExplainedCaption, word: int) -> Image.Image:
     """
-    The picture, bright where the weights are high and dark where they are low.
+    The picture, bright where the map of a word is high and dark where it is low.
 
     Args:
-        picture: RGB.
-        attention (`np.ndarray` of shape `(h, w)`): the highest weight is shown at full brightness.
+        picture: the caption's photo, RGB, of any size.
+        caption, word: the caption, and the place of the word in it.
     """
-    peak = max(float(attention.max()), 1e-12)
-    weights = Image.fromarray((attention / peak).astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
-    brightness = DARKEST + (1 - DARKEST) * np.asarray(weights).clip(0, 1)
+    weights = caption.photo_map(word, (picture.height, picture.width))
+    brightness = DARKEST + (1 - DARKEST) * weights / weights.max()
     return Image.fromarray((np.asarray(picture) * brightness[..., None]).astype(np.uint8))
 
 
 def render_page(
-    title: str, note: str, names: Sequence[str], pictures: Sequence[Image.Image], captions: Sequence[AttendedCaption]
+    title: str, note: str, names: Sequence[str], pictures: Sequence[Image.Image], captions: Sequence[ExplainedCaption]
 ) -> str:
     """
     The HTML page.
@@ -55,11 +54,9 @@ def render_page(
     )
 
 
-def _values(name: str, picture: Image.Image, caption: AttendedCaption) -> dict[str, Any]:
+def _values(name: str, picture: Image.Image, caption: ExplainedCaption) -> dict[str, Any]:
     tile = shrunk(picture, TILE_SIDE)
-    words = [
-        (word, _embedded(lit(tile, attention))) for word, attention in zip(caption.words, caption.maps, strict=True)
-    ]
+    words = [(word, _embedded(lit(tile, caption, place))) for place, word in enumerate(caption.words)]
     return {
         "name": name,
         "caption": caption.text,
@@ -72,7 +69,7 @@ def _embedded(picture: Image.Image) -> dict[str, Any]:
     return {"uri": jpeg_uri(picture), "width": picture.width, "height": picture.height}
 
 
-def draw_sheet(pictures: Sequence[Image.Image], captions: Sequence[AttendedCaption]) -> Image.Image:
+def draw_sheet(pictures: Sequence[Image.Image], captions: Sequence[ExplainedCaption]) -> Image.Image:
     """
     The same as one image: each picture with its caption above it and its words to the right.
 
@@ -93,11 +90,11 @@ def draw_sheet(pictures: Sequence[Image.Image], captions: Sequence[AttendedCapti
     for large, tile, step, caption, height in zip(larges, tiles, steps, captions, heights, strict=True):
         draw.text((MARGIN, top), caption.text, fill="black", font=font)
         sheet.paste(large, (MARGIN, top + TITLE_HEIGHT))
-        for number, (word, attention) in enumerate(zip(caption.words, caption.maps, strict=True)):
+        for number, word in enumerate(caption.words):
             row, column = divmod(number, TILES_PER_ROW)
             left = 2 * MARGIN + PICTURE_SIDE + column * (TILE_SIDE + GAP)
             upper = top + TITLE_HEIGHT + row * step
-            sheet.paste(lit(tile, attention), (left, upper))
+            sheet.paste(lit(tile, caption, number), (left, upper))
             draw.text((left, upper + tile.height + 1), word, fill="black", font=small)
         top += height
     return sheet

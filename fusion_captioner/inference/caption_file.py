@@ -1,5 +1,5 @@
 """
-The file that `caption --out` writes: a line per image, written as soon as it is known, so that a kill loses little.
+The file that `caption --out` writes: a row per image, written as soon as it is known, so that a kill loses little.
 
 Each of several processes writes a part next to the file, `FILE.part-1-of-4`, and at its end a note,
 `FILE.part-1-of-4.done`. The process that finds the notes of all merges the parts.
@@ -11,19 +11,24 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
-from fusion_captioner.files import check_output_file, hash_bytes, lock_file, lock_holder, lock_output, write_text
+from fusion_captioner.files import (
+    atomic_write,
+    check_output_file,
+    hash_bytes,
+    lock_file,
+    lock_holder,
+    lock_output,
+    write_text,
+)
 from fusion_captioner.image_loading import is_url
+from fusion_captioner.inference.caption_formats import CaptionFormat, Row
 from fusion_captioner.inference.image_batches import Summary
 from fusion_captioner.inference.launched_process import LaunchedProcess
-from fusion_captioner.printing import json_line
-
-_LINE_START = b'{"image": '
 
 
 @contextmanager
@@ -59,6 +64,7 @@ class CaptionFile:
         images: those of all processes, in the order that merged captions have.
         process: which of the processes this one is.
         resume: continue with what an earlier run left, of any number of processes.
+        format: how captions are written.
 
     Raises:
         FileExistsError: without `resume`, there are captions that it would add to.
@@ -66,19 +72,22 @@ class CaptionFile:
         OSError: it cannot be read or written.
     """
 
-    def __init__(self, path: str, images: Sequence[str], process: LaunchedProcess, resume: bool) -> None:
+    def __init__(
+        self, path: str, images: Sequence[str], process: LaunchedProcess, resume: bool, format: CaptionFormat
+    ) -> None:
         self.path = Path(path).expanduser()
         self.images = images
         self.process = process
         self.own = _part(self.path, process)
-        self._captioned: set[str] = set()
+        self.format = format
+        self._captioned: dict[str, list[str]] = {}
         self._file: FileIO | None = None
-        self._whole_lines = 0  # bytes of them in `own`
+        self._whole_rows = 0  # bytes of them in `own`
         if resume:
             for file in (self.path, *self._parts()):
-                for entry, line in _read(file):
-                    self._captioned.add(_identity(entry["image"]))
-                    self._whole_lines += len(line) if file == self.own else 0
+                for image, captions, row in self._read(file):
+                    self._captioned[image_identity(image)] = captions
+                    self._whole_rows += len(row) if file == self.own else 0
         else:
             # parts of other processes may be those of this very run
             for file in (self.path, *(self._parts() if process.processes == 1 else [self.own])):
@@ -89,17 +98,20 @@ class CaptionFile:
                     )
         _note_of(self.own).unlink(missing_ok=True)
 
-    def __contains__(self, image: str) -> bool:
-        """Whether an earlier run captioned an image, however its path was written."""
-        return bool(self._captioned) and _identity(image) in self._captioned
+    def captions_of(self, image: str) -> list[str] | None:
+        """What an earlier run wrote of an image, however its path was written; None: it did not caption it."""
+        return self._captioned.get(image_identity(image)) if self._captioned else None
 
-    def write(self, entry: dict[str, Any]) -> None:
-        """Add a line."""
+    def write(self, image: str, captions: list[str]) -> None:
+        """Add a row."""
+        row = self.format.row(image, captions)
         if self._file is None:
             # without a buffer: what is written outlives this process, however it ends
             self._file = self.own.open("ab", buffering=0)
-            self._file.truncate(self._whole_lines)  # drops half a line, which a kill has left
-        self._file.write(f"{json_line(entry)}\n".encode())
+            whole = len(self.format.header) + self._whole_rows if self._whole_rows else 0
+            self._file.truncate(whole)  # drops half a row, which a kill has left
+            row = row if whole else self.format.header + row
+        self._file.write(row)
 
     def finish(self, summary: Summary) -> Summary | None:
         """
@@ -131,28 +143,42 @@ class CaptionFile:
         except FileNotFoundError:
             return None
         self._merge()
-        return Summary(sum(content["images"] for content in contents), sum(content["bad"] for content in contents))
+        return Summary(*(sum(content[each.name] for content in contents) for each in fields(Summary)))
 
     def _merge(self) -> None:
-        places = {_identity(name): place for place, name in enumerate(self.images)}
-        wanted = Counter(_identity(name) for name in self.images)
+        places = {image_identity(name): place for place, name in enumerate(self.images)}
+        wanted = Counter(image_identity(name) for name in self.images)
         found: Counter[str] = Counter()
-        lines: list[tuple[int, bytes]] = []
+        rows: list[tuple[int, bytes]] = []
         parts = self._parts()
         for file in (self.path, *parts):
-            for entry, line in _read(file):
-                image = _identity(entry["image"])
-                # a kill after a merge leaves the parts, whose lines the file has already
+            for name, _, row in self._read(file):
+                image = image_identity(name)
+                # a kill after a merge leaves the parts, whose rows the file has already
                 if file == self.path or found[image] < max(1, wanted[image]):
                     found[image] += 1
                     # captions that an earlier run made of other images stay first
-                    lines.append((places.get(image, -1), line))
-        lines.sort(key=lambda placed: placed[0])
-        write_text(self.path, b"".join(line for _, line in lines).decode())
+                    rows.append((places.get(image, -1), row))
+        rows.sort(key=lambda placed: placed[0])
+        with atomic_write(self.path) as temporary:
+            temporary.write_bytes((self.format.header if rows else b"") + b"".join(row for _, row in rows))
         for part in parts:
             part.unlink()
         for note in self._files(r"\.part-\d+-of-\d+\.(?:done|merging)"):
             note.unlink(missing_ok=True)
+
+    def _read(self, file: Path) -> Iterator[Row]:
+        """
+        Raises:
+            ValueError: a row is no caption, so that the file is not one to write to.
+        """
+        if not file.exists():
+            return
+        with file.open("rb") as lines:
+            try:
+                yield from self.format.rows(lines)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}; name another --out, or the --format that it has.") from error
 
     def _parts(self) -> list[Path]:
         """Of any number of processes."""
@@ -174,7 +200,7 @@ def _note_of(part: Path) -> Path:
     return part.with_name(f"{part.name}.done")
 
 
-def _identity(image: str) -> str:
+def image_identity(image: str) -> str:
     """The same for all spellings of a file's path; a URL is itself."""
     if is_url(image):
         return image
@@ -186,24 +212,3 @@ def _identity(image: str) -> str:
 @lru_cache(maxsize=4096)
 def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
-
-
-def _read(file: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Each whole line, as what it says and as it is; a last one that is not whole is left out.
-
-    Raises:
-        ValueError: a line is no caption, so that the file is not one to write to.
-    """
-    if not file.exists():
-        return
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n") and _LINE_START.startswith(line[: len(_LINE_START)]):
-                return
-            try:
-                entry = json.loads(line)
-                if not line.startswith(_LINE_START) or not isinstance(entry["image"], str):
-                    raise ValueError("no image is named")
-            except ValueError as error:  # of JSON and of UTF-8, too
-                raise ValueError(f"{file}: line {number} is no caption ({error}); name another --out.") from error
-            yield entry, line

@@ -1,11 +1,17 @@
 """A captioner on the runtime that it is for: torch, or one of an export."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
+from fusion_captioner import DEFAULT_CHECKPOINT
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner, is_export
+
+# The int8 export of the bundled captioner, which captions where torch is not asked for.
+BUNDLED_EXPORT = os.path.join(DEFAULT_CHECKPOINT, "onnx")
 
 
 class Captioner(Protocol):
@@ -15,7 +21,13 @@ class Captioner(Protocol):
     def image_settings(self) -> Mapping[str, Any]: ...
 
     def caption(
-        self, images: list[Image.Image], prompt: str, *, seed: int | None = None, **settings: Any
+        self,
+        images: list[Image.Image],
+        prompt: str,
+        *,
+        seed: int | None = None,
+        bad_words: Sequence[str] = (),
+        **settings: Any,
     ) -> list[list[str]]: ...
 
 
@@ -29,7 +41,8 @@ def load_on_runtime(
     trust_remote_code: bool = False,
 ) -> Captioner:
     """
-    The captioner of a checkpoint, on torch, or of an export, on its runtime without torch.
+    The captioner of a checkpoint, on torch, or of an export, on its runtime without torch. The bundled captioner is
+    both: by default its int8 export runs on ONNX Runtime.
 
     Args:
         model: folder or Hub name of a checkpoint, or folder of an export.
@@ -40,15 +53,18 @@ def load_on_runtime(
         trust_remote_code: run the code of a checkpoint's tokenizer.
 
     Raises:
-        ValueError: `model` is for another runtime, or is an export, which has its own type; and what loading raises.
+        ValueError: `model` is for another runtime, or `dtype` is given for an export, which has its own type; and what
+            loading raises.
     """
-    exported = is_export(model)
-    if exported and dtype is not None:
-        raise ValueError(
-            f"--dtype ({dtype}) is for torch, and {model} is an export with a type of its own; leave it out."
-        )
+    folder = BUNDLED_EXPORT if runtime in (None, "onnx") and _is_bundled(model) else model
+    exported = is_export(folder)
     if exported and runtime != "torch":
-        captioner = ExportedCaptioner(model, num_threads)
+        if dtype is not None:
+            fix = "leave it out" if folder == model else "add --runtime torch, or leave it out"
+            raise ValueError(
+                f"--dtype ({dtype}) is for torch, and {folder} is an export with a type of its own; {fix}."
+            )
+        captioner = ExportedCaptioner(folder, num_threads)
         if runtime is not None and captioner.runtime != runtime:
             raise ValueError(
                 f"{model}: was exported for --runtime {captioner.runtime}, not {runtime}; leave --runtime out, or "
@@ -68,3 +84,7 @@ def load_on_runtime(
 
     keep_stderr_quiet(reads_data=False)
     return TorchCaptioner(model, revision, num_threads, dtype or "float32", trust_remote_code)
+
+
+def _is_bundled(model: str) -> bool:
+    return os.path.realpath(Path(model).expanduser()) == os.path.realpath(DEFAULT_CHECKPOINT)

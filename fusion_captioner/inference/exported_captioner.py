@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
+from fusion_captioner.files import digest_problem
 from fusion_captioner.image_loading import ImageSource, check_processed_size, images_to_pixel_values
 from fusion_captioner.inference.decoder_states import DecoderStates
 from fusion_captioner.inference.runtimes import RUNTIMES, Part, reading_export
@@ -39,7 +40,7 @@ class ExportedCaptioner:
 
     Raises:
         FileNotFoundError: the folder is no export.
-        ValueError: the export is of another format than this version reads.
+        ValueError: a file differs from its digest, or the export is of another format than this version reads.
         ImportError: the runtime's package is not installed.
 
     Example:
@@ -52,6 +53,8 @@ class ExportedCaptioner:
     def __init__(self, folder: str | Path, num_threads: int | None = None) -> None:
         folder = Path(folder).expanduser()
         self.description = read_description(folder)
+        if problem := digest_problem(folder):
+            raise ValueError(f"{folder / problem}; export the captioner again.")
         self.image_settings = _read_image_settings(folder / IMAGE_SETTINGS)
         with reading_export(folder / "tokenizer.json"):
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -149,8 +152,8 @@ class ExportedCaptioner:
             )
         if attention_mask is None:
             attention_mask = np.ones_like(input_ids)
-        wrong = input_ids[(input_ids < 0) | (input_ids >= self.description["vocab_size"])]
-        if wrong.size:
+        given = [*input_ids.ravel().tolist(), *(token for words in search.bad_words_ids or () for token in words)]
+        if wrong := [token for token in given if not 0 <= token < self.description["vocab_size"]]:
             raise ValueError(
                 f"token id {wrong[0]} is outside the vocabulary of {self.description['vocab_size']}; use the "
                 "tokenizer of this export."
@@ -165,11 +168,14 @@ class ExportedCaptioner:
         for position in range(input_ids.shape[1]):
             logits = states.advance(input_ids[:, position], attention_mask[:, position])
         states.repeat(search.rows_per_text)
-        logits = logits.repeat(search.rows_per_text, axis=0)
+        logits, prompts, mask = (
+            each.repeat(search.rows_per_text, axis=0) for each in (logits, input_ids, attention_mask)
+        )
+        constraints = search.constraints(eos_ids, prompts, mask)
         if search.num_beams > 1:
-            chosen = search_with_beams(logits, states, search, eos_ids, pad_id)
+            chosen = search_with_beams(logits, states, search, constraints, pad_id)
         else:
-            chosen = search_one_by_one(logits, states, search, eos_ids, pad_id, seed)
+            chosen = search_one_by_one(logits, states, search, constraints, pad_id, seed)
         return np.concatenate((input_ids.repeat(search.num_return_sequences, axis=0), chosen), axis=1)
 
     def caption(
@@ -178,6 +184,7 @@ class ExportedCaptioner:
         prompt: str | Sequence[str] = "",
         *,
         seed: int | None = None,
+        bad_words: Sequence[str] = (),
         **settings: Any,
     ) -> list[list[str]]:
         """
@@ -186,8 +193,15 @@ class ExportedCaptioner:
         Args:
             images: of any kind, see [`load_image`].
             prompt: the words that captions begin with, or a question: one for all, or one per image.
+            bad_words: words and phrases that captions do not have; see [`bad_words_ids`].
             seed, settings: as in `generate`.
         """
+        if bad_words:
+            # which few ask for, and a cold start would wait for
+            from fusion_captioner.inference.bad_words import bad_words_ids
+
+            bos_id = self.description["tokenizer"]["bos_token_id"]
+            settings["bad_words_ids"] = bad_words_ids(self.tokenizer, bad_words, bos_id)
         pixel_values = self.preprocess(images)
         prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(images):

@@ -20,13 +20,18 @@ BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_no
 
 @dataclass(frozen=True)
 class Summary:
-    """How many images there were, and how many of them could not be read."""
+    """How many images there were, how many of them could not be read, and of how many old captions were kept."""
 
     images: int
     bad: int
+    kept: int = 0
 
     def exit_status(self, done: str) -> int:
         """0, or 1 if some images could not be read, or 2 if none could; `done` is what was to be done to them."""
+        if self.kept:
+            print_note(
+                f"{self.kept} of {self.images} images had captions already, which stay; --overwrite replaces them"
+            )
         if self.bad and self.images > 1:
             print_note(f"{self.bad} of {self.images} images could not be {done}")
         return 0 if not self.bad else 2 if self.bad == self.images else 1

@@ -50,7 +50,7 @@ class Classifier:
             texts = [self.text] * (len(pictures) if pictures else 1)
             inputs = self.processor(images=pictures, text=texts, add_eos=True, truncation=True, return_tensors="pt")
         about = {} if self.text is None else {"text": self.text}
-        return [about | self._found(logits) for logits in self.model(**inputs).logits]
+        return [about | self._found(logits) for logits in self.model(**inputs, return_dict=True).logits]
 
     def _found(self, logits: torch.Tensor) -> dict[str, Any]:
         if self.model.config.problem_type == "regression":
@@ -84,7 +84,7 @@ class AnswerChooser:
         )
         return [
             {"question": self.question} | _likeliest("answer", self.choices, logits)
-            for logits in self.model(**inputs).logits
+            for logits in self.model(**inputs, return_dict=True).logits
         ]
 
 

@@ -86,7 +86,7 @@ class Retriever:
     @torch.inference_mode()
     def embed_images(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """Embeddings `(B, E)` in float32, of length 1."""
-        return _array(self.model.get_image_features(self._pixel_values(pictures)).pooler_output)
+        return _array(self.model.get_image_features(self._pixel_values(pictures), return_dict=True).pooler_output)
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str], truncation: bool = False) -> np.ndarray:
@@ -98,13 +98,13 @@ class Retriever:
         Raises:
             ValueError: a text is too long, and `truncation` is off.
         """
-        return _array(self.model.get_text_features(**self._tokens(texts, truncation)).pooler_output)
+        return _array(self.model.get_text_features(**self._tokens(texts, truncation), return_dict=True).pooler_output)
 
     @torch.inference_mode()
     def match(self, texts: Sequence[str], pictures: Sequence[Image.Image], batch_size: int = 16) -> np.ndarray:
         """Matching logits `(T, B)` of all pairs: how well they go together when they are fused."""
         tokens = self._tokens(texts, truncation=True)
-        states = self.model.get_text_features(**tokens).last_hidden_state
+        states = self.model.get_text_features(**tokens, return_dict=True).last_hidden_state
         scores = []
         for start in range(0, len(pictures), batch_size):
             regions = self.model.get_image_hidden_states(self._pixel_values(pictures[start : start + batch_size]))

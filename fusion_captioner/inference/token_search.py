@@ -7,10 +7,13 @@ Images whose texts have all ended are not computed any further.
 T: texts (rows), V: vocabulary, B: searches, N: beams of a search, C: candidates kept a step, L: longest text in tokens
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+
+from fusion_captioner.inference.token_constraints import TokenConstraints
 
 # Stands for "never": far below any score, and finite, as in transformers.
 NEVER = np.float32(-1e9)
@@ -48,6 +51,7 @@ class SearchSettings:
         num_return_sequences (`int`): texts per input, at most `num_beams`, or any number with `do_sample`.
         length_penalty (`float`): the exponent of the length that a finished beam's score is divided by.
         do_sample (`bool`): draw tokens by their probabilities, after `temperature`, `top_k` (0: all) and `top_p`.
+        repetition_penalty, no_repeat_ngram_size, bad_words_ids: see [`TokenConstraints`].
 
     Raises:
         ValueError: names the setting, its value and what would be right.
@@ -62,6 +66,9 @@ class SearchSettings:
     temperature: float = 1.0
     top_k: int = 50
     top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: Sequence[Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
@@ -84,18 +91,37 @@ class SearchSettings:
             raise ValueError(f"`top_k` ({self.top_k}) must be 0 (all tokens) or positive.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"`top_p` ({self.top_p}) must be above 0 and at most 1.")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ValueError(f"`repetition_penalty` ({self.repetition_penalty}) must be positive, such as 1.2.")
+        if self.no_repeat_ngram_size < 0:
+            raise ValueError(f"`no_repeat_ngram_size` ({self.no_repeat_ngram_size}) must be 0 (no limit) or positive.")
+        for words in self.bad_words_ids or ():
+            if not words or any(type(token) is not int or token < 0 for token in words):
+                raise ValueError(f"`bad_words_ids` ({words!r:.60}) must be lists of token ids, none of them empty.")
 
     @property
     def rows_per_text(self) -> int:
         """Rows that an input takes while tokens are chosen."""
         return self.num_return_sequences if self.do_sample else self.num_beams
 
+    def constraints(self, eos_ids: np.ndarray, prompts: np.ndarray, mask: np.ndarray) -> TokenConstraints:
+        """The constraints of a search behind `prompts`, int64 (T, L), whose `mask` is 0 at padding."""
+        return TokenConstraints(
+            self.repetition_penalty,
+            self.no_repeat_ngram_size,
+            self.bad_words_ids or (),
+            self.min_new_tokens,
+            eos_ids,
+            prompts,
+            (mask != 0).argmax(axis=1),
+        )
+
 
 def search_one_by_one(
     logits: np.ndarray,
     decoder: Decoder,
     settings: SearchSettings,
-    eos_ids: np.ndarray,
+    constraints: TokenConstraints,
     pad_id: int,
     seed: int | None,
 ) -> np.ndarray:
@@ -105,7 +131,7 @@ def search_one_by_one(
     Args:
         logits: float32 (T, V), after the prompts.
         decoder: has read the prompts.
-        eos_ids: int64, the tokens that end a text; what follows them is `pad_id`.
+        constraints: of the prompts of all rows; what follows the tokens that end a text is `pad_id`.
         seed: of the tokens that `do_sample` draws.
 
     Returns:
@@ -124,29 +150,29 @@ def search_one_by_one(
                 going = goes_on.repeat(len(rows) // len(goes_on))
                 rows, running = rows[going], running[going]
             logits = decoder.advance(tokens[rows, position - 1])
-        if position < settings.min_new_tokens:
-            logits = _without(logits, eos_ids)
+        logits = constraints(logits, rows, tokens[rows, :position])
         chosen = logits.argmax(axis=-1) if random is None else _drawn(logits, settings, random)
         tokens[rows[running], position] = chosen[running]
-        running &= ~np.isin(chosen, eos_ids)
+        running &= ~np.isin(chosen, constraints.eos_ids)
         if not running.any():
             return tokens[:, : position + 1]
     return tokens
 
 
 def search_with_beams(
-    logits: np.ndarray, decoder: Decoder, settings: SearchSettings, eos_ids: np.ndarray, pad_id: int
+    logits: np.ndarray, decoder: Decoder, settings: SearchSettings, constraints: TokenConstraints, pad_id: int
 ) -> np.ndarray:
     """
     Beam search.
 
     Args:
         logits: float32 (B*N, V), after the prompts; the N rows of a search are adjacent.
-        decoder, eos_ids, pad_id: as in `search_one_by_one`.
+        decoder, constraints, pad_id: as in `search_one_by_one`.
 
     Returns:
         int64 (B*num_return_sequences, new tokens), best first.
     """
+    eos_ids = constraints.eos_ids
     beams, length, penalty = settings.num_beams, settings.max_new_tokens, settings.length_penalty
     searches = len(logits) // beams
     candidates = max(2, 1 + len(eos_ids)) * beams  # enough that N remain if all the best end
@@ -167,9 +193,8 @@ def search_with_beams(
     for position in range(length):
         if position:
             logits = decoder.advance(running[:, :, position - 1].reshape(-1))
-        scores = _log_softmax(logits)
-        if position < settings.min_new_tokens:
-            scores = _without(scores, eos_ids)
+        rows = (beams * places[:, None] + np.arange(beams)).reshape(-1)
+        scores = constraints(_log_softmax(logits), rows, running[:, :, :position].reshape(len(rows), position))
         vocab_size = scores.shape[-1]
         scores = (scores.reshape(len(places), beams, -1) + running_scores[:, :, None]).reshape(len(places), -1)
         best = _top(scores, candidates)  # (B, C)
@@ -233,12 +258,6 @@ def _top(scores: np.ndarray, number: int) -> np.ndarray:
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
-def _without(scores: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
-    scores = scores.copy()
-    scores[:, token_ids] = -np.inf
-    return scores
 
 
 def _drawn(logits: np.ndarray, settings: SearchSettings, random: "np.random.Generator") -> np.ndarray:

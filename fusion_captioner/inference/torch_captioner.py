@@ -9,6 +9,7 @@ import torch
 from fusion_captioner.checkpoints.loading import load_captioner
 from fusion_captioner.image_loading import ImageSource
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
+from fusion_captioner.inference.bad_words import bad_words_ids
 
 # bfloat16 rounds; it must save so much time to be worth it.
 WORTHWHILE = 1.2
@@ -54,9 +55,26 @@ class TorchCaptioner:
 
     @torch.inference_mode()
     def caption(
-        self, images: Sequence[ImageSource], prompt: str = "", *, seed: int | None = None, **settings: Any
+        self,
+        images: Sequence[ImageSource],
+        prompt: str = "",
+        *,
+        seed: int | None = None,
+        bad_words: Sequence[str] = (),
+        **settings: Any,
     ) -> list[list[str]]:
-        """Captions, `num_return_sequences` of each image; arguments as in `ExportedCaptioner.caption`."""
+        """
+        Captions, `num_return_sequences` of each image; arguments as in `ExportedCaptioner.caption`.
+
+        Raises:
+            ValueError: `bad_words` are given, and the tokenizer is not one of the package tokenizers.
+        """
+        if bad_words:
+            tokenizer = getattr(self.processor.tokenizer, "backend_tokenizer", None)
+            if tokenizer is None:
+                raise ValueError("--bad-words needs a tokenizer with a tokenizer.json; leave it out.")
+            # None: there is nothing to forbid, which transformers does not take as an empty list
+            settings["bad_words_ids"] = bad_words_ids(tokenizer, bad_words, self.processor.bos_token_id) or None
         if seed is not None:
             torch.manual_seed(seed)
         inputs = self.processor(images=list(images), text=[prompt] * len(images), return_tensors="pt")

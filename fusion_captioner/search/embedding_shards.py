@@ -2,7 +2,8 @@
 
 N: rows, E: projection width
 
-A shard is written atomically: it is there whole or not at all.
+A shard is written atomically: it is there whole or not at all. One that was damaged later is removed, and what it
+held is embedded again.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from fusion_captioner.data.feature_shards import write_table
+from fusion_captioner.data.feature_shards import new_shard_path, open_shards, write_table
 
 ROWS_PER_SHARD = 2048
 KEY, EMBEDDING = "key", "embedding"
@@ -40,9 +41,6 @@ class EmbeddingShards:
         folder: an existing folder.
         kind: what the names of the files begin with.
         width: E.
-
-    Raises:
-        ValueError: a shard is damaged; its rows are embedded again once it is deleted.
     """
 
     def __init__(self, folder: Path, kind: str, width: int) -> None:
@@ -54,10 +52,9 @@ class EmbeddingShards:
         )
         self._shards: list[datasets.Dataset] = []
         self._rows: dict[str, int] = {}
-        self._number = 0
         self._waiting: dict[str, np.ndarray] = {}
-        for path in sorted(folder.glob(f"{kind}-*.arrow")):
-            self._open(path)
+        for shard in open_shards(folder, kind, self._read, "what it held is embedded again"):
+            self._append(shard)
 
     def __len__(self) -> int:
         """How many have been written."""
@@ -90,23 +87,19 @@ class EmbeddingShards:
             pa.array(list(self._waiting)),
             pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), self.width),
         ]
-        path = self.folder / f"{self.kind}-{self._number:05d}.arrow"
+        path = new_shard_path(self.folder, self.kind)
         write_table(path, pa.table(columns, schema=self.features.arrow_schema))
         self._waiting = {}
-        self._open(path)
+        self._append(self._read(path))
 
     def select(self, keys: Sequence[str]) -> datasets.Dataset:
         """The rows of these keys in this order, all of which have been written."""
         return datasets.concatenate_datasets(self._shards).select([self._rows[key] for key in keys])
 
-    def _open(self, path: Path) -> None:
-        try:
-            shard = read_table(path, self.features)
-            # not their count: a shard between others may have been deleted
-            number = int(path.stem.removeprefix(f"{self.kind}-"))
-        except ValueError as error:
-            raise ValueError(f"{error}; delete the file: what it held is embedded again.") from error
+    def _read(self, path: Path) -> datasets.Dataset:
+        return read_table(path, self.features)
+
+    def _append(self, shard: datasets.Dataset) -> None:
         first = sum(map(len, self._shards))
         self._rows.update((key, first + row) for row, key in enumerate(shard[KEY][:]))
         self._shards.append(shard)
-        self._number = max(self._number, number + 1)

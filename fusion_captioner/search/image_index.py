@@ -12,6 +12,7 @@ in moments, and made again where they are damaged.
 """
 
 import json
+import logging
 import os
 import shlex
 from collections.abc import Iterator
@@ -37,9 +38,13 @@ from fusion_captioner.search.embedding_shards import (
     read_table,
 )
 
+logger = logging.getLogger(__name__)
+
 FORMAT_VERSION = 1
 MANIFEST = "index.json"
 LOCK = ".lock"
+# Rows whose embeddings are compared at once.
+ROWS_AT_ONCE = 8192
 TEXT, TEXTS = datasets.Value("string"), datasets.List(datasets.Value("string"))
 # Columns stored for each row. `split` and `row` locate images that are not files.
 ROW_FEATURES = {
@@ -191,7 +196,11 @@ class ImageIndex:
         """
         if not self.manifest.generation:
             raise ValueError(f"{self.folder}: the index was never finished; go on with: {self._command}")
-        return read_table(self._checked(kind, ".arrow"), ROW_FEATURES[kind])
+        path = self._checked(kind, ".arrow")
+        rows = read_table(path, ROW_FEATURES[kind])
+        if len(rows) != self.manifest.rows.get(kind) or rows.data.column(NAMES[kind]).null_count:
+            raise ValueError(f"{path}: holds other rows than {MANIFEST} says; {self._fix}")
+        return rows
 
     def searchable(self, kind: str) -> datasets.Dataset:
         """The committed rows with their FAISS index, named `EMBEDDING`.
@@ -206,11 +215,11 @@ class ImageIndex:
             path = self._checked(kind, ".faiss")
             try:
                 rows.load_faiss_index(EMBEDDING, str(path))
-                fits = rows.get_index(EMBEDDING).faiss_index.d == self.manifest.embedding_width
-            except (RuntimeError, ValueError):  # damaged behind a digest of the damage, or of other rows
+                fits = self._is_of_unit_vectors(rows.get_index(EMBEDDING).faiss_index, len(rows))
+            except (RuntimeError, ValueError, MemoryError):  # damaged behind a digest of the damage
                 fits = False
             if not fits:
-                raise ValueError(f"{path}: is no index of these rows; make it again with: {self._command}")
+                raise ValueError(f"{path}: is no index of these rows; {self._fix}")
         except (ValueError, OSError):
             manifest = _read_manifest(self.folder)
             if manifest == self.manifest:
@@ -231,7 +240,9 @@ class ImageIndex:
         tables = {
             kind: pa.Table.from_pylist(rows[kind], schema=ROW_FEATURES[kind].arrow_schema) for kind in ROW_FEATURES
         }
-        if all(self._is_committed(kind, table) for kind, table in tables.items()):
+        embeddings = {kind: shards[kind].select([row[KEY] for row in rows[kind]]) for kind in rows if rows[kind]}
+        known = {kind: self._known_index(kind, embeddings[kind]) for kind in embeddings}
+        if all(self._is_committed(kind, table, known.get(kind)) for kind, table in tables.items()):
             return
         news = replace(
             self.manifest, generation=self.manifest.generation + 1, rows={kind: len(rows[kind]) for kind in rows}
@@ -243,7 +254,7 @@ class ImageIndex:
             digests[path.name] = hash_file(path)
             if rows[kind]:
                 path = path.with_suffix(".faiss")
-                index = self._faiss_index(kind, shards[kind].select([row[KEY] for row in rows[kind]]))
+                index = _extended(known[kind], embeddings[kind])
                 with atomic_write(path) as temporary:
                     index.save(str(temporary))
                 digests[path.name] = hash_file(path)
@@ -253,28 +264,45 @@ class ImageIndex:
             if path.name not in digests:
                 path.unlink()
 
-    def _faiss_index(self, kind: str, embeddings: datasets.Dataset) -> FaissIndex:
-        """Inner products, which are cosines since embeddings have length 1, with every row: exact."""
+    def _known_index(self, kind: str, embeddings: datasets.Dataset) -> FaissIndex | None:
+        """The committed FAISS index, if it holds the first of these embeddings. Damage is logged."""
+        if not self.manifest.rows.get(kind):
+            return None
         try:
-            known = self.searchable(kind)
-        except (ValueError, OSError):  # there is none, or it is damaged
-            known = None
-        if known is None or known[KEY][:] != embeddings[KEY][: len(known)]:
-            metric = require_faiss().METRIC_INNER_PRODUCT
-            return embeddings.add_faiss_index(EMBEDDING, metric_type=metric).get_index(EMBEDDING)
-        index = known.get_index(EMBEDDING)
-        if len(known) < len(embeddings):
-            news = embeddings.select(range(len(known), len(embeddings)))
-            index.add_vectors(news.with_format("numpy", columns=[EMBEDDING], dtype=np.float32), column=EMBEDDING)
-        return index
+            rows = self.searchable(kind)
+            if rows[KEY][:] != embeddings[KEY][: len(rows)]:
+                return None
+            index = rows.get_index(EMBEDDING)
+            vectors = _vectors(index.faiss_index)
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                part = embeddings.select(range(start, min(start + ROWS_AT_ONCE, len(rows))))
+                if not np.array_equal(_arrays(part)[:][EMBEDDING], vectors[start : start + ROWS_AT_ONCE]):
+                    raise ValueError(f"{self.folder / _file(self.manifest, kind, '.faiss')}: holds other embeddings")
+            return index
+        except (ValueError, OSError) as error:
+            logger.warning("%s; it is made again", str(error).removesuffix(f"; {self._fix}"))
+            return None
 
-    def _is_committed(self, kind: str, table: pa.Table) -> bool:
+    def _is_of_unit_vectors(self, index: Any, rows: int) -> bool:
+        """Whether a FAISS index is of the only kind that is written here: exact, of as many embeddings of length 1."""
+        faiss = require_faiss()
+        with np.errstate(all="ignore"):
+            lengths = np.linalg.norm(_vectors(index), axis=1) if isinstance(index, faiss.IndexFlat) else np.zeros(1)
+        return (
+            index.metric_type == faiss.METRIC_INNER_PRODUCT
+            and (index.ntotal, index.d) == (rows, self.manifest.embedding_width)
+            and bool(np.allclose(lengths, 1, atol=1e-2))
+        )
+
+    def _is_committed(self, kind: str, table: pa.Table, known: FaissIndex | None) -> bool:
         try:
-            if table.num_rows:
-                self._checked(kind, ".faiss")
-            return self.rows(kind).data.table.equals(table)
+            return (known is not None or not table.num_rows) and self.rows(kind).data.table.equals(table)
         except (ValueError, OSError):
             return False
+
+    @property
+    def _fix(self) -> str:
+        return f"make it again with: {self._command}"
 
     @property
     def _command(self) -> str:
@@ -286,7 +314,7 @@ class ImageIndex:
         # before anything parses it: FAISS trusts the sizes that a file names
         if not path.is_file() or hash_file(path) != self.manifest.digests.get(path.name):
             state = "is damaged" if path.is_file() else "is missing"
-            raise ValueError(f"{path}: {state}; make it again from the embeddings with: {self._command}")
+            raise ValueError(f"{path}: {state}; {self._fix}")
         return path
 
 
@@ -304,6 +332,25 @@ def updating(folder: Path, manifest: Manifest) -> Iterator[ImageIndex]:
         if not (folder / MANIFEST).is_file():
             _write_manifest(folder, manifest)
         yield ImageIndex(folder)
+
+
+def _vectors(index: Any) -> np.ndarray:
+    """The embeddings `(N, E)` in a flat FAISS index: a view, which holds as long as the index."""
+    return require_faiss().rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
+
+
+def _arrays(embeddings: datasets.Dataset) -> datasets.Dataset:
+    return embeddings.with_format("numpy", columns=[EMBEDDING], dtype=np.float32)
+
+
+def _extended(known: FaissIndex | None, embeddings: datasets.Dataset) -> FaissIndex:
+    """Inner products, which are cosines since embeddings have length 1, with every row: exact."""
+    if known is None:
+        metric = require_faiss().METRIC_INNER_PRODUCT
+        return embeddings.add_faiss_index(EMBEDDING, metric_type=metric).get_index(EMBEDDING)
+    if (count := known.faiss_index.ntotal) < len(embeddings):
+        known.add_vectors(_arrays(embeddings.select(range(count, len(embeddings)))), column=EMBEDDING)
+    return known
 
 
 def _file(manifest: Manifest, kind: str, suffix: str) -> str:

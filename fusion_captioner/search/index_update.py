@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-import pyarrow as pa
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -73,10 +72,7 @@ def update_index(
 
 def _hash_images(image_index: ImageIndex, images: IndexedImages) -> dict[str, list[str | None]]:
     """Split → hash of the content of each image, None where it cannot be read."""
-    try:
-        hashes = ImageHashes(image_index.hashes_file)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise ValueError(f"{image_index.hashes_file}: is damaged ({error}); delete it, it is made again.") from error
+    hashes = ImageHashes(image_index.hashes_file)
     return {split: hashes.of_rows(rows, split or "the folder") for split, rows in images.splits.items()}
 
 

@@ -15,7 +15,7 @@ from fusion_captioner.data.caption_folder import FEATURES
 from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.data.image_files import find_images, open_image
 from fusion_captioner.data.row_layouts import read_sidecars
-from fusion_captioner.files import hash_bytes
+from fusion_captioner.files import hash_bytes, hash_file
 
 FOLDER = "folder"
 
@@ -139,17 +139,21 @@ def read_indexed_image(row: dict[str, Any], images: IndexedImages | None, image_
     Raises:
         OSError, ValueError: it cannot be read any more, or has changed since.
     """
-    content: bytes | None
+    content: bytes | None = None
     if row["split"] is None:
+        path = Path(row["image"])
         try:
-            content = Path(row["image"]).read_bytes()
+            # an index may name pipes and devices, too
+            key = hash_file(path) if path.is_file() or not path.exists() else None
         except OSError as error:
             raise OSError(f"{row['image']}: cannot be read ({error.strerror})") from error
     elif images is None:
         raise ValueError(f"{row['image']}: is in a data set, and this index is searched without it")
     else:
-        rows = images.splits.get(row["split"])
-        content = None if rows is None or row["row"] >= len(rows) else rows[row["row"]]["image"]["bytes"]
-    if content is None or hash_bytes(content) != row["key"]:
+        rows, number = images.splits.get(row["split"]), row["row"]
+        if rows is not None and number is not None and 0 <= number < len(rows):
+            content = rows[number]["image"]["bytes"]
+        key = None if content is None else hash_bytes(content)
+    if key is None or key != row["key"]:
         raise ValueError(f"{row['image']}: has changed since it was indexed; bring the index up to date")
     return open_image({"path": row["image"], "bytes": content}, row["image"], image_processor)

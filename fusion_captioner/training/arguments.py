@@ -13,10 +13,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from fusion_captioner import DEFAULT_CHECKPOINT
+from fusion_captioner.training.recipes import find_recipe
 from fusion_captioner.training.tasks import TASKS
 
 SECTIONS = ("model", "data", "tokenizer", "training")
 DEFAULT_TASK = next(iter(TASKS))
+# `model.from_checkpoint`: recipes cannot know where the package is installed.
+BUNDLED = "bundled"
 
 
 @dataclass
@@ -27,7 +31,8 @@ class ModelArguments:
     Args:
         vision_model: folder or Hub name of a pretrained image encoder, with its preprocessing; unset: the encoder of
             `config.vision_config` with random weights.
-        from_checkpoint: model to start from, instead of a new one; its processor is taken, too.
+        from_checkpoint: model to start from, instead of a new one; its processor is taken, too. `bundled` is the
+            captioner that comes with the package.
         preset: `"plain"` starts from `FusionCaptionerConfig.plain()`.
         image_size: side of the images in pixels, for an encoder without preprocessing of its own.
         resize_mode: `"squash"` or `"crop"`, for an encoder without preprocessing of its own.
@@ -46,6 +51,8 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if self.preset not in (None, "plain"):
             raise ValueError(f"`model.preset` ({self.preset!r}) must be 'plain' or unset.")
+        if self.from_checkpoint == BUNDLED:
+            self.from_checkpoint = DEFAULT_CHECKPOINT
 
 
 @dataclass
@@ -85,15 +92,13 @@ class RunArguments:
 
 def read_run_arguments(path: str | Path, flags: Sequence[str] = ()) -> RunArguments:
     """
-    Read a YAML file and flags such as `--training.seed 3`, which override the file.
+    Read a recipe of the package, or a YAML file, and flags such as `--training.seed 3`, which override the file.
 
     Raises:
-        FileNotFoundError: the file does not exist.
+        FileNotFoundError: there is no such recipe or file.
         ValueError: malformed YAML, an unknown section or field, or a value of the wrong type.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give the YAML file of a recipe.")
+    file = find_recipe(path)
     try:
         document = _read_yaml(file.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

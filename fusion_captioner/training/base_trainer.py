@@ -14,13 +14,12 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from fusion_captioner.checkpoints.loading import check_finite
 from fusion_captioner.data.caption_sampling import SetCaptionEpoch
-from fusion_captioner.data.collating import ImageCollator
-from fusion_captioner.files import write_json
+from fusion_captioner.data.collating import CaptionCollator, ImageCollator
+from fusion_captioner.files import write_digests, write_json
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.callbacks import MovingAverage, StopEarly, UnfreezeImageEncoder, WarnOfWarmUp, wins_tie
 from fusion_captioner.training.model_card import CardText, TrainedModel, TrainingRecord, build_model_card
-from fusion_captioner.training.run_folder import write_digests
 from fusion_captioner.training.training_arguments import BaseTrainingArguments
 
 
@@ -108,6 +107,7 @@ class BaseTrainer(Trainer):
         return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = {**inputs, "return_dict": True}  # whatever the config says
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training and "loss_terms" in outputs:
             if num_items_in_batch is None:
@@ -123,6 +123,8 @@ class BaseTrainer(Trainer):
         return super().get_train_dataloader()
 
     def _prepare_inputs(self, inputs):
+        if isinstance(self.data_collator, CaptionCollator):
+            inputs = self.data_collator.refresh(inputs)
         return super()._prepare_inputs({name: value for name, value in inputs.items() if name != "image_ids"})
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:

@@ -132,18 +132,20 @@ class MovingAverage(TrainerCallback):
         self._copy(load_file(path), model)
 
 
-def wins_tie(metrics: Mapping[str, float], state: TrainerState, metric: str, others: Sequence[str]) -> bool:
+def wins_tie(
+    metrics: Mapping[str, float], state: TrainerState, metric: str, others: Sequence[str], later_wins: bool = True
+) -> bool:
     """
     Whether an evaluation whose score equals the best one is better after all: by the first of the other scores that
-    differs, then by the loss; one that equals it in all of these is later, and wins. CIDEr is 0 as long as captions
-    share
-    no words with their references: training must not stop, or keep its first checkpoint, for that.
+    differs, then by the loss. CIDEr is 0 as long as captions share no words with their references: training must not
+    stop, or keep its first checkpoint, for that.
 
     Args:
         metrics: the evaluation.
         state: holds the best score, and all evaluations before.
         metric: name of the score that chooses, with its prefix `eval_`.
         others: names of further scores with their prefix, of which higher is better.
+        later_wins: the result if all scores and the loss are equal, too.
     """
     if state.best_metric is None or metrics.get(metric) != state.best_metric:
         return False
@@ -157,11 +159,12 @@ def wins_tie(metrics: Mapping[str, float], state: TrainerState, metric: str, oth
             return metrics[name] > best[name]
     if "eval_loss" in metrics and "eval_loss" in best and metrics["eval_loss"] != best["eval_loss"]:
         return metrics["eval_loss"] < best["eval_loss"]
-    return True
+    return later_wins
 
 
 class StopEarly(EarlyStoppingCallback):
-    """transformers' early stopping, which also counts an evaluation as better that [`wins_tie`].
+    """transformers' early stopping, which also counts an evaluation as better that wins a tie by another score.
+    An evaluation that equals the best one in everything is not better: a run that never changes ends.
 
     Args:
         patience: evaluations without a better one before training stops.
@@ -174,7 +177,7 @@ class StopEarly(EarlyStoppingCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         metric = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
-        if args.greater_is_better and wins_tie(metrics or {}, state, metric, self.others):
+        if args.greater_is_better and wins_tie(metrics or {}, state, metric, self.others, later_wins=False):
             self.early_stopping_patience_counter = 0
             return
         super().on_evaluate(args, state, control, metrics, **kwargs)

@@ -5,13 +5,10 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
-from fusion_captioner.files import check_output_folder, hash_file, write_json
+from fusion_captioner.files import DIGESTS, check_output_folder, digest_problem
 
 logger = logging.getLogger(__name__)
-
-DIGESTS = "digests.json"
 
 
 def prepare_run_folder(output_dir: str | os.PathLike, resume: bool) -> str | None:
@@ -67,31 +64,10 @@ def newest_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
 def checkpoint_problem(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or `None`. Checkpoints of other trainers have no digests; only their state is
     checked."""
-    state = _read_json(folder / "trainer_state.json")
+    try:
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        state = None
     if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
         return "trainer_state.json is missing or damaged"
-    if not (folder / DIGESTS).exists():
-        return None
-    digests = _read_json(folder / DIGESTS)
-    if not isinstance(digests, dict):
-        return f"{DIGESTS} is damaged"
-    for name, digest in digests.items():
-        file = folder / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if hash_file(file) != digest:
-            return f"{name} is damaged"
-    return None
-
-
-def write_digests(folder: Path) -> None:
-    """Write the digests of all files of a checkpoint into it; the last step of saving it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS)
-    write_json(folder / DIGESTS, {path.relative_to(folder).as_posix(): hash_file(path) for path in files})
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+    return digest_problem(folder) if (folder / DIGESTS).exists() else None

@@ -17,7 +17,7 @@ from fusion_captioner.data.feature_shards import ImageFeatures
 from fusion_captioner.data.row_batches import rows_with_features
 from fusion_captioner.files import check_output_folder, lock_output_folder
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
-from fusion_captioner.process_setup import print_log
+from fusion_captioner.printing import print_log
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.arguments import RunArguments, read_run_arguments
 from fusion_captioner.training.building import build_model, build_processor
@@ -35,7 +35,7 @@ def train_from_yaml(path: str | Path, flags: Sequence[str] = (), resume: bool = 
     Train, evaluate and save a model; see `arguments.py` for the settings.
 
     Args:
-        path: YAML file.
+        path: name of a recipe of the package, or YAML file.
         flags: such as `["--training.seed", "3"]`; they override the file.
         resume: continue from the newest complete checkpoint of `training.output_dir`.
 

@@ -23,8 +23,8 @@ inputs = processor(images="photo.jpg", return_tensors="pt")
 generated = model.generate(**inputs, num_beams=3)
 print(processor.batch_decode(generated, skip_special_tokens=True)[0])""",
     limits="It describes what its training data describes, in the same words, and makes confident errors: "
-    "counts, colours, "
-    "text in\npictures and rare things are often wrong. Do not use it to identify people or where an error does harm.",
+    "counts, colours, text in\npictures and rare things are often wrong. Do not use it to identify people or where an "
+    "error does harm.",
     task_type="image-to-text",
     task_name="Image captioning",
 )
@@ -65,11 +65,6 @@ class FusionCaptionerTrainer(BaseTrainer):
         if isinstance(self.data_collator, CaptionCollator) and isinstance(self.train_dataset, CaptionDataset):
             self.data_collator.data = self.train_dataset
         return super().get_train_dataloader()
-
-    def _prepare_inputs(self, inputs):
-        if isinstance(self.data_collator, CaptionCollator):
-            inputs = self.data_collator.refresh(inputs)
-        return super()._prepare_inputs(inputs)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"

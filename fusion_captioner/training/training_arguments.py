@@ -41,8 +41,7 @@ class BaseTrainingArguments(TrainingArguments):
         default=False,
         metadata={
             "help": "Keep the statistics of a pretrained image encoder's BatchNorm while it is trained: the "
-            "statistics of "
-            "a small batch differ from those that the other layers were trained with."
+            "statistics of a small batch differ from those that the other layers were trained with."
         },
     )
     ema_decay: float = field(

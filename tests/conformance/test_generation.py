@@ -17,7 +17,7 @@ from transformers.generation import (
 )
 
 from fusion_captioner import FusionCaptionerForConditionalGeneration
-from fusion_captioner.caption_cache import CaptionCache
+from fusion_captioner.generation_fusion_captioner import CaptionCache
 
 NEW, WORDS = 5, 2  # new tokens, and those of the prompts, BOS among them
 PROMPTS = torch.tensor([[1, 11], [1, 12]])

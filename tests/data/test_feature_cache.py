@@ -241,13 +241,41 @@ def test_features_beyond_float16_are_refused(model, image_processor, splits, cac
         cached_features(splits, model, image_processor, cache_dir)
 
 
-def test_a_damaged_shard_is_named(model, image_processor, splits, cache_dir):
+DAMAGES = {
+    "emptied": lambda content: b"",
+    "truncated": lambda content: content[:100],
+    "without its end": lambda content: content[:-16],
+    "longer": lambda content: content + b"more",
+    "flipped at the start": lambda content: content[:9] + bytes([content[9] ^ 1]) + content[10:],
+    "flipped at the end": lambda content: content[:-60] + bytes([content[-60] ^ 64]) + content[-59:],
+    "of zeros": lambda content: bytes(len(content)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_named_and_computed_again(
+    model,
+    image_processor,
+    splits,
+    cache_dir,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    damage,
+):
+    monkeypatch.setattr(feature_cache, "SHARD_BYTES", 4 * ROW_BYTES)
+    first = cached_features(splits, model, image_processor, cache_dir)["train"].features
+    before = {image_id: first[image_id].clone() for image_id in splits["train"]["image_id"]}
+    shard = next(cache_dir.rglob("features-00001.arrow"))
+    shard.write_bytes(DAMAGES[damage](shard.read_bytes()))
+    watch = Watch(model)
+    again = cached_features(splits, model, image_processor, cache_dir)["train"].features
+    assert watch.images == 1 + 4
+    (line,) = caplog.messages
+    assert line == f"{shard}: is damaged: its checksum does not fit; its features are computed again"
+    for image_id, features in before.items():
+        torch.testing.assert_close(again[image_id], features, atol=2e-3, rtol=2e-3)
     cached_features(splits, model, image_processor, cache_dir)
-    (shard,) = cache_dir.rglob("features-*.arrow")
-    shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"features-00000.arrow: .*delete it") as caught:
-        cached_features(splits, model, image_processor, cache_dir)
-    assert "\n" not in str(caught.value)
+    assert watch.images == 1 + 4 and len(caplog.messages) == 1
 
 
 def test_a_deleted_shard_is_made_again_and_no_other_overwritten(
@@ -337,6 +365,18 @@ def test_hashes_are_remembered_by_size_and_time(tmp_path: Path):
     assert second[0] != first[0]
     assert second[1] == first[1]
     assert ImageHashes(file).of_rows(rows, "x") == second
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_hashes_are_named_and_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage):
+    rows = caption_rows(tmp_path / "x", 2)
+    file = tmp_path / "hashes.feather"
+    hashes = ImageHashes(file).of_rows(rows, "x")
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    assert ImageHashes(file).of_rows(rows, "x") == hashes
+    (line,) = caplog.messages
+    assert line == f"{file}: is damaged: its checksum does not fit; the images are hashed again"
+    assert ImageHashes(file).of_rows(rows, "x") == hashes and len(caplog.messages) == 1
 
 
 def test_waiting_for_another_process_is_said(model, splits, image_processor, cache_dir, caplog) -> None:

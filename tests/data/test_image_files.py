@@ -56,6 +56,15 @@ def test_heic_photos_are_read(tmp_path: Path):
     assert list(find_images([str(tmp_path)])) == [str(path)]
 
 
+def test_a_large_photo_is_decoded_near_the_size_that_the_model_takes(tmp_path: Path):
+    Image.new("RGB", (640, 480)).save(tmp_path / "photo.jpg")
+    processor = FusionCaptionerImageProcessor(size={"height": 64, "width": 64})
+    picture = {"path": str(tmp_path / "photo.jpg"), "bytes": None}
+    assert open_image(picture, "", processor).size == (160, 120)
+    processor.do_resize = False
+    assert open_image(picture, "", processor).size == (640, 480)
+
+
 @pytest.mark.parametrize("written", ["NFC", "NFD"])
 def test_names_are_found_in_another_spelling(written: str, tmp_path: Path):
     name = unicodedata.normalize(written, "Käse/Äpfel.jpg")

@@ -165,6 +165,33 @@ def test_changed_annotations_are_read_again(coco: Path):
     assert load(coco)["val"]["captions"][:] == [["A new caption, longer."]]
 
 
+@pytest.mark.parametrize("name", ["*-train.arrow", "dataset_info.json", "digests.json"])
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_damaged_arrow_files_are_named_and_made_again(
+    coco: Path, caplog: pytest.LogCaptureFixture, name: str, is_cut: bool
+):
+    before = load(coco)["train"].to_list()
+    (file,) = (coco.parent / "cache").rglob(name)
+    content = file.read_bytes()
+    place = len(content) // 2
+    file.write_bytes(content[:place] + (b"" if is_cut else bytes([content[place] ^ 8]) + content[place + 1 :]))
+    caplog.clear()
+    assert load(coco)["train"].to_list() == before
+    (line,) = [line for line in caplog.messages if "read again" in line]
+    assert str(file.parent) in line and (name == "digests.json" or f"{file.name} is damaged" in line)
+    caplog.clear()
+    assert load(coco)["train"].to_list() == before and "read again" not in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"[1]", b'[{"split": "train"}]', b"[" * 200_000])
+def test_a_damaged_list_of_bad_examples_is_made_again(coco: Path, content: bytes):
+    before = load(coco)["train"].to_list()
+    (file,) = (coco.parent / "cache").rglob("*.skipped.json")
+    file.write_bytes(content)
+    assert load(coco)["train"].to_list() == before
+    assert json.loads(file.read_text()) == []
+
+
 def test_streaming_gives_the_same_rows(coco: Path, karpathy: Path):
     for root in (coco, karpathy):
         streamed = load(root, streaming=True)

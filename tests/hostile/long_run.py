@@ -114,14 +114,11 @@ def run_special(folder: Path, options: argparse.Namespace, draw: random.Random) 
 def run_mutations(folder: Path, options: argparse.Namespace) -> list[str]:
     """Mutated files through the loader, in a process whose peak is measured."""
     code = (
-        f"import sys; sys.path[:0] = [{str(TESTS)!r}, {str(Path(__file__).parent)!r}]\n"
-        "from images import good_files, mutated_files\n"
-        "from fusion_captioner.image_loading import load_image\n"
-        "read = refused = 0\n"
-        f"for content in mutated_files(good_files(), {options.mutations}, {options.seed}):\n"
-        "    try:\n        load_image(content, (224, 224)); read += 1\n"
-        "    except (ValueError, OSError) as error:\n        assert '\\n' not in str(error); refused += 1\n"
-        f"open({str(folder / 'read.txt')!r}, 'w').write(f'{{read}} read, {{refused}} refused')\n"
+        f"import sys; sys.path[:0] = [{str(TESTS)!r}, {str(Path(__file__).parent)!r}]\nfrom images import good_files, "
+        "mutated_files\nfrom fusion_captioner.image_loading import load_image\nread = refused = 0\nfor content in "
+        f"mutated_files(good_files(), {options.mutations}, {options.seed}):\n    try:\n        load_image(content, "
+        "(224, 224)); read += 1\n    except (ValueError, OSError) as error:\n        assert '\\n' not in str(error); "
+        f"refused += 1\nopen({str(folder / 'read.txt')!r}, 'w').write(f'{{read}} read, {{refused}} refused')\n"
     )
     status, peak = peak_mb([sys.executable, "-c", code], folder / "mutations.log")
     faults = [] if status == 0 else [f"exit status {status}: {(folder / 'mutations.log').read_text()[-200:]}"]

@@ -15,6 +15,7 @@ from PIL import Image
 from fusion_captioner.cli import main
 from fusion_captioner.inference import captioner as captioners
 from fusion_captioner.inference.caption_file import CaptionFile
+from fusion_captioner.inference.caption_formats import JsonLines
 from fusion_captioner.inference.image_batches import Summary
 from fusion_captioner.inference.launched_process import LaunchedProcess, launched_process
 from fusion_captioner.printing import json_line
@@ -166,11 +167,11 @@ def test_of_processes_that_end_together_one_merges(tmp_path: Path) -> None:
     processes = [LaunchedProcess(rank, 4) for rank in range(4)]
     for attempt in range(4):
         out = tmp_path / f"{attempt}.jsonl"
-        files = [CaptionFile(str(out), images, process, resume=False) for process in processes]
+        files = [CaptionFile(str(out), images, process, False, JsonLines()) for process in processes]
         together = Barrier(4)
 
         def end(rank: int, files: list[CaptionFile] = files, together: Barrier = together) -> Summary | None:
-            files[rank].write({"image": images[rank], "caption": "a"})
+            files[rank].write(images[rank], ["a"])
             together.wait()
             return files[rank].finish(Summary(1, 0))
 

@@ -33,6 +33,19 @@ SEARCHES = {
     "beams": {"num_beams": 3},
     "beams, all of them": {"num_beams": 4, "num_return_sequences": 4, "length_penalty": 0.3},
     "beams, not too short": {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 2.0, "min_new_tokens": 3},
+    "greedy, no repetition": {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2},
+    "greedy, no token twice": {"no_repeat_ngram_size": 1},
+    "greedy, without some tokens": {
+        "bad_words_ids": [[7], [1, 9], [11, 12, 13, 8], *([4, each] for each in range(50))]
+    },
+    "beams, constrained": {
+        "num_beams": 3,
+        "num_return_sequences": 2,
+        "repetition_penalty": 1.3,
+        "no_repeat_ngram_size": 2,
+        "bad_words_ids": [[5], [6, 7], [14, 3]],
+        "min_new_tokens": 3,
+    },
 }
 
 
@@ -210,8 +223,8 @@ def test_what_an_export_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'tensorrt'"):
         export_captioner(tiny_model(), tiny_processor(), "tensorrt", tmp_path)
     model = tiny_model()
-    model.generation_config.repetition_penalty = 1.5
-    with pytest.raises(ValueError, match=r"`repetition_penalty` \(1.5\)"):
+    model.generation_config.typical_p = 0.5
+    with pytest.raises(ValueError, match=r"`typical_p` \(0.5\)"):
         export_captioner(model, tiny_processor(), "onnx", tmp_path)
     processor = tiny_processor()
     processor.image_processor.do_resize = False

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_exports import Export
 
 from fusion_captioner.cli import main
+from fusion_captioner.files import write_digests
 
 RUNTIMES = ["onnx", "openvino"]
 
@@ -20,9 +22,12 @@ def refused(export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     """The one line of `caption` with a copy of an export, once `tamper` has changed it."""
     Image.new("RGB", (40, 30)).save(tmp_path / "photo.png")
 
-    def run(runtime: str, tamper: Callable[[Path], None]) -> str:
+    def run(runtime: str, tamper: Callable[[Path], None], with_digests: bool = True) -> str:
         folder = shutil.copytree(export(runtime), tmp_path / runtime)
+        capsys.readouterr()  # what the exporter said
         tamper(folder)
+        if with_digests:  # as a stranger can
+            write_digests(folder)
         assert main(["caption", str(tmp_path / "photo.png"), "--model", str(folder)]) == 2
         output = capsys.readouterr()
         (line,) = output.err.splitlines()
@@ -30,6 +35,31 @@ def refused(export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         return line
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("runtime", "file"),
+    [("onnx", "image_part.onnx"), *(("openvino", f"{part}.bin") for part in ("image_part", "decoder_step"))],
+)
+def test_weights_that_are_other_finite_numbers(refused: Callable[..., str], runtime: str, file: str) -> None:
+    def tamper(folder: Path) -> None:
+        content = bytearray((folder / file).read_bytes())
+        content[-4096:-2048] = np.random.default_rng(0).standard_normal(512, np.float32).tobytes()
+        (folder / file).write_bytes(content)
+
+    assert f"{file} is damaged; export the captioner again" in refused(runtime, tamper, with_digests=False)
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"[]", b"{}", b"7", b'{"config.json": 3}', b'{"gone": "0"}', b"[" * 200_000]
+)
+def test_digests_that_are_none(refused: Callable[..., str], content: bytes | None) -> None:
+    def tamper(folder: Path) -> None:
+        (folder / "digests.json").unlink()
+        if content is not None:
+            (folder / "digests.json").write_bytes(content)
+
+    assert "; export the captioner again" in refused("onnx", tamper, with_digests=False)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b"[" * 200_000, b"\xff\xfe", b"\0" * 1000])

@@ -49,10 +49,12 @@ class Chance:
 def search(images: list[int], settings: SearchSettings, prompts: int) -> tuple[list[list[int]], list[int]]:
     """Tokens of each text up to its end, and how many images were computed at each step."""
     decoder = Chance(images, prompts * settings.rows_per_text)
+    begun = np.full((len(decoder.texts), 1), 2)
+    constraints = settings.constraints(EOS_IDS, begun, np.ones_like(begun))
     if settings.num_beams > 1:
-        tokens = search_with_beams(decoder.logits(), decoder, settings, EOS_IDS, 0)
+        tokens = search_with_beams(decoder.logits(), decoder, settings, constraints, 0)
     else:
-        tokens = search_one_by_one(decoder.logits(), decoder, settings, EOS_IDS, 0, seed=0)
+        tokens = search_one_by_one(decoder.logits(), decoder, settings, constraints, 0, seed=0)
     texts = [row[: row.index(EOS) + 1] if EOS in row else row for row in tokens.tolist()]
     return texts, decoder.computed[1:]
 
@@ -66,8 +68,18 @@ def search(images: list[int], settings: SearchSettings, prompts: int) -> tuple[l
         SearchSettings(max_new_tokens=12, do_sample=True, top_k=1, num_return_sequences=2),
         SearchSettings(max_new_tokens=12, num_beams=3, num_return_sequences=2),
         SearchSettings(max_new_tokens=12, num_beams=3, min_new_tokens=4, length_penalty=0.5),
+        SearchSettings(max_new_tokens=12, repetition_penalty=1.5, bad_words_ids=[[3], [2, 5]]),
+        SearchSettings(max_new_tokens=12, num_beams=3, repetition_penalty=1.5, no_repeat_ngram_size=2),
     ],
-    ids=["greedy", "at least 4", "sampling", "beams", "beams, at least 4"],
+    ids=[
+        "greedy",
+        "at least 4",
+        "sampling",
+        "beams",
+        "beams, at least 4",
+        "greedy, constrained",
+        "beams, constrained",
+    ],
 )
 def test_a_batch_ends_as_each_image_alone_and_computes_no_more_than_it_must(
     settings: SearchSettings, prompts: int

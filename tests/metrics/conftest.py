@@ -17,6 +17,13 @@ def coco_captions(real_data: Path) -> list[list[str]]:
 
 
 @pytest.fixture(scope="session")
+def flickr8k_captions(real_data: Path) -> list[list[str]]:
+    """The captions of Flickr8k's `val`, which are written as `dog 's ball .`, a list for each photo."""
+    images = json.loads((real_data / "flickr8k" / "dataset_flickr8k.json").read_text(encoding="utf-8"))["images"]
+    return [[s["raw"] for s in image["sentences"]] for image in images if image["split"] == "val"]
+
+
+@pytest.fixture(scope="session")
 def coco_corpus(coco_captions: list[list[str]]) -> tuple[list[str], list[list[str]]]:
     """The first caption of each photo as its prediction, the others as its references; tokenized, joined by spaces."""
     tokenized = [[" ".join(tokenize_caption(caption)) for caption in captions] for captions in coco_captions]

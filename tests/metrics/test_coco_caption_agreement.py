@@ -1,10 +1,12 @@
 """The metrics equal coco-caption's, as pycocoevalcap packages it, on 4,872 photos: one human caption against the
 others."""
 
+import re
+
 import numpy as np
 import pytest
 
-from fusion_captioner.metrics import CiderD, DocumentFrequencies, score_captions
+from fusion_captioner.metrics import CiderD, DocumentFrequencies, score_captions, tokenize_caption
 from fusion_captioner.metrics.bleu import bleu
 from fusion_captioner.metrics.cider import cider_d
 from fusion_captioner.metrics.rouge import rouge_l
@@ -58,18 +60,32 @@ def test_rouge_l(coco_corpus):
     assert np.abs(images - coco_images).max() < 1e-6
 
 
-@pytest.mark.java
-def test_raw_captions_score_within_2_thousandths_of_the_ptb_tokenizer(java, coco_captions):
+def ptb_tokens(captions):
+    """Captions of each image as coco-caption's tokenizer in Java splits them."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    tokenized = PTBTokenizer().tokenize(
-        {i: [{"caption": caption} for caption in captions] for i, captions in enumerate(coco_captions)}
-    )
+    images = {i: [{"caption": caption} for caption in image] for i, image in enumerate(captions)}
+    return list(PTBTokenizer().tokenize(images).values())
 
-    def score(images, tokenizer):
-        return score_captions([c[0] for c in images], [c[1:] for c in images], **tokenizer)
 
-    ptb = score(list(tokenized.values()), {"tokenizer": str.split})
-    ours = score(coco_captions, {})
+@pytest.mark.java
+@pytest.mark.parametrize(("corpus", "tolerance"), [("coco_captions", 5e-4), ("flickr8k_captions", 2e-4)])
+def test_raw_captions_score_as_with_the_ptb_tokenizer(java, request, corpus, tolerance):
+    captions = request.getfixturevalue(corpus)
+    ours = score_captions([c[0] for c in captions], [c[1:] for c in captions])
+    tokenized = ptb_tokens(captions)
+    ptb = score_captions([c[0] for c in tokenized], [c[1:] for c in tokenized], tokenizer=str.split)
     del ptb["signature"], ours["signature"]
-    assert ours == pytest.approx(ptb, abs=0.002)
+    assert ours == pytest.approx(ptb, abs=tolerance)
+
+
+@pytest.mark.java
+def test_captions_with_contractions_are_split_as_by_the_ptb_tokenizer(java, flickr8k_captions):
+    captions = [c for image in flickr8k_captions for c in image if "'" in c or "n't" in c]
+    alike = [caption for caption in captions if not re.search(r"[#&()=]|\w\.\w|'n'", caption)]
+    assert len(alike) > 30
+    joined = [caption.replace(" '", "'") for caption in alike]
+    for forms in (alike, joined):
+        assert [tokenize_caption(caption) for caption in forms] == [
+            c[0].split() for c in ptb_tokens([[c] for c in forms])
+        ]

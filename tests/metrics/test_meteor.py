@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 from fusion_captioner.metrics import meteor_java, score_captions
-from fusion_captioner.metrics.meteor import meteor_exact_stem
-from fusion_captioner.metrics.meteor_alignment import align, count_chunks
+from fusion_captioner.metrics.meteor import FUNCTION_WORDS, align, count_chunks, meteor_exact_stem, normalize_tokens
 from fusion_captioner.metrics.meteor_java import find_meteor_jar, meteor
-from fusion_captioner.metrics.meteor_normalization import FUNCTION_WORDS, normalize_tokens
 
 ODD_CAPTIONS = [
     "kids' toys on mom's bed", "'hello' world's o'clock '", "it's the 1990's", "a black-and-white t-v-s -- show",

@@ -5,20 +5,36 @@ from fusion_captioner.metrics.tokenization import (
     tokenize_caption,
     tokenize_corpus,
     tokenize_references,
+    tokenize_words,
     tokenizer_name,
 )
 
 
 def test_punctuation_goes_and_hyphens_and_apostrophes_stay():
-    assert tokenize_caption("A well-dressed man's dog, running (fast)!") == [
-        "a",
-        "well-dressed",
-        "man's",
-        "dog",
-        "running",
-        "fast",
-    ]
-    assert tokenize_caption(" . ,") == []
+    assert tokenize_caption("A well-dressed man's dog at 5 o'clock, running (fast)!") == (
+        ["a", "well-dressed", "man", "'s", "dog", "at", "5", "o'clock", "running", "fast"]
+    )
+    assert tokenize_caption(" . , ' - --") == []
+
+
+# As the Penn Treebank tokenizer of pycocoevalcap splits them
+CONTRACTIONS = {
+    "a man 's dog": "a man 's dog",
+    "He doesn't. They'll": "he does n't they 'll",
+    "he does n't , I 'm": "he does n't i 'm",
+    "the boys ' 'stop' sign": "the boys stop sign",
+    "couldn't've, it's's": "could n't 've it 's 's",
+    "a man\N{RIGHT SINGLE QUOTATION MARK}s caf\N{LATIN SMALL LETTER E WITH ACUTE}'s": "a man 's caf\xe9 's",
+    "isn't-it t-shirt's 1980's": "is n't it t-shirt 's 1980 's",
+    "l'homme d'un y'know c'mon": "l'homme d'un y'know c'mon",
+    "'s n't": "'s n't",
+}
+
+
+@pytest.mark.parametrize("caption", CONTRACTIONS)
+def test_contractions_are_words_of_their_own(caption: str):
+    assert tokenize_caption(caption) == CONTRACTIONS[caption].split()
+    assert tokenize_words(caption) == CONTRACTIONS[caption].split()
 
 
 def test_letters_of_other_scripts_are_words():

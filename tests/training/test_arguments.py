@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from fusion_captioner import DEFAULT_CHECKPOINT
 from fusion_captioner.metrics import tokenization
 from fusion_captioner.training.arguments import read_run_arguments
+from fusion_captioner.training.recipes import recipe_names
 
 RECIPE = """\
 model:
@@ -60,10 +62,15 @@ def test_no_is_a_word_in_files_and_flags(recipe: Path) -> None:
     assert run.training.fp16_full_eval is True and run.training.load_best_model_at_end is False
 
 
-@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_of_the_repository_reads(path: Path) -> None:
-    run = read_run_arguments(path)
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_of_the_package_reads(name: str) -> None:
+    run = read_run_arguments(name)
     assert run.data.source
+
+
+def test_the_bundled_captioner_is_found_wherever_the_package_is(recipe: Path) -> None:
+    run = read_run_arguments(recipe, ["--model.from_checkpoint", "bundled"])
+    assert run.model.from_checkpoint == DEFAULT_CHECKPOINT
 
 
 @pytest.mark.parametrize(
@@ -117,3 +124,10 @@ def test_a_tokenizer_that_is_not_installed_is_named_before_training(
     tokenization._jieba_cut.cache_clear()
     with pytest.raises(ImportError, match="pip install jieba"):
         read_run_arguments(recipe, ["--data.metric_tokenizer", "jieba"])
+
+
+@pytest.mark.parametrize("task", ["retrieval", "classification", "multiple_choice"])
+def test_a_tokenizer_of_scores_is_refused_by_tasks_without_scores_of_captions(recipe: Path, task: str) -> None:
+    recipe.write_text(f"task: {task}\ndata: {{source: x, metric_tokenizer: characters}}\n")
+    with pytest.raises(ValueError, match=r"data\.metric_tokenizer"):
+        read_run_arguments(recipe)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from tiny_captioner import noise, tiny_processor
-from tiny_labels import write_head_recipe, write_labelled
-from tiny_recipe import log_history, losses, write_data, write_recipe
+from tiny_labels import write_head_recipe, write_labelled, write_questions
+from tiny_recipe import MODEL_CONFIG, log_history, losses, write_data, write_recipe
 from transformers import TrainerCallback
 
 from fusion_captioner.cli import main
@@ -235,6 +235,42 @@ def test_early_stopping_knows_the_scores_of_its_task(
     training |= {"save_strategy": "steps", "save_steps": 1}
     train_from_yaml(write_head_recipe(tmp_path / "recipe.yaml", data, task=task, training=training))
     assert set(stops[0].others) == {f"eval_{name}" for name in further}
+
+
+@pytest.mark.parametrize("task", ["captioning", "self_critical", "retrieval", "classification", "multiple_choice"])
+def test_a_model_that_returns_tuples_is_trained_evaluated_and_used(
+    tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data", str(tmp_path / "out")
+    model = {"config": {**MODEL_CONFIG, "return_dict": False}}
+    training: dict[str, Any] = {"max_steps": 2, "logging_steps": 1}
+    if task in ("captioning", "self_critical"):
+        if task == "captioning":
+            model["config"]["contrastive_loss_weight"] = 1.0
+        else:
+            training |= {"stage": "self_critical", "rewards": {"CIDEr": 1.0}}
+        recipe = write_recipe(tmp_path / "recipe.yaml", write_data(data), model=model, training=training)
+    else:
+        {"retrieval": write_data, "classification": write_labelled, "multiple_choice": write_questions}[task](data)
+        recipe = write_head_recipe(tmp_path / "recipe.yaml", data, task=task, model=model, training=training)
+    train_from_yaml(recipe)
+    term = {"captioning": "loss_contrastive", "self_critical": "loss_policy", "retrieval": "loss_contrastive"}
+    assert term.get(task, "loss") in log_history(tmp_path / "out")[0]
+    photo, index = str(next(data.rglob("*.png"))), str(tmp_path / "index")
+    capsys.readouterr()
+    commands = {
+        "retrieval": [
+            ["index", str(data), "--model", out, "--out", index],
+            ["search", index, "a square", "--rerank", "2"],
+        ],
+        "classification": [["classify", photo, "--model", out, "--text", "a loud day"]],
+        "multiple_choice": [
+            ["answer", photo, "--model", out, "--question", "what is it", "--choices", "day", "night"]
+        ],
+    }
+    for command in commands.get(task, [["caption", photo, "--model", out]]):
+        assert main(command) == 0
+    assert capsys.readouterr().out
 
 
 def test_the_captions_of_the_evaluation_are_kept(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 import yaml
+from PIL import Image
 from tiny_captioner import noise
 
 from fusion_captioner.cli import main
@@ -78,6 +79,19 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
         return line
 
     return run
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_bad_image_in_a_worker_process_is_named_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], split: str
+) -> None:
+    image = folder / "data" / f"{split}2017" / "1.png"
+    Image.open(image).resize((64, 64)).save(image, "JPEG")
+    image.write_bytes(image.read_bytes()[:-300])
+    assert main(["train", "recipe.yaml", "--training.dataloader_num_workers", "1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fusion-captioner: {image}: ") and "skip_bad_images" in line
+    assert "Caught" not in line and "Traceback" not in line
 
 
 @pytest.mark.parametrize(

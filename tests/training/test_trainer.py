@@ -409,17 +409,19 @@ def evaluation(step: int, **scores: float) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "wins"),
+    ("before", "now", "wins", "stops"),
     [
-        ({"CIDEr": 0.0, "BLEU_4": 0.1, "loss": 2.0}, {"CIDEr": 0.0, "BLEU_4": 0.2, "loss": 3.0}, True),
-        ({"CIDEr": 0.0, "BLEU_4": 0.2, "loss": 3.0}, {"CIDEr": 0.0, "BLEU_4": 0.1, "loss": 2.0}, False),
-        ({"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 3.0}, {"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 2.0}, True),
-        ({"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 2.0}, {"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 3.0}, False),
-        ({"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 2.0}, {"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 2.0}, True),
-        ({"CIDEr": 0.3, "BLEU_4": 0.0, "loss": 2.0}, {"CIDEr": 0.2, "BLEU_4": 0.9, "loss": 1.0}, False),
+        ({"CIDEr": 0.0, "BLEU_4": 0.1, "loss": 2.0}, {"CIDEr": 0.0, "BLEU_4": 0.2, "loss": 3.0}, True, False),
+        ({"CIDEr": 0.0, "BLEU_4": 0.2, "loss": 3.0}, {"CIDEr": 0.0, "BLEU_4": 0.1, "loss": 2.0}, False, True),
+        ({"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 3.0}, {"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 2.0}, True, False),
+        ({"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 2.0}, {"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 3.0}, False, True),
+        ({"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 2.0}, {"CIDEr": 0.0, "BLEU_4": 0.0, "loss": 2.0}, True, True),
+        ({"CIDEr": 0.3, "BLEU_4": 0.0, "loss": 2.0}, {"CIDEr": 0.2, "BLEU_4": 0.9, "loss": 1.0}, False, True),
     ],
 )
-def test_a_tie_of_scores_goes_to_the_next_score_the_loss_or_the_later_one(before, now, wins: bool) -> None:
+def test_a_tie_of_scores_goes_to_the_next_score_the_loss_or_the_later_one(
+    before: dict[str, float], now: dict[str, float], wins: bool, stops: bool
+) -> None:
     state = TrainerState(best_metric=before["CIDEr"], best_global_step=4, global_step=8)
     state.log_history = [evaluation(4, **before), evaluation(8, **now)]
     metrics = evaluation(8, **now)
@@ -428,7 +430,24 @@ def test_a_tie_of_scores_goes_to_the_next_score_the_loss_or_the_later_one(before
     arguments = FusionCaptionerTrainingArguments(output_dir="unused", report_to="none")
     control = TrainerControl()
     stop.on_evaluate(arguments, state, control, metrics=metrics)
-    assert control.should_training_stop is not wins
+    assert control.should_training_stop is stops
+
+
+def test_a_run_that_never_changes_stops_after_its_patience_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    trainer = build(
+        tmp_path / "out",
+        tmp_path / "data",
+        learning_rate=0.0,
+        num_train_epochs=9,
+        early_stopping_patience=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="CIDEr",
+        **{"eval_strategy": "epoch", "save_strategy": "epoch"},
+    )
+    trainer.train()
+    evaluations = [row["step"] for row in trainer.state.log_history if "eval_CIDEr" in row]
+    assert len(evaluations) == 3
+    assert trainer.state.best_global_step == evaluations[-1]
 
 
 def test_the_tokenizer_of_scores_is_that_of_the_run(tmp_path: Path) -> None:

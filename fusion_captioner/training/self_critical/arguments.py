@@ -28,8 +28,7 @@ class SelfCriticalArguments(FusionCaptionerTrainingArguments):
         default="samples",
         metadata={
             "help": "The captions that are rewarded: drawn at random, or the `samples_per_image` best of beam "
-            "search, as "
-            "the captioner is used (Cornia et al., 2020, section 3.3)."
+            "search, as the captioner is used (Cornia et al., 2020, section 3.3)."
         },
     )
     sampling_temperature: float = field(

@@ -66,9 +66,8 @@ class MatchingReward(Reward):
     def __init__(self, references, model, settings, tokenizer=tokenize_caption) -> None:
         if not model.config.matching_loss_weight:
             raise ValueError(
-                "the reward `matching` needs a model with `matching_loss_weight` above 0; train with that loss "
-                "first, or "
-                "remove the reward."
+                "the reward `matching` needs a model with `matching_loss_weight` above 0; train with that loss first, "
+                "or remove the reward."
             )
         self._model = model
 

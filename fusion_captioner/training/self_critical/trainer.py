@@ -135,6 +135,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
             image_hidden_states=regions,
             # the logits of a token are at the position before it; the first token is never a sample
             logits_to_keep=sampled.roll(-1, dims=1),
+            return_dict=True,
         ).logits
         loss = policy_loss(logits, samples.input_ids[sampled], advantages.repeat_interleave(sampled.sum(dim=1)))
         self._count_terms({"policy": loss}, 1 / self.current_gradient_accumulation_steps)

@@ -48,8 +48,7 @@ class CaptioningTask(Task[DataArguments]):
         if data.streaming and training.max_steps <= 0:
             raise ValueError(
                 f"`training.max_steps` ({training.max_steps}) must be positive with `data.streaming`, since the "
-                f"length of "
-                "a stream is not known; set the number of steps to train."
+                "length of a stream is not known; set the number of steps to train."
             )
         if data.feature_cache is not None and training.train_image_encoder_from_step == 0:
             raise ValueError(

@@ -65,8 +65,7 @@ class ClassificationTask(ModalityTask[LabelledDataArguments]):
             if config.problem_type not in (None, data.problem_type):
                 raise ValueError(
                     f"`data.problem_type` ({data.problem_type!r}) differs from the classifier's, "
-                    f"{config.problem_type!r}; "
-                    "set it so, or start from a captioner."
+                    f"{config.problem_type!r}; set it so, or start from a captioner."
                 )
             self._known_names = [name for _, name in sorted(config.id2label.items())]  # type: ignore[union-attr]
 
@@ -125,8 +124,7 @@ inputs = processor(images="photo.jpg", text=text, add_eos=True, truncation=True,
 logits = model(**inputs).logits[0]  # `text` or `images` may be omitted
 print({prediction})""",
             limits="It repeats the judgements of the people who labelled its training data, and knows only these "
-            "labels. "
-            "It is no\nmedical device, and not for decisions about people.",
+            "labels. It is no\nmedical device, and not for decisions about people.",
         )
 
     def score(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:

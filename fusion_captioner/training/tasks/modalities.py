@@ -91,7 +91,8 @@ class ModalityTrainer(BaseTrainer):
         scores, losses = [], []
         with torch.inference_mode(), self.compute_loss_context_manager():
             for hidden in self.settings.values():
-                outputs = model(**{name: value for name, value in inputs.items() if name not in hidden})
+                shown = {name: value for name, value in inputs.items() if name not in hidden}
+                outputs = model(**shown, return_dict=True)
                 losses.append(outputs.loss)
                 logits = outputs.logits.float()
                 # as log-probabilities: `Trainer` pads batches with fewer choices by -100, which must be less than the

@@ -33,8 +33,7 @@ choices = ["a dog", "a cat"]
 inputs = processor(images="photo.jpg", text=["what is it?"], choices=[choices], return_tensors="pt")
 print(choices[int(model(**inputs).logits.argmax())])""",
     limits="It always chooses, even where no answer is right, and often the most common answer to such a "
-    "question: compare\n"
-    "the score of the question alone.",
+    "question: compare\nthe score of the question alone.",
 )
 
 

@@ -48,10 +48,8 @@ ANSWER_CARD = CardText(
     about="A model that answers questions about an image in words, by cross-modal fusion",
     usage=CHAT_USAGE.format(text="what is it?"),
     limits="It always answers, even where the image does not show the answer, and often with the most common "
-    "answer to such "
-    "a\nquestion: compare the score of the question alone. It is no medical device: what it says about medical "
-    "images is "
-    "for\nresearch, and never for diagnosis or treatment.",
+    "answer to such a\nquestion: compare the score of the question alone. It is no medical device: what it says about "
+    "medical images is for\nresearch, and never for diagnosis or treatment.",
 )
 TEXT_CARD = CardText(
     pipeline_tag="image-text-to-text",
@@ -61,8 +59,7 @@ TEXT_CARD = CardText(
     about="A model that writes a text about an image from a record, by cross-modal fusion",
     usage=CHAT_USAGE.format(text="sex F. age 60."),
     limits="It writes what is commonly written, fluently, even where the image does not show it. It is no "
-    "medical device: "
-    "what it\nwrites about medical images is for research, and never for diagnosis or treatment.",
+    "medical device: what it\nwrites about medical images is for research, and never for diagnosis or treatment.",
 )
 
 

@@ -38,8 +38,7 @@ CARD = CardText(
 inputs = processor(images="photo.jpg", text=["a dog", "a cat"], add_eos=True, return_tensors="pt")
 print(model(**inputs).logits_per_image.softmax(dim=-1))""",
     limits="It finds what its training data shows and describes, in the same words, and ranks something first "
-    "even where "
-    "nothing\nfits.",
+    "even where nothing\nfits.",
 )
 
 
@@ -152,6 +151,11 @@ class RetrievalTask(Task[DataArguments]):
             raise ValueError(f"`data.languages` ({', '.join(data.languages)}) is for captioning; leave it out.")
         if data.streaming:
             raise ValueError("`data.streaming` (True) is for captioning, and `task` is 'retrieval'; unset it.")
+        if data.metric_tokenizer != "auto":
+            raise ValueError(
+                f"`data.metric_tokenizer` ({data.metric_tokenizer!r}) is for scores of captions, and `task` is "
+                "'retrieval'; unset it."
+            )
         super().check(data, training)
 
     def load_run(self) -> dict[str, Any]:

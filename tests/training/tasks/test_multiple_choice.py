@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_labels import LIGHTS, write_head_recipe
+from tiny_labels import write_head_recipe, write_questions
 from tiny_recipe import MODEL_CONFIG
 
 from fusion_captioner.cli import main
@@ -38,23 +38,6 @@ SRT = """\
 Ted: It is
 dark.
 """
-
-
-def write_questions(root: Path, train: int = 16, validation: int = 8) -> Path:
-    """Dark and bright pictures, two answers in either order, and a third one now and then."""
-    for split, count in (("train", train), ("validation", validation)):
-        folder = root / split
-        folder.mkdir(parents=True)
-        lines = []
-        for number in range(count):
-            light, turned = number % 2, number // 2 % 2
-            Image.new("RGB", (24, 20), (LIGHTS[light],) * 3).save(folder / f"{number}.png")
-            choices = ["day", "night"] if turned else ["night", "day"]
-            choices += ["rain"] * (number % 3 == 0)
-            line = {"file_name": f"{number}.png", "question": "what is it", "choices": choices}
-            lines.append(line | {"label": light ^ turned})
-        (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return root
 
 
 def write_tvqa(root: Path, **changes) -> Path:

@@ -1,0 +1,38 @@
+"""`fusion-captioner recipes`: the recipes that come with the package, and what each needs, takes and scores."""
+
+import argparse
+import shutil
+import sys
+import textwrap
+
+HELP = "list the recipes of `train`, or print one"
+EPILOG = """\
+  fusion-captioner recipes                          every recipe: what it trains, needs, takes and scores
+  fusion-captioner recipes show coco > mine.yaml    a copy to change
+  fusion-captioner train mine.yaml                  or by name: fusion-captioner train coco --data.source FOLDER"""
+MAX_WIDTH = 119
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "List the recipes that come with the package, or print one of them."
+    parser.epilog = EPILOG
+    subparsers = parser.add_subparsers(dest="action", metavar="show")
+    show = subparsers.add_parser("show", help="print a recipe as YAML", description="Print a recipe as YAML.")
+    show.add_argument("name", metavar="NAME", help="name of the recipe")
+
+
+def run(options: argparse.Namespace) -> int:
+    from fusion_captioner.training.recipes import read_recipe, recipe_names
+
+    if options.action == "show":
+        sys.stdout.write(read_recipe(options.name).text)
+        return 0
+    width = min(shutil.get_terminal_size((MAX_WIDTH, 0)).columns, MAX_WIDTH)
+    for name in recipe_names():
+        description = read_recipe(name).description
+        trains = description.pop("trains")
+        print(name, textwrap.fill(trains, width, initial_indent="  ", subsequent_indent="  "), sep="\n")
+        for key, words in description.items():
+            print(textwrap.fill(words, width, initial_indent=f"    {key:<7} ", subsequent_indent=" " * 12))
+        print()
+    return 0
