@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_captioner import DEFAULT_CHECKPOINT
-from fusion_captioner.commands.shared_flags import add_hub_flags, add_length_penalty, check_at_least_one
+from fusion_captioner.commands.shared_flags import add_hub_flags, add_language, add_length_penalty, check_at_least_one
 
 if TYPE_CHECKING:
     from fusion_captioner.inference.caption_outputs import CaptionOutputs
@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", default="", help="the words that captions begin with, or a question; captions do not repeat them"
     )
+    add_language(parser)
     parser.add_argument("--beams", type=int, default=3, help="beam size; 1 is greedy (default: 3)")
     add_length_penalty(parser)
     parser.add_argument("--num-captions", type=int, default=1, help="captions per image (default: 1)")
@@ -340,7 +341,9 @@ def _caption_images(
     unwritten = 0
     for start, names, pictures in batches:
         # other draws for other batches
-        captions = captioner.caption(pictures, options.prompt, seed=options.seed + start, **settings)
+        captions = captioner.caption(
+            pictures, options.prompt, language=options.language, seed=options.seed + start, **settings
+        )
         for name, texts in zip(names, captions, strict=True):
             try:
                 unwritten += not outputs.write(name, _worded(texts, options))

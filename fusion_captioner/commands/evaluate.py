@@ -9,6 +9,7 @@ from fusion_captioner import __version__
 from fusion_captioner.commands.shared_flags import (
     add_data_flags,
     add_hub_flags,
+    add_language,
     add_length_penalty,
     check_at_least_one,
     data_options,
@@ -22,8 +23,8 @@ BEAMS = [1, 3]
 MAX_NEW_TOKENS = 30
 # Flags that are about generated captions, and for captioners only.
 # Flags of a model, for which a file of captions has no use.
-MODEL_FLAGS = ("beams", "length_penalty", "max_new_tokens", "as_captioner", "trust_remote_code")
-CAPTION_FLAGS = ("beams", "max_new_tokens", "length_penalty", "meteor", "tokenizer", "captions", "report")
+MODEL_FLAGS = ("beams", "length_penalty", "language", "max_new_tokens", "as_captioner", "trust_remote_code")
+CAPTION_FLAGS = ("beams", "max_new_tokens", "length_penalty", "language", "meteor", "tokenizer", "captions", "report")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="val", help="split to score (default: val)")
     parser.add_argument("--beams", type=int, nargs="+", help="beam sizes; 1 is greedy (default: 1 3)")
     add_length_penalty(parser)
+    add_language(parser)
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: 32)")
     parser.add_argument("--max-new-tokens", type=int, help="maximum length of a caption in tokens (default: 30)")
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N images, or rows, only")
@@ -223,6 +225,7 @@ def _evaluate_captioner(options: argparse.Namespace) -> int:
         options.beams or BEAMS,
         meteor=options.meteor,
         tokenizer=options.tokenizer or "auto",
+        language=options.language,
         batch_size=options.batch_size,
         skip_bad_images=options.skip_bad_images,
         max_new_tokens=max_new_tokens,

@@ -57,6 +57,14 @@ def add_length_penalty(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_language(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--language",
+        metavar="CODE",
+        help="language of the captions, such as zh, of a captioner that knows several (default: its first)",
+    )
+
+
 def check_at_least_one(options: argparse.Namespace, *names: str) -> None:
     """
     Raises:

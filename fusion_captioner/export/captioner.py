@@ -208,6 +208,7 @@ def _tokenizer(processor: FusionCaptionerProcessor) -> dict[str, Any]:
     return {
         "bos_token_id": processor.bos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
+        "languages": [list(pair) for pair in processor.language_token_ids.items()],
         "model_max_length": limit if limit < NO_LIMIT else None,
         # transformers leaves the spaces of BPE tokenizers alone
         "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces) and not is_bpe,

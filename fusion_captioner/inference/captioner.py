@@ -25,6 +25,7 @@ class Captioner(Protocol):
         images: list[Image.Image],
         prompt: str,
         *,
+        language: str | None = None,
         seed: int | None = None,
         bad_words: Sequence[str] = (),
         **settings: Any,

@@ -77,19 +77,42 @@ class ExportedCaptioner:
             raise ValueError(f"`images` ({images!r:.60}) must be a list of at least one image.")
         return images_to_pixel_values(images, self.image_settings)
 
-    def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    @property
+    def languages(self) -> dict[str, int]:
+        """Token id by language, the default first; empty for a captioner of one language."""
+        return dict(self.description["tokenizer"].get("languages", []))
+
+    def beginning(self, language: str | None = None) -> list[int]:
+        """
+        The tokens that every text begins with: BOS, and the token of its language, if there are several.
+
+        Raises:
+            ValueError: the captioner does not know the language.
+        """
+        bos_id, known = self.description["tokenizer"]["bos_token_id"], self.languages
+        if language is not None and language not in known:
+            names = ", ".join(map(repr, known)) or "none: this captioner has one language"
+            raise ValueError(f"`language` ({language!r}) must be one of {names}.")
+        return [bos_id, known[language or next(iter(known))]] if known else [bos_id]
+
+    def encode(self, prompts: Sequence[str], language: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """
         Prompts to tokens behind BOS, padded on the left, as [`FusionCaptionerProcessor`] makes them.
+
+        Args:
+            prompts: T texts.
+            language: of the texts, by default the first of `languages`.
 
         Returns:
             `input_ids` and `attention_mask`, int64 (T, L).
 
         Raises:
-            ValueError: if a prompt is longer than the tokenizer allows.
+            ValueError: if a prompt is longer than the tokenizer allows, or the language is not known.
         """
         special, limit = self.description["tokenizer"], self.description["tokenizer"]["model_max_length"]
         encodings = self.tokenizer.encode_batch(list(prompts), add_special_tokens=False)
-        rows = [[special["bos_token_id"], *encoding.ids] for encoding in encodings]
+        beginning = self.beginning(language)
+        rows = [[*beginning, *encoding.ids] for encoding in encodings]
         longest = max(map(len, rows))
         if limit is not None and longest > limit:
             raise ValueError(f"a prompt of {longest} tokens is longer than the maximum of {limit}; shorten it.")
@@ -121,7 +144,8 @@ class ExportedCaptioner:
 
         Args:
             pixel_values: float32 (B, 3, H, W).
-            input_ids: int64 (T, L), prompts padded on the left, the k of an image next to each other; by default BOS.
+            input_ids: int64 (T, L), prompts padded on the left, the k of an image next to each other; by default
+                `beginning()` for each image.
             attention_mask: int64 (T, L), 0 at padding; by default no padding.
             seed: of `do_sample`.
             settings: see [`SearchSettings`].
@@ -144,7 +168,9 @@ class ExportedCaptioner:
                 "); make them with `preprocess`."
             )
         if input_ids is None:
-            input_ids = np.full((len(pixel_values), 1), self.description["generation"]["bos_token_id"], np.int64)
+            # null where prompts bring it
+            bos_id = self.description["generation"]["bos_token_id"]
+            input_ids = np.array([[bos_id, *self.beginning()[1:]]] * len(pixel_values), np.int64)
         if len(pixel_values) == 0 or len(input_ids) == 0 or len(input_ids) % len(pixel_values):
             raise ValueError(
                 f"{len(input_ids)} rows of `input_ids` do not divide among {len(pixel_values)} images; give the same "
@@ -183,6 +209,7 @@ class ExportedCaptioner:
         images: Sequence[ImageSource],
         prompt: str | Sequence[str] = "",
         *,
+        language: str | None = None,
         seed: int | None = None,
         bad_words: Sequence[str] = (),
         **settings: Any,
@@ -193,6 +220,7 @@ class ExportedCaptioner:
         Args:
             images: of any kind, see [`load_image`].
             prompt: the words that captions begin with, or a question: one for all, or one per image.
+            language: of the captions, by default the first of `languages`.
             bad_words: words and phrases that captions do not have; see [`bad_words_ids`].
             seed, settings: as in `generate`.
         """
@@ -206,7 +234,7 @@ class ExportedCaptioner:
         prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(images):
             raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one, or one per image.")
-        input_ids, mask = self.encode(prompts)
+        input_ids, mask = self.encode(prompts, language)
         generated = self.generate(pixel_values, input_ids, mask, seed=seed, **settings)
         texts = self.decode(generated[:, input_ids.shape[1] :])
         per_image = len(texts) // len(images)
@@ -253,6 +281,7 @@ def _check_description(description: Mapping[str, Any]) -> None:
         "pad_token_id": [tokenizer["pad_token_id"], generation["pad_token_id"]],
         "bos_token_id": [tokenizer["bos_token_id"], generation["bos_token_id"] or 0],  # null where prompts bring it
         "eos_token_ids": generation["eos_token_ids"],
+        "languages": [token for _, token in tokenizer.get("languages", [])],
     }
     for name, ids in tokens.items():
         if any(type(token) is not int or not 0 <= token < vocab_size for token in ids):
@@ -263,6 +292,8 @@ def _check_description(description: Mapping[str, Any]) -> None:
     ):
         if limit is not None and type(limit) is not int:
             raise ValueError(f"`{name}` ({limit!r:.60}) must be a number of tokens, or null")
+    if any(type(language) is not str for language, _ in tokenizer.get("languages", [])):
+        raise ValueError("`languages` must be names with their tokens")
     SearchSettings(**generation["settings"])
     if not isinstance(tokenizer["clean_up_tokenization_spaces"], bool) or not isinstance(description["regions"], list):
         raise ValueError("`clean_up_tokenization_spaces` must be true or false, and `regions` a list")

@@ -59,6 +59,7 @@ class TorchCaptioner:
         images: Sequence[ImageSource],
         prompt: str = "",
         *,
+        language: str | None = None,
         seed: int | None = None,
         bad_words: Sequence[str] = (),
         **settings: Any,
@@ -77,7 +78,8 @@ class TorchCaptioner:
             settings["bad_words_ids"] = bad_words_ids(tokenizer, bad_words, self.processor.bos_token_id) or None
         if seed is not None:
             torch.manual_seed(seed)
-        inputs = self.processor(images=list(images), text=[prompt] * len(images), return_tensors="pt")
+        texts = [prompt] * len(images)
+        inputs = self.processor(images=list(images), text=texts, language=language, return_tensors="pt")
         generated = self.model.generate(**inputs.to(self.model.device), **settings)[:, inputs["input_ids"].shape[1] :]
         texts = [text.strip() for text in self.processor.batch_decode(generated, skip_special_tokens=True)]
         per_image = len(texts) // len(images)

@@ -7,9 +7,11 @@ import pytest
 from tiny_recipe import write_data, write_recipe
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from fusion_captioner.cli import main
 from fusion_captioner.data.arguments import DataArguments
 from fusion_captioner.data.caption_datasets import load_splits, rows_of_language
 from fusion_captioner.data.caption_sampling import CaptionDataset
+from fusion_captioner.inference.exported_captioner import ExportedCaptioner
 from fusion_captioner.training.train import train_from_yaml
 
 NAMES = {"en": "dataset_flickr8k.json", "zh": "dataset_flickr8k_zh.json", "de": "dataset_flickr8k_de.json"}
@@ -75,7 +77,10 @@ def test_wrong_languages_are_named(tmp_path: Path, languages: dict, words: list[
     assert all(word in str(caught.value) for word in words)
 
 
-def test_a_captioner_of_three_languages_is_trained_scored_and_asked(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_captioner_of_three_languages_is_trained_scored_and_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write_languages(tmp_path / "data")
     recipe = write_recipe(
         tmp_path / "recipe.yaml",
@@ -108,6 +113,24 @@ def test_a_captioner_of_three_languages_is_trained_scored_and_asked(tmp_path: Pa
         model.generate(**processor(images=str(photo), return_tensors="pt"), language="fr")
     with pytest.raises(ValueError, match=r"`language` \('fr'\) must be one of 'en', 'zh', 'de'"):
         processor(images=str(photo), language="fr")
+
+    assert main(["export", str(out), "--to", "onnx", "--out", str(tmp_path / "onnx")]) == 0
+    capsys.readouterr()
+    for language, beginning in beginnings.items():
+        captions = []
+        for captioner in (out, tmp_path / "onnx"):
+            assert main(["caption", str(photo), "--model", str(captioner), "--language", language]) == 0
+            captions.append(json.loads(capsys.readouterr().out)["caption"])
+        assert captions[0] == captions[1] and captions[0].startswith(beginning)
+    pixels = processor(images=str(photo), return_tensors="np")["pixel_values"]
+    assert ExportedCaptioner(tmp_path / "onnx").generate(pixels)[0].tolist() == default[0].tolist()
+    for captioner in (out, tmp_path / "onnx"):
+        assert main(["caption", str(photo), "--model", str(captioner), "--language", "fr"]) == 2
+        assert "`language` ('fr') must be one of 'en', 'zh', 'de'" in capsys.readouterr().err
+    chinese = ["--source", str(root / NAMES["zh"]), "--language", "zh", "--beams", "1", "--max-new-tokens", "6"]
+    assert main(["evaluate", str(out), *chinese]) == 0
+    scores = json.loads(capsys.readouterr().out)["greedy"]
+    assert scores["BLEU-1"] == pytest.approx(metrics["eval_BLEU-1_zh"], abs=1e-4)
 
     rewarded = write_recipe(
         tmp_path / "rewarded.yaml",
