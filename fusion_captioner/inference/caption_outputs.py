@@ -10,7 +10,7 @@ from pathlib import Path
 from fusion_captioner.data.image_files import photo_suffixes
 from fusion_captioner.files import write_text
 from fusion_captioner.image_loading import is_url
-from fusion_captioner.inference.caption_file import CaptionFile, image_identity
+from fusion_captioner.inference.caption_file import CaptionFile, image_identity, real_folder
 from fusion_captioner.inference.caption_formats import CaptionFormat
 from fusion_captioner.printing import print_line, print_note, printable
 
@@ -203,4 +203,4 @@ def _place(path: str) -> str:
     if is_url(path):
         return path
     folder, name = os.path.split(os.path.abspath(os.path.expanduser(path)))
-    return os.path.join(os.path.realpath(folder), name)
+    return os.path.join(real_folder(folder), name)
