@@ -30,12 +30,12 @@ def unpack(archive: Path, folder: Path, patterns: Sequence[str], progress: Calla
         OSError: the disk is full.
     """
     try:
-        with ZipFile(archive) as opened:
-            for info in opened.infolist():
+        with ZipFile(archive) as zip_file:
+            for info in zip_file.infolist():
                 check_member(info, archive)
             wanted = [
                 info
-                for info in opened.infolist()
+                for info in zip_file.infolist()
                 if not info.is_dir() and any(fnmatchcase(info.filename, pattern) for pattern in patterns)
             ]
             if not wanted:
@@ -44,7 +44,7 @@ def unpack(archive: Path, folder: Path, patterns: Sequence[str], progress: Calla
                 )
             _check_size(wanted, archive, folder)
             for info in wanted:
-                _unpack_member(opened, info, folder / info.filename)
+                _unpack_member(zip_file, info, folder / info.filename)
                 progress(1)
     except (BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{archive}: is damaged ({error}); delete it and repeat the command.") from error
@@ -74,13 +74,13 @@ def _check_size(wanted: Sequence[ZipInfo], archive: Path, folder: Path) -> None:
         raise OSError(f"{folder}: needs {missing:,} bytes more, and {free:,} are free; make room there.")
 
 
-def _unpack_member(opened: ZipFile, info: ZipInfo, target: Path) -> None:
+def _unpack_member(zip_file: ZipFile, info: ZipInfo, target: Path) -> None:
     if _size(target) == info.file_size:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + INCOMPLETE)
     try:
-        with opened.open(info) as source, temporary.open("wb") as file:
+        with zip_file.open(info) as source, temporary.open("wb") as file:
             shutil.copyfileobj(source, file, 2**20)
         temporary.replace(target)
     except BaseException as error:
