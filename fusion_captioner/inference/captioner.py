@@ -1,6 +1,6 @@
 """A captioner on the runtime that it is for: torch, or one of an export."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from PIL import Image
@@ -15,7 +15,7 @@ class Captioner(Protocol):
     def image_settings(self) -> Mapping[str, Any]: ...
 
     def caption(
-        self, images: list[Image.Image], prompt: str, *, seed: int | None = None, **settings: Any
+        self, images: list[Image.Image], prompt: str | Sequence[str], *, seed: int | None = None, **settings: Any
     ) -> list[list[str]]: ...
 
 

@@ -54,12 +54,18 @@ class TorchCaptioner:
 
     @torch.inference_mode()
     def caption(
-        self, images: Sequence[ImageSource], prompt: str = "", *, seed: int | None = None, **settings: Any
+        self,
+        images: Sequence[ImageSource],
+        prompt: str | Sequence[str] = "",
+        *,
+        seed: int | None = None,
+        **settings: Any,
     ) -> list[list[str]]:
         """Captions, `num_return_sequences` of each image; arguments as in `ExportedCaptioner.caption`."""
         if seed is not None:
             torch.manual_seed(seed)
-        inputs = self.processor(images=list(images), text=[prompt] * len(images), return_tensors="pt")
+        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+        inputs = self.processor(images=list(images), text=prompts, return_tensors="pt")
         generated = self.model.generate(**inputs.to(self.model.device), **settings)[:, inputs["input_ids"].shape[1] :]
         texts = [text.strip() for text in self.processor.batch_decode(generated, skip_special_tokens=True)]
         per_image = len(texts) // len(images)
