@@ -22,8 +22,10 @@ from fusion_captioner.commands import (
     evaluate,
     export,
     index,
+    mcp,
     recipes,
     search,
+    serve,
     shrink,
     train,
 )
@@ -42,6 +44,8 @@ COMMANDS = {
     "average": average,
     "index": index,
     "search": search,
+    "serve": serve,
+    "mcp": mcp,
     "convert": convert,
     "download": download,
     "demo": demo,
@@ -63,6 +67,8 @@ examples:
   fusion-captioner export runs/captioner --to openvino --out runs/captioner-openvino
   fusion-captioner index holiday/ --model runs/retrieval --out holiday.index
   fusion-captioner search holiday.index "a dog in the snow"
+  fusion-captioner serve --port 8000                         OpenAI's API for the captioner
+  fusion-captioner mcp --root holiday/                       a tool for assistants
 
 `fusion-captioner COMMAND --help` explains a command."""
 

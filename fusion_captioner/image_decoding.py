@@ -47,6 +47,10 @@ _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
 _FORMAT_BYTES = {"WEBP": 16, "AVIF": 10, "JPEG2000": 20, "HEIF": 12, "DDS": 8, "SGI": 6}
 
 
+class ImageTooLargeError(ValueError):
+    """An image has more pixels than are decoded, or would take too much memory."""
+
+
 class _Budget:
     """Bytes that all threads together may take at a time to decode images."""
 
@@ -89,7 +93,7 @@ def decode_image(source: str | bytes, name: str, target_size: tuple[int, int] | 
                 image.draft("RGB", (int(width * DRAFT_MARGIN), int(height * DRAFT_MARGIN)))
         size = _decoded_bytes(image)
         if size > MAX_DECODED_BYTES:
-            raise ValueError(
+            raise ImageTooLargeError(
                 f"{name}: {image.width}x{image.height} pixels of {image.format} take {size / 1024**2:.0f} MiB to "
                 f"decode (the limit is {MAX_DECODED_BYTES // 1024**2}); make the image smaller, or save it as JPEG"
             )
@@ -119,7 +123,7 @@ def _open(source: str | bytes, name: str) -> Image.Image:
         try:  # by its own plugin, since Pillow's limit is below what cameras write
             return JpegImagePlugin.JpegImageFile(source if isinstance(source, str) else BytesIO(source))
         except Exception:
-            raise ValueError(f"{name}: too large ({_one_line(error)}); make the image smaller") from error
+            raise ImageTooLargeError(f"{name}: too large ({_one_line(error)}); make the image smaller") from error
     except Exception as error:
         raise _unreadable(error, name) from error
 
@@ -187,7 +191,7 @@ def checked_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _check_pixels(image: Image.Image, name: str) -> None:
     if image.width * image.height > MAX_IMAGE_PIXELS:
-        raise ValueError(
+        raise ImageTooLargeError(
             f"{name}: {image.width}x{image.height} pixels are too many (the limit is {MAX_IMAGE_PIXELS / 1e6:.0f} "
             "megapixels); make the image smaller"
         )

@@ -74,7 +74,7 @@ def load_image(
 
         return decode_image(download(image, public_only), name or image, target_size)
     if isinstance(image, str) and image[:5].lower() == "data:":
-        return decode_image(_read_data_url(image, name or "data URL"), name or "data URL", target_size)
+        return decode_image(read_data_url(image, name or "data URL"), name or "data URL", target_size)
     if isinstance(image, str) and len(image) > 255 and image.startswith(_BASE64_STARTS) and not os.path.exists(image):
         return decode_image(_read_base64(image, name or "base64 text"), name or "base64 text", target_size)
     if isinstance(image, str | os.PathLike):
@@ -239,7 +239,12 @@ def normalization(
     return (factor / spread).astype(np.float32), (-centre / spread).astype(np.float32)
 
 
-def _read_data_url(url: str, name: str) -> bytes:
+def read_data_url(url: str, name: str) -> bytes:
+    """The content of a data URL in base64; `name` is what error messages call it.
+
+    Raises:
+        ValueError: it is of another form, or not base64.
+    """
     header, comma, data = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise ValueError(f"{name}: must be of the form data:image/...;base64,...")

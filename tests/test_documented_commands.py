@@ -22,7 +22,7 @@ def commands(guide: Path) -> list[str]:
         if line.strip().startswith("```"):
             is_block = not is_block
         elif is_block:
-            parts = (part.strip() for part in re.split(r"&&|\|", line))
+            parts = (part.strip() for part in re.split(r"&&|\||>", line))
             found += [part for part in parts if part.startswith("fusion-captioner ")]
     return found
 

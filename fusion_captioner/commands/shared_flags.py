@@ -1,6 +1,14 @@
 """Flags that several commands have, and checks of their values."""
 
 import argparse
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from fusion_captioner import DEFAULT_CHECKPOINT
+
+if TYPE_CHECKING:
+    from fusion_captioner.serving.photo_search import PhotoSearch
+    from fusion_captioner.serving.served_captioner import ServedCaptioner
 
 
 def add_hub_flags(parser: argparse.ArgumentParser) -> None:
@@ -74,3 +82,66 @@ def check_at_least_one(options: argparse.Namespace, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} ({value}) must be at least 1.")
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """
+    Args:
+        extra: of the package, which installs the modules.
+
+    Raises:
+        ImportError: a module is not installed; names it, and the command that installs it.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise ImportError(
+            f"this command needs {', '.join(missing)}; install the extra with: pip install 'fusion-captioner[{extra}]'"
+        )
+
+
+def add_serving_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of a command that keeps a captioner loaded; see [`load_to_serve`]."""
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_CHECKPOINT,
+        help="folder or Hub name of the captioner, or folder of an export (default: the captioner in the package)",
+    )
+    parser.add_argument(
+        "--runtime", choices=["torch", "onnx", "openvino"], help="runtime of the model (default: the one it is for)"
+    )
+    parser.add_argument(
+        "--prompts",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether the captioner was trained with questions (default: as the folder of the model says)",
+    )
+    parser.add_argument("--beams", type=int, default=3, help="beam size; 1 is greedy (default: 3)")
+    parser.add_argument("--max-new-tokens", type=int, default=30, help="maximum length in tokens (default: 30)")
+    add_hub_flags(parser)
+
+
+def load_to_serve(options: argparse.Namespace, name: str | None = None) -> "ServedCaptioner":
+    """The captioner that the flags name; `name` is what clients call it."""
+    from fusion_captioner.serving.served_captioner import load_served_captioner
+
+    return load_served_captioner(
+        options.model,
+        name=name,
+        takes_prompts=options.prompts,
+        beams=options.beams,
+        max_new_tokens=options.max_new_tokens,
+        revision=options.revision,
+        runtime=options.runtime,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def open_index(options: argparse.Namespace) -> "PhotoSearch | None":
+    """The index that `--index` names, if it is given; torch is loaded only then."""
+    if options.index is None:
+        return None
+    from fusion_captioner.process_setup import keep_stderr_quiet
+    from fusion_captioner.serving.photo_search import PhotoSearch
+
+    keep_stderr_quiet(reads_data=True)
+    return PhotoSearch(options.index, options.trust_remote_code)

@@ -354,7 +354,7 @@ def read_sidecars(source: CaptionSource, bad: BadExamples) -> Splits:
     """
     root = source.path
     by_split: dict[str, list[Path]] = {}
-    sidecars = _sidecars(root)
+    sidecars = photo_sidecars(root)
     usual = {photo: photo.relative_to(root).parts[0] for photo in sidecars}
     has_splits = all(usual_name(name) in ("train", "val", "test") for name in usual.values())
     for photo, name in usual.items():
@@ -389,10 +389,10 @@ def sidecar_files(source: CaptionSource) -> list[Path]:
     """The caption files in the folder that have a photo next to them."""
     if source.path.is_file():
         return []
-    return sorted({path for paths in _sidecars(source.path).values() for path in paths})
+    return sorted({path for paths in photo_sidecars(source.path).values() for path in paths})
 
 
-def _sidecars(root: Path) -> dict[Path, list[Path]]:
+def photo_sidecars(root: Path) -> dict[Path, list[Path]]:
     """Photo → its caption files, for all photos below a folder; names that begin with a dot are left out."""
     suffixes = photo_suffixes() | HEIF_SUFFIXES
     photos, texts = [], {}

@@ -23,7 +23,7 @@ class Captioner(Protocol):
     def caption(
         self,
         images: list[Image.Image],
-        prompt: str,
+        prompt: str | Sequence[str],
         *,
         language: str | None = None,
         seed: int | None = None,

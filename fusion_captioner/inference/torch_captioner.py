@@ -57,7 +57,7 @@ class TorchCaptioner:
     def caption(
         self,
         images: Sequence[ImageSource],
-        prompt: str = "",
+        prompt: str | Sequence[str] = "",
         *,
         language: str | None = None,
         seed: int | None = None,
@@ -78,8 +78,8 @@ class TorchCaptioner:
             settings["bad_words_ids"] = bad_words_ids(tokenizer, bad_words, self.processor.bos_token_id) or None
         if seed is not None:
             torch.manual_seed(seed)
-        texts = [prompt] * len(images)
-        inputs = self.processor(images=list(images), text=texts, language=language, return_tensors="pt")
+        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+        inputs = self.processor(images=list(images), text=prompts, language=language, return_tensors="pt")
         generated = self.model.generate(**inputs.to(self.model.device), **settings)[:, inputs["input_ids"].shape[1] :]
         texts = [text.strip() for text in self.processor.batch_decode(generated, skip_special_tokens=True)]
         per_image = len(texts) // len(images)

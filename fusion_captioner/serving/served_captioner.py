@@ -1,0 +1,150 @@
+"""The captioner of a server, with what a server must know of it: its name, whether it takes prompts, its tokens."""
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fusion_captioner import DEFAULT_CHECKPOINT
+from fusion_captioner.inference.captioner import Captioner, load_on_runtime
+
+DEFAULT_NAME = "fusion-captioner"
+
+
+class ServedCaptioner:
+    """
+    A captioner that several threads may call: one batch runs at a time.
+
+    Args:
+        captioner: on any runtime.
+        name: what clients call it.
+        takes_prompts: whether it was trained with questions or other prompts.
+        beams, max_new_tokens: how captions are generated where a request does not say.
+    """
+
+    def __init__(
+        self, captioner: Captioner, name: str, takes_prompts: bool, beams: int = 3, max_new_tokens: int = 30
+    ) -> None:
+        self.captioner = captioner
+        self.name = name
+        self.takes_prompts = takes_prompts
+        self.beams = beams
+        self.max_new_tokens = max_new_tokens
+        self._lock = threading.Lock()
+
+    @property
+    def image_settings(self) -> Mapping[str, Any]:
+        return self.captioner.image_settings
+
+    def settings(
+        self,
+        number: int = 1,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+    ) -> dict[str, Any]:
+        """
+        Settings of generation. By default they are those of `fusion-captioner caption`.
+
+        Args:
+            number: texts per image.
+            max_new_tokens: a lower limit than the captioner's.
+            temperature, top_p: draw tokens at random; a temperature of 0, or neither of the two, is beam search.
+        """
+        settings: dict[str, Any] = {
+            "max_new_tokens": min(max_new_tokens or self.max_new_tokens, self.max_new_tokens),
+            "num_return_sequences": number,
+            "num_beams": max(self.beams, number),
+        }
+        if temperature or (temperature is None and top_p is not None):
+            settings |= {"do_sample": True, "num_beams": 1, "temperature": temperature or 1.0, "top_p": top_p or 1.0}
+        if settings["num_beams"] == 1:
+            settings["length_penalty"] = 1.0  # the captioner's own is one of beam search
+        return settings
+
+    def caption(
+        self,
+        pictures: list[Image.Image],
+        prompts: Sequence[str],
+        settings: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> list[list[str]]:
+        """Texts of each picture; `settings` are what the method of that name returns."""
+        with self._lock:
+            return self.captioner.caption(pictures, prompts, seed=seed, **(settings or self.settings()))
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt of a chat, by the chat template; `""` where the captioner takes no prompts."""
+        if not self.takes_prompts:
+            return ""
+        processor = getattr(self.captioner, "processor", None)
+        if processor is not None:
+            return processor.apply_chat_template(list(messages), add_generation_prompt=True)
+        return plain_chat_prompt(messages)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, without special ones."""
+        processor = getattr(self.captioner, "processor", None)
+        if processor is not None:
+            return len(processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        tokenizer: Any = self.captioner.tokenizer  # type: ignore[attr-defined]
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def plain_chat_prompt(messages: Sequence[Mapping[str, str]]) -> str:
+    """The default chat template of the processor, for exports, which have no processor."""
+    parts, asked = [], False
+    for message in messages:
+        content = message["content"]
+        if not content.strip():
+            continue
+        if message["role"] == "assistant":
+            parts.append(f"answer: {content}" if asked else content)
+        else:
+            parts.append(f"question: {content}" if message["role"] == "user" else content)
+        asked = message["role"] == "user"
+    return " ".join([*parts, "answer:"] if asked else parts)
+
+
+def load_served_captioner(
+    model: str,
+    *,
+    name: str | None = None,
+    takes_prompts: bool | None = None,
+    beams: int = 3,
+    max_new_tokens: int = 30,
+    revision: str = "main",
+    runtime: str | None = None,
+    trust_remote_code: bool = False,
+) -> ServedCaptioner:
+    """
+    Load a captioner to be served.
+
+    Args:
+        model, revision, runtime, trust_remote_code: see `load_on_runtime`, which also says what is raised.
+        name: by default the last part of `model`.
+        takes_prompts: by default, whether `task.json` next to the model says that it was trained with prompts.
+        beams, max_new_tokens: see [`ServedCaptioner`].
+    """
+    captioner = load_on_runtime(model, revision, runtime, trust_remote_code=trust_remote_code)
+    if name is None:
+        name = DEFAULT_NAME if model == DEFAULT_CHECKPOINT else Path(model).expanduser().absolute().name
+    if takes_prompts is None:
+        takes_prompts = _task(model, revision) == "prompted"
+    return ServedCaptioner(captioner, name, takes_prompts, beams, max_new_tokens)
+
+
+def _task(model: str, revision: str) -> str | None:
+    """The task that a checkpoint was trained for, as far as that is known on this machine."""
+    file: Any = Path(model).expanduser() / "task.json"
+    if not file.parent.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        file = try_to_load_from_cache(model, "task.json", revision=revision)
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))["task"]
+    except (OSError, ValueError, KeyError, TypeError):  # of another origin; or damaged, which `evaluate` reports
+        return None
