@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.compute as pc
 
 from fusion_captioner.data.annotated_images import SkippedExample
 from fusion_captioner.data.arguments import DataArguments
@@ -259,40 +260,50 @@ def load_splits(data: DataArguments) -> dict[str, Any]:
 
 def load_languages(data: DataArguments) -> datasets.DatasetDict:
     """
-    The splits of all languages, joined by `image_id`, with the column `languages`: that of each caption of `captions`.
+    The splits of all languages, joined by photo, with the column `languages`: that of each caption of `captions`.
+
+    Photos are the same if their files are, and without files if their ids are. A photo has the id of the first
+    language that has it, after the language's name if another photo has that id.
 
     Raises:
-        ValueError: a photo to train on in one language is in another split of another language; and what
+        ValueError: a photo is in one split in one language and in another split in another language; and what
             [`load_caption_dataset`] raises.
     """
     loaded = {language: load_caption_dataset(_of_language(data, where)) for language, where in data.languages.items()}
-    names = dict.fromkeys(name for splits in loaded.values() for name in splits)
-    parts: dict[str, datasets.Dataset] = {}
     split_of: dict[str, str] = {}
-    for name in names:
-        by_language = {language: splits[name] for language, splits in loaded.items() if name in splits}
-        captions: dict[str, list[str]] = {}
-        languages: dict[str, list[str]] = {}
-        first_row: dict[str, int] = {}
+    parts: dict[str, datasets.Dataset] = {}
+    for split in dict.fromkeys(split for splits in loaded.values() for split in splits):
+        by_language = {language: splits[split] for language, splits in loaded.items() if split in splits}
+        photos: dict[str, dict[str, Any]] = {}
+        ids: set[str] = set()
         number = 0
         for language, rows in by_language.items():
-            for image_id, texts in zip(rows["image_id"], rows["captions"]):
-                if split_of.setdefault(image_id, name) != name:
+            for image_id, path, texts in zip(rows["image_id"], _image_paths(rows), rows["captions"]):
+                key = path or image_id
+                if split_of.setdefault(key, split) != split:
                     raise ValueError(
-                        f"`data.languages` ({language}): the image {image_id!r} is in the split {name!r} here and in "
-                        f"{split_of[image_id]!r} of another language; give both the same splits."
+                        f"`data.languages` ({language}): the photo {key} is in the split {split!r} here and in "
+                        f"{split_of[key]!r} of another language; give it the same split in both."
                     )
-                first_row.setdefault(image_id, number)
-                captions.setdefault(image_id, []).extend(texts)
-                languages.setdefault(image_id, []).extend([language] * len(texts))
+                if key not in photos:
+                    image_id = f"{language}/{image_id}" if image_id in ids else image_id
+                    ids.add(image_id)
+                    photos[key] = {"row": number, "image_id": image_id, "captions": [], "languages": []}
+                photos[key]["captions"] += texts
+                photos[key]["languages"] += [language] * len(texts)
                 number += 1
-        rows = datasets.concatenate_datasets(
-            [rows.select_columns(["image", "image_id"]) for rows in by_language.values()]
-        )
-        rows = rows.select(list(first_row.values()))
-        rows = rows.add_column("captions", list(captions.values()))  # type: ignore[call-arg]
-        parts[name] = rows.add_column("languages", list(languages.values()))  # type: ignore[call-arg]
+        images = datasets.concatenate_datasets([rows.select_columns(["image"]) for rows in by_language.values()])
+        joined = images.select([photo["row"] for photo in photos.values()])
+        for name in ("image_id", "captions", "languages"):
+            joined = joined.add_column(name, [photo[name] for photo in photos.values()])  # type: ignore[call-arg]
+        parts[split] = joined
     return datasets.DatasetDict(parts)
+
+
+def _image_paths(rows: datasets.Dataset) -> list[str | None]:
+    """The file of each image, or None where a table holds its bytes."""
+    column = rows.select_columns(["image"]).with_format("arrow")[:]["image"]
+    return pc.struct_field(column, "path").to_pylist()
 
 
 def _of_language(data: DataArguments, where: str | dict[str, Any]) -> CaptionSource:

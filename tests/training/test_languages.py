@@ -23,7 +23,12 @@ def write_languages(root: Path) -> Path:
     images = json.loads((root / NAMES["en"]).read_text())["images"]
     for name, text in {"zh": "一个{}色方块", "de": "ein {}es Quadrat"}.items():
         others = [
-            {**image, "sentences": [{"raw": text.format(colour)} for colour in ("红", "蓝")]}
+            # the number of an image is another one in each file, as in the published ones
+            {
+                **image,
+                "imgid": len(images) - image["imgid"],
+                "sentences": [{"raw": text.format(colour)} for colour in ("红", "蓝")],
+            }
             for image in images[: None if name == "zh" else -2]
         ]
         (root / NAMES[name]).write_text(json.dumps({"images": others}, ensure_ascii=False), encoding="utf-8")
@@ -64,7 +69,10 @@ def test_each_caption_keeps_its_language(tmp_path: Path, captions_per_image: int
         ({"english": NAMES["en"]}, ["'english'", "'en'"]),
         ({"en": {"sourc": "x"}}, ["`data.languages` (en)", "'sourc'"]),
         ({"en": NAMES["en"], "zh": "nothing.json"}, ["nothing.json"]),
-        ({"en": NAMES["en"], "zh": "dataset_moved.json"}, ["`data.languages` (zh)", "'0'", "'val'", "'train'"]),
+        (
+            {"en": NAMES["en"], "zh": "dataset_moved.json"},
+            ["`data.languages` (zh)", "/images/0.png", "'val'", "'train'"],
+        ),
     ],
 )
 def test_wrong_languages_are_named(tmp_path: Path, languages: dict, words: list[str]) -> None:
