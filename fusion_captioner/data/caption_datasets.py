@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 TABLES = {"hub": ("", ""), "parquet": ("*.parquet", ".parquet"), "webdataset": ("*.tar (WebDataset)", ".tar")}
 TABLE_OPTIONS = {"images_folder", "image_column", "caption_column", "id_column"}
 HUB_OPTIONS = {"config_name", "revision"}
+# Endings of files with captions; nobody calls a repository so.
+FILE_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".tar", ".caption")
 # `namespace/name` or `name`, as the Hub spells repositories.
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -134,7 +136,7 @@ def detect_layout(source: CaptionSource) -> str:
     """
     name, path = source.source, source.path
     if not path.exists():
-        if HUB_NAME.fullmatch(name) and not name.startswith("."):
+        if HUB_NAME.fullmatch(name) and not name.startswith(".") and path.suffix not in FILE_ENDINGS:
             return "hub"
         raise FileNotFoundError(f"{name}: no such file or folder, and no name of a Hub repository.")
     layouts = find_layouts(source)
