@@ -22,7 +22,7 @@ def commands(guide: Path) -> list[str]:
         if line.strip().startswith("```"):
             is_block = not is_block
         elif is_block:
-            parts = (part.strip() for part in re.split(r"&&|\|", line))
+            parts = (part.strip() for part in re.split(r"&&|\||>", line))
             found += [part for part in parts if part.startswith("fusion-captioner ")]
     return found
 
@@ -33,7 +33,7 @@ def test_commands_have_the_flags_that_are_shown(guide: Path) -> None:
         words = shlex.split(command, comments=True)[1:]
         if words[-1] == "...":
             continue
-        options, unknown = build_parser().parse_known_args(words)
+        options, unknown = build_parser(words[0]).parse_known_args(words)
         if options.command == "train":
             assert options.config in (*recipe_names(), "mine.yaml"), command
             unknown = [

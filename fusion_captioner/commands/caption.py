@@ -194,14 +194,15 @@ def _find_images(options: argparse.Namespace, process: "LaunchedProcess") -> tup
     if not names:
         raise ValueError("no IMAGE is given; name files, folders or URLs, or give a list of them with --from-file.")
     images, problems = find_images_one_by_one(names)
-    if not options.sidecar and not options.write_metadata:
+    different = without_repetitions(images)
+    writes_next_to = bool(options.sidecar or options.write_metadata)
+    if (again := len(images) - len(different)) and process.rank == 0:
+        result = "each is captioned once" if writes_next_to else "each is captioned as often as it is named"
+        print_note(f"{again} of {len(images)} images are named more than once; {result}")
+    if not again or not writes_next_to:
         return images, problems
     reasons = {images[place]: reason for place, reason in problems.items()}
-    named = len(images)
-    images = without_repetitions(images)
-    if len(images) < named and process.rank == 0:
-        print_note(f"{named - len(images)} of {named} images are named more than once; each is captioned once")
-    return images, {place: reasons[image] for place, image in enumerate(images) if image in reasons}
+    return different, {place: reasons[image] for place, image in enumerate(different) if image in reasons}
 
 
 def _listed(name: str) -> list[str]:
@@ -254,6 +255,10 @@ def _check(options: argparse.Namespace, process: "LaunchedProcess") -> None:
         raise ValueError("--overwrite is for --sidecar and --write-metadata; add one of them, or leave it out.")
     if options.resume and not options.out:
         raise ValueError("--resume needs --out FILE, the file to continue.")
+    if process.processes > 1 and options.from_file == "-":
+        raise ValueError(
+            f"--from-file - cannot be shared by {process.processes} processes; write the names to a file."
+        )
     if process.processes > 1 and not options.out:
         raise ValueError(f"{process.processes} processes need --out FILE, which their captions are merged in.")
 

@@ -37,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--predictions",
         metavar="FILE",
-        help="score the captions of a file instead of a model's: COCO's results format, or JSON lines as caption "
-        "--out writes them",
+        help="score the captions of a file instead of a model's: COCO's results format, or what caption --out writes",
     )
     parser.add_argument(
         "--source",

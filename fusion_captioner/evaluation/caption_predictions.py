@@ -1,4 +1,5 @@
-"""Captions from a file, in COCO's results format or as JSON lines, and the images of a split that they belong to."""
+"""Captions from a file, in COCO's results format, as JSON lines or as a table, and the images of a split that they
+belong to."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fusion_captioner.data.annotated_images import AnnotatedImage
-from fusion_captioner.data.row_files import json_rows
+from fusion_captioner.data.caption_source import CaptionSource
+from fusion_captioner.data.row_files import json_rows, table_columns, table_form, table_rows
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 
 EXAMPLE = '{"image_id": 42, "caption": "a dog"}, or {"image": "a.jpg", "caption": "a dog"} as `caption` writes it'
 
@@ -35,7 +39,8 @@ def read_predictions(file: str | Path, images: Sequence[AnnotatedImage]) -> Pred
     without the ending.
 
     Args:
-        file: `[{"image_id": 42, "caption": "..."}, ...]`, or JSON lines of `caption --out` or `evaluate --captions`.
+        file: `[{"image_id": 42, "caption": "..."}, ...]`, or what `caption --out` or `evaluate --captions` writes. Of
+            several captions the first counts.
         images: those of the split.
 
     Raises:
@@ -77,6 +82,9 @@ def read_predictions(file: str | Path, images: Sequence[AnnotatedImage]) -> Pred
 
 def _entries(path: Path) -> Iterator[tuple[str, str, int | None, str]]:
     """Place, image, beam size and caption of each entry."""
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        yield from _table_entries(path)
+        return
     kind = "line" if path.suffix.lower() in (".jsonl", ".ndjson") else "entry"
     for number, row in json_rows(path):
         where = f"{kind} {number}"
@@ -90,6 +98,20 @@ def _entries(path: Path) -> Iterator[tuple[str, str, int | None, str]]:
         if beams is not None and (isinstance(beams, bool) or not isinstance(beams, int) or beams < 1):
             raise ValueError(f"{path}, {where}: `beams` ({beams!r}) must be a number of at least 1.")
         yield where, str(name), beams, caption
+
+
+def _table_entries(path: Path) -> Iterator[tuple[str, str, None, str]]:
+    def broken(line: int, reason: str) -> None:
+        raise ValueError(f"{path}, line {line}: {reason}")
+
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; check the path.")
+    source = CaptionSource(str(path))
+    form = table_form(path, source)
+    image, (caption, *_) = table_columns(form.columns, source)
+    for line, row in table_rows(path, form, broken):
+        text = row[caption]
+        yield f"line {line}", str(row[image]), None, text[0] if isinstance(text, list) and text else str(text)
 
 
 def _names(images: Sequence[AnnotatedImage]) -> Mapping[str, str]:

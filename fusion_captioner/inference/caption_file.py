@@ -205,10 +205,11 @@ def image_identity(image: str) -> str:
     if is_url(image):
         return image
     folder, name = os.path.split(os.path.expanduser(image))
-    path = os.path.join(_real_folder(os.path.join(os.getcwd(), folder)), name)
+    path = os.path.join(real_folder(os.path.join(os.getcwd(), folder)), name)
     return os.path.realpath(path) if os.path.islink(path) or name in ("", ".", "..") else path
 
 
 @lru_cache(maxsize=4096)
-def _real_folder(folder: str) -> str:
+def real_folder(folder: str) -> str:
+    """A folder in one spelling, without links."""
     return os.path.realpath(folder)

@@ -190,6 +190,13 @@ def test_a_photo_that_is_named_twice_gets_one_caption_file(album: Path, captione
     assert sidecars(album) == ALL and captioner.captions == [text.strip() for text in ALL.values()]
 
 
+def test_a_photo_that_is_named_twice_gets_two_rows(album: Path, captioner: FakeCaptioner, capsys) -> None:
+    assert caption(album / "1.png", album / ".." / "album" / "1.png") == 0
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 2
+    assert "1 of 2 images are named more than once; each is captioned as often as it is named" in output.err
+
+
 def test_a_full_disk_loses_nothing(
     album: Path, captioner: FakeCaptioner, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +251,8 @@ def test_flags_that_cannot_be(flags: list[str], words: str, album: Path, capsys)
 
 
 def test_no_image_is_named(capsys) -> None:
+    assert caption("--from-file", "-", "--out", "x", rank=0, processes=2) == 2
+    assert "--from-file - cannot be shared by 2 processes" in notes(capsys)[0]
     assert caption() == 2
     assert "no IMAGE is given; name files, folders or URLs" in notes(capsys)[0]
 

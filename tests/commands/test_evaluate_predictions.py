@@ -143,6 +143,35 @@ def test_files_that_are_none(content: str, words: str, data: Path, capsys) -> No
     assert output.out == "" and "results.json" in line and words in line
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("captions.csv", "image,caption_0,caption_1\n{},a,b\n{},c,d\n{},e,f\n"),
+        ("captions.csv", 'image_id;caption\n{};"a"\n{};c\n{};e\n'),
+        ("captions.txt", "{}\ta\n{}\tc\n{}\te\n"),
+    ],
+)
+def test_tables_of_captions(name: str, content: str, data: Path, capsys) -> None:
+    assert evaluate(data, content.format(*(f"/photos/{image_id:012}.jpg" for image_id in IDS)), name=name) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["images"] == 3 and report["scores"]["max_length"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("image,caption\n1.jpg,a,b\n", "captions.csv, line 2: broken row: 3 values for the columns image, caption"),
+        ('image,caption\n1.jpg,"a\n', "captions.csv, line 2: broken row"),
+        ("photo of;words\n", "captions.csv: none of the columns"),
+        ("words\n", "captions.csv: the delimiter cannot be told"),
+        ("", "captions.csv: the table is empty"),
+    ],
+)
+def test_broken_tables(content: str, words: str, data: Path, capsys) -> None:
+    assert evaluate(data, content, name="captions.csv") == 2
+    assert words in notes(capsys)[0]
+
+
 def test_a_broken_line_is_named(data: Path, capsys) -> None:
     content = '{"image_id": 42, "caption": "a"}\n{"image_id": 7, "capt\n'
     assert evaluate(data, content, name="captions.jsonl") == 2
