@@ -3,10 +3,12 @@
 Legend: B: batch, F: frames of a video, H, W: height and width in pixels.
 """
 
+import json
 import math
 import numbers
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypedDict
 from weakref import WeakKeyDictionary, ref
 
@@ -16,6 +18,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, SizeDict
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from .image_loading import RESIZE_MODES, images_to_pixel_values
 
@@ -93,10 +96,27 @@ class FusionCaptionerImageProcessor(PilBackend):
         _WHOLES[self] = ref(processor)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """As in transformers; as part of a processor, the processor with its tokenizer and its chat template."""
+        """As in transformers; as part of a processor, or beside a captioner's tokenizer, as a pipeline saves it, the
+        processor with its tokenizer and its chat template."""
         processor = _WHOLES[self]() if self in _WHOLES else None
+        folder = Path(save_directory)
+        beside_model = processor is None and _is_checkpoint(folder)
+        if beside_model and (folder / "tokenizer_config.json").is_file():
+            from transformers import AutoTokenizer
+
+            from .processing_fusion_captioner import FusionCaptionerProcessor
+
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            processor = FusionCaptionerProcessor(self, tokenizer, chat_template=tokenizer.chat_template)
         save = super().save_pretrained if processor is None else processor.save_pretrained
-        return save(save_directory, push_to_hub=push_to_hub, **kwargs)
+        files = save(save_directory, push_to_hub=push_to_hub, **kwargs)
+        if beside_model and processor is None:
+            # where pipelines ask no question: from the other file they guess the name of a video processor
+            alone = folder / IMAGE_PROCESSOR_NAME
+            content = {"image_processor": json.loads(alone.read_text(encoding="utf-8"))}
+            (folder / PROCESSOR_NAME).write_text(json.dumps(content, indent=2), encoding="utf-8")
+            alone.unlink()
+        return files
 
     def __setattr__(self, key: str, value: Any) -> None:
         # what is set is saved, and what is saved must load again
@@ -190,6 +210,12 @@ def _channels_last(frame: Any, layout: str | ChannelDimension | None) -> Any:
         raise ValueError(f"`input_data_format` ({layout!r}) must be 'channels_first' or 'channels_last'.") from error
     array = np.asarray(frame)
     return np.moveaxis(array, 0, -1) if first else array
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder has a model of this package."""
+    config = folder / "config.json"
+    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "fusion_captioner"
 
 
 def _check_known(key: str, value: Any) -> None:

@@ -18,8 +18,10 @@ from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerF
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.data.tokenizer_training import train_tokenizer
 from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
+from fusion_captioner.image_text_retrieval import FusionCaptionerForImageTextRetrieval
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
+from fusion_captioner.sequence_classification import FusionCaptionerForSequenceClassification
 
 CAPTIONS = ["a man's dog runs on the beach", "two red dogs", "question: what colour is the dog? answer: red"] * 4
 
@@ -568,6 +570,48 @@ def test_the_words_of_the_assistant_are_marked() -> None:
         assert processor.decode(said) == words
     with pytest.raises(ValueError, match=r"`return_offsets_mapping` \(True\) is for `text` alone"):
         processor(text_target="two", return_offsets_mapping=True)
+
+
+@pytest.mark.parametrize("given", ["a folder", "parts"])
+@pytest.mark.parametrize(
+    ("task", "head"),
+    [
+        ("zero-shot-image-classification", FusionCaptionerForImageTextRetrieval),
+        ("image-classification", FusionCaptionerForSequenceClassification),
+    ],
+)
+def test_what_a_pipeline_of_parts_saves_loads_without_a_question(
+    task: str, head: Any, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: Any) -> str:
+        pytest.fail("transformers asks whether to run code")
+
+    monkeypatch.setattr("builtins.input", ask)
+    processor = made_processor()
+    processor.chat_template = "{{ '' }}"
+    vision = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    config = FusionCaptionerConfig(
+        vision_config=vision, vocab_size=len(processor.tokenizer), hidden_size=16, contrastive_loss_weight=1.0
+    )
+    model = head(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    if given == "parts":
+        parts = AutoImageProcessor.from_pretrained(tmp_path / "model"), processor.tokenizer
+        first = pipeline(task, model=model, image_processor=parts[0], tokenizer=parts[1])
+    else:
+        first = pipeline(task, model=str(tmp_path / "model"))
+    first.save_pretrained(tmp_path / "saved")
+    loaded = pipeline(task, model=str(tmp_path / "saved"))
+    asked = {"candidate_labels": ["two dogs", "the beach"]} if task.startswith("zero") else {}
+    photo = Image.fromarray(noise())
+    assert loaded(photo, **asked) == first(photo, **asked)
+    assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
+    if loaded.tokenizer is not None:
+        whole = AutoProcessor.from_pretrained(tmp_path / "saved")
+        assert type(whole) is FusionCaptionerProcessor
+        assert whole.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+        assert given == "parts" or whole.chat_template == "{{ '' }}"
 
 
 @pytest.mark.parametrize("task", ["image-text-to-text", "any-to-any"])
