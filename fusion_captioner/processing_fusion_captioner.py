@@ -52,8 +52,7 @@ class FusionCaptionerProcessor(ProcessorMixin):
     """An image processor and a tokenizer in one.
 
     The processor places the special tokens itself, whatever the tokenizer would do: a prompt is `[BOS] prompt`, a row
-        to
-    learn from is `[BOS] prompt caption [EOS]`, a choice is `[BOS] question choice [EOS]`. BOS is the tokenizer's
+    to learn from is `[BOS] prompt caption [EOS]`, a choice is `[BOS] question choice [EOS]`. BOS is the tokenizer's
     `bos_token` or, like BERT's, `cls_token`, or, where there is neither, `eos_token`; EOS is its `eos_token` or
     `sep_token`.
 
@@ -119,9 +118,8 @@ class FusionCaptionerProcessor(ProcessorMixin):
             text_target: captions: one, one for every row, or a list of k for every image. `text` then holds the prompt
                 before each: none, one string, one an image or one a row.
             choices: for each question the answers to choose from, for [`FusionCaptionerForMultipleChoice`]; `text`
-                then
-                holds the questions: none, one string for all, or one each. Where a question has fewer choices than
-                another, rows of padding take their place.
+                then holds the questions: none, one string for all, or one each. Where a question has fewer choices
+                than another, rows of padding take their place.
             add_eos: ends `text` with EOS, as the text embeddings of retrieval want it, and pads it on the right.
             padding: True or `"longest"`, `"max_length"`, or False for rows of different lengths (lists only).
             truncation: by default, captions that are too long lose their end, never their EOS, and prompts that are

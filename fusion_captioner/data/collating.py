@@ -124,8 +124,7 @@ class CaptionCollator(ImageCollator):
     def refresh(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """
         A batch without `image_ids`, and with images in place of cached features that are out of date: data loaders
-            prefetch,
-        so that some batches are made before the image encoder is unfrozen.
+        prefetch, so that some batches are made before the image encoder is unfrozen.
         """
         fresh = dict(batch)
         image_ids = fresh.pop("image_ids", None)
@@ -150,9 +149,8 @@ class CaptionCollator(ImageCollator):
 
 class SelfCriticalCollator(CaptionCollator):
     """Batches for [`~fusion_captioner.training.self_critical.trainer.SelfCriticalTrainer`]: those of
-    `CaptionCollator`, and
-    `prompts` to sample from (`input_ids` and `attention_mask` (B, L), padded on the left) and `image_ids`
-    (list of B str)."""
+    `CaptionCollator`, and `prompts` to sample from (`input_ids` and `attention_mask` (B, L), padded on the left) and
+    `image_ids` (list of B str)."""
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         kept, batch = self._images(rows)

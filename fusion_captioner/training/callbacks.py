@@ -136,8 +136,7 @@ def wins_tie(metrics: Mapping[str, float], state: TrainerState, metric: str, oth
     """
     Whether an evaluation whose score equals the best one is better after all: by the first of the other scores that
     differs, then by the loss; one that equals it in all of these is later, and wins. CIDEr is 0 as long as captions
-    share
-    no words with their references: training must not stop, or keep its first checkpoint, for that.
+    share no words with their references: training must not stop, or keep its first checkpoint, for that.
 
     Args:
         metrics: the evaluation.
