@@ -5,10 +5,9 @@
     python benchmarks/few_shot.py --json FILE --table
 
 DATA is an imagefolder as the recipe `tweet_sentiment` reads it, with the splits train and validation. Every run
-takes
-as many steps, from the same checkpoint, on the same examples for both ways of training: the first of a shuffle by the
-seed, one of each label before all others. The image encoder stays as it is in both, so that its features are computed
-once. Scores are of the whole of validation at the end of training; no checkpoint is chosen by them.
+takes as many steps, from the same checkpoint, on the same examples for both ways of training: the first of a shuffle
+by the seed, one of each label before all others. The image encoder stays as it is in both, so that its features are
+computed once. Scores are of the whole of validation at the end of training; no checkpoint is chosen by them.
 
 LoRA is peft's own, with the layers of `lora_layers`: recurrent ones and the new classifier are trained whole. Each way
 of training has its learning rate, as low-rank updates begin at nothing and take larger steps. What is in FILE already

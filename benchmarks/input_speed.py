@@ -5,10 +5,9 @@ processor.
 
 The photos are synthetic (see synthetic_photos.py) and lie in a temporary folder, which the operating system keeps in
 memory: what is measured is decoding and resizing, no disk. The peer opens each photo with Pillow as RGB and hands it
-to
-`ViTImageProcessorPil` with the same size, filter, mean and deviation. Both in turn, photo by photo; the median of
-rounds. Then this package once more with a thread a core, which shows what threads lose to one another. The last
-column is how far the pixels of the two lie apart, in grey levels, where a shortcut of decoding would show.
+to `ViTImageProcessorPil` with the same size, filter, mean and deviation. Both in turn, photo by photo; the median of
+rounds. Then this package once more with a thread a core, which shows what threads lose to one another. The last column
+is how far the pixels of the two lie apart, in grey levels, where a shortcut of decoding would show.
 """
 
 import argparse

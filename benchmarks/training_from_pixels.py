@@ -6,9 +6,8 @@ This package: EfficientNet-Lite2 at 224 px, hidden size 512, vocabulary 4,000, i
 peer: transformers' BLIP-base at its 384 px, vocabulary 30,524, its image encoder frozen, the decoder trained on what
 the encoder gives. Random weights; tiny numbers, which they make and processors are slow at, count as 0. One caption
 of 13 tokens an image, float32, AdamW; every model steps in turn in one run, the median of rounds. Batches are of a
-size that the
-model likes: BLIP gains nothing by a larger. FLOPs are counted by torch.utils.flop_counter, and those of recurrent
-layers, which it does not know, are added.
+size that the model likes: BLIP gains nothing by a larger. FLOPs are counted by torch.utils.flop_counter, and those of
+recurrent layers, which it does not know, are added.
 """
 
 import argparse

@@ -40,12 +40,10 @@ def load_image(
 
     Args:
         image: a path, an http(s) or data URL, the bytes of an image file or these in base64, `{"path": ..., "bytes":
-            ...}` as
-            `datasets.Image(decode=False)` gives (bytes first), a PIL image, or an array or tensor of shape (H, W),
-            (H, W, C) or (C, H, W) with 1 to 4 channels (grey, grey and alpha, RGB, RGBA): bool, uint8, uint16 (always
-                of
-            0..65535), other integers of 0..255 or 0..65535, or floats of 0..1 or 0..255. Where both ends could be the
-            channels, an array is read as (H, W, C) and a tensor as (C, H, W).
+            ...}` as `datasets.Image(decode=False)` gives (bytes first), a PIL image, or an array or tensor of shape
+            (H, W), (H, W, C) or (C, H, W) with 1 to 4 channels (grey, grey and alpha, RGB, RGBA): bool, uint8, uint16
+            (always of 0..65535), other integers of 0..255 or 0..65535, or floats of 0..1 or 0..255. Where both ends
+            could be the channels, an array is read as (H, W, C) and a tensor as (C, H, W).
         target_size: (H, W) that the picture will be resized to. A JPEG file is then decoded at 1/2, 1/4 or 1/8 of its
             size as far as it stays half as large again as this, which takes a sixth of the time for 12 megapixels.
             Large pictures of other kinds are brought near this size in bands of rows, before anything else is done.
@@ -186,8 +184,7 @@ def images_to_pixel_values(
 
     Raises:
         ValueError: an image that cannot be read (or FileNotFoundError, OSError), or of another size than the first
-            with
-            `do_resize` off.
+            with `do_resize` off.
     """
     target = target_size(settings)
     scale, offset = normalization(

@@ -153,9 +153,8 @@ class FusionCaptionerProcessor(ProcessorMixin):
             text_target: captions: one, one for every row, or a list of k for every image. `text` then holds the prompt
                 before each: none, one string, one an image or one a row.
             choices: for each question the answers to choose from, for [`FusionCaptionerForMultipleChoice`]; `text`
-                then
-                holds the questions: none, one string for all, or one each. Where a question has fewer choices than
-                another, rows of padding take their place.
+                then holds the questions: none, one string for all, or one each. Where a question has fewer choices
+                than another, rows of padding take their place.
             language: of a captioner of several languages: that of the texts, or one for every row of them; by default
                 the first of `languages`. With `images` alone, it stands for the empty prompt in that language.
             add_eos: ends `text` with EOS, as the text embeddings of retrieval want it, and pads it on the right.

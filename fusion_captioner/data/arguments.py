@@ -26,9 +26,8 @@ class DataArguments(CaptionSource):
         augmentations: what is done to training images at random, of `flip`, `crop` and `colour`; see
             `augmentation.py`.
         feature_cache: folder of cached grid features of the frozen image encoder; unset: images are read each epoch.
-            Of
-            the augmentations a cache can hold `flip`: the mirrored training images are cached, too. The others begin
-            when the image encoder is unfrozen.
+            Of the augmentations a cache can hold `flip`: the mirrored training images are cached, too. The others
+            begin when the image encoder is unfrozen.
         feature_batch_size: images per batch while the cache is made.
         max_train_images, max_eval_images: take the first so many.
         metric_tokenizer: tokenizer of scores and rewards, of `metrics.TOKENIZERS`.

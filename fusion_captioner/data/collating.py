@@ -124,8 +124,7 @@ class CaptionCollator(ImageCollator):
     def refresh(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """
         A batch without `image_ids`, and with images in place of cached features that are out of date: data loaders
-            prefetch,
-        so that some batches are made before the image encoder is unfrozen.
+        prefetch, so that some batches are made before the image encoder is unfrozen.
         """
         fresh = dict(batch)
         image_ids = fresh.pop("image_ids", None)

@@ -98,8 +98,7 @@ def cached_features(
     computes, the others wait.
 
     The features hold only as long as the encoder is frozen, and images are not augmented otherwise than by mirroring:
-    see
-    [`~fusion_captioner.data.caption_sampling.CaptionDataset.stop_reading_features`].
+    see [`~fusion_captioner.data.caption_sampling.CaptionDataset.stop_reading_features`].
 
     Args:
         splits: with the columns `image` and `image_id`.

@@ -59,8 +59,9 @@ class Layout(NamedTuple):
 def read_coco(source: CaptionSource, bad: BadExamples) -> Splits:
     """COCO's own layout: a file of captions and a folder of images for each split.
 
-        annotations/captions_train2017.json    {"images": [{"id", "file_name"}], "annotations": [{"image_id",
-        "caption"}]} annotations/captions_val2017.json
+        annotations/captions_train2017.json    {"images": [{"id", "file_name"}],
+                                                "annotations": [{"image_id", "caption"}]}
+        annotations/captions_val2017.json
         train2017/000000000009.jpg ...
         val2017/...
 

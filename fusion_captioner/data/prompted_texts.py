@@ -39,8 +39,7 @@ def load_prompted_texts(
     Returns:
         split → columns `image` (`datasets.Image(decode=False)`), `image_id`, `captions` (list of the one text to
         follow), `turns` (what is said before it, by user and assistant in turn; empty where a caption is asked for)
-        and
-        `kind` (of the question, in lower case; "": of none).
+        and `kind` (of the question, in lower case; "": of none).
 
     Raises:
         FileNotFoundError, ValueError: see [`read_folder_rows`]; a field that is missing or no text; choices or a label

@@ -28,8 +28,7 @@ processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
 ```
 
 `trust_remote_code=True` runs the Python files of this repository: read them, and pin the commit that you have read
-with
-`revision=`. Where the package fusion-captioner is installed, `import fusion_captioner` makes `trust_remote_code`
+with `revision=`. Where the package fusion-captioner is installed, `import fusion_captioner` makes `trust_remote_code`
 unnecessary.
 
 ## Scores

@@ -62,8 +62,8 @@ class BaseTrainingArguments(TrainingArguments):
         accelerator_config = cast(AcceleratorConfig, self.accelerator_config)
         if accelerator_config.dispatch_batches is None:
             # By default the first process makes all batches of a stream and distributes their rows. But an image has
-            # one
-            # row of pixels and several of captions, and batches differ in length: each process makes its own batches.
+            # one row of pixels and several of captions, and batches differ in length: each process makes its own
+            # batches.
             accelerator_config.dispatch_batches = False
         if self.train_image_encoder_from_step is not None and self.train_image_encoder_from_step < 0:
             raise ValueError(

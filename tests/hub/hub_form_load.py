@@ -2,8 +2,7 @@
 
 `python hub_form_load.py REQUEST.json ANSWER.json`. The request holds `image` (a path), `sources` (`name` and
 `revision` of each captioner), and optionally `save_to`, a folder to save the first captioner to, `snippet`, code to
-run, and
-`heads`, with `auto_class`, `name` and `save_to` of each.
+run, and `heads`, with `auto_class`, `name` and `save_to` of each.
 """
 
 import contextlib
