@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig
 
+from .depthwise_convolution import use_fast_gradients
 from .placed_weights import compute_dtype
 
 
@@ -25,6 +26,7 @@ class ImageEncoder(nn.Module):
             # a tenth of the encoder's time, that must be held open by hand
             for block in self.backbone.encoder.blocks:
                 block.squeeze_excite = nn.Identity()
+        use_fast_gradients(self.backbone)
         self.frozen = False
         self.fixes_batch_norm = False
         self.image_size = self._image_size(vision_config)

@@ -27,7 +27,8 @@ _PACKED: ContextVar[dict[torch.Tensor, torch.Tensor | None] | None] = ContextVar
 def packed_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
     """
     Inside, linear and recurrent layers within `modules` multiply few rows by packed copies of their weights. A copy is
-    made at a weight's second use: what is used once, as projections of an image are, is not worth it.
+    made at a weight's second use: what is used once, as projections of an image are, is not worth it. Under autocast
+    the copy has the type of autocast, and so half the bytes to read at each step.
 
     The weights must not change inside. Weights that are quantised, offloaded or not on a CPU are left alone.
     """
@@ -58,11 +59,14 @@ def _can_be_packed(parameter: nn.Parameter) -> bool:
         and parameter.device.type == "cpu"
         and parameter.dim() == 2
         and parameter.numel() >= MIN_WEIGHTS
-        and (
-            parameter.dtype == torch.float32
-            or (parameter.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        )
+        and _can_be_multiplied(parameter.dtype)
     )
+
+
+def _can_be_multiplied(dtype: torch.dtype) -> bool:
+    """Whether packed weights of this type can be multiplied on this processor."""
+    is_bfloat16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or is_bfloat16
 
 
 def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -76,12 +80,13 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
     """
     # first of all, so that a compiler sees nothing of the rest
     weights = None if torch.compiler.is_compiling() else _PACKED.get()
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
     if (
         weights is None
         or weight not in weights
         or torch.is_grad_enabled()
-        or torch.is_autocast_enabled("cpu")
-        or inputs.dtype != weight.dtype
+        or (dtype != weight.dtype and not _can_be_multiplied(dtype))
+        or (inputs.dtype != weight.dtype and inputs.dtype != dtype)
         or not MIN_ROWS * inputs.shape[-1] <= inputs.numel() <= MAX_ROWS * inputs.shape[-1]
     ):
         return nn.functional.linear(inputs, weight, bias)
@@ -89,9 +94,10 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
     if packed is None:
         weights[weight] = weight
         return nn.functional.linear(inputs, weight, bias)
-    if packed is weight:
-        packed = weights[weight] = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-    rows = inputs.reshape(-1, inputs.shape[-1])
+    if packed is weight or packed.dtype != dtype:
+        packed = weights[weight] = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype))
+    rows = inputs.reshape(-1, inputs.shape[-1]).to(dtype)
+    bias = None if bias is None else bias.to(dtype)
     outputs = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
     return outputs.view(*inputs.shape[:-1], -1)
 
