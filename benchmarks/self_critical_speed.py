@@ -127,6 +127,7 @@ def build_trainer(options: argparse.Namespace, folder: str) -> TimedTrainer:
             max_steps=options.steps + 1,
             generation_max_new_tokens=LONGEST,
             learning_rate=1e-6,  # the samples stay what they are
+            bf16=options.bf16,
             eval_strategy="no",
             save_strategy="no",
             logging_strategy="no",
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15, help="measured steps, after one of warm-up (default: 15)")
     parser.add_argument("--images", type=int, default=32, help="images a step (default: 32)")
     parser.add_argument("--samples", type=int, default=5, help="captions sampled of each (default: 5)")
+    parser.add_argument("--bf16", action="store_true", help="matrix products in bfloat16")
     parser.add_argument("--threads", type=int, default=2, help="threads (default: 2)")
     parser.add_argument(
         "--rewards",
@@ -169,7 +171,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(options, folder)
         trainer.train()
-    peak = matrix_product_peak(torch.float32)
+    peak = matrix_product_peak(torch.bfloat16 if options.bf16 else torch.float32)
 
     seconds = {name: statistics.median(values[1:]) for name, values in trainer.seconds.items()}
     step = seconds.pop("step")

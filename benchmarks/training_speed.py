@@ -1,23 +1,33 @@
-"""Captions a second in training from cached features, beside a show-attend-tell decoder's, and milliseconds a token.
+"""Captions a second in training from cached features, beside a show-attend-tell decoder's, and milliseconds a token;
+or, of three kinds of training, how many times float32's rate bfloat16 has.
 
     python benchmarks/training_speed.py [--bf16]
+    python benchmarks/training_speed.py --types [--rounds 9] [--images 8]
 
 The peer (Xu et al., 2015) steps an LSTMCell through time with additive attention, its keys projected once. Both have
 hidden size 512, vocabulary 4,000, 49 regions, 13 tokens, batch 64; measured in turn in one run, the median of rounds.
 Once every caption has an image of its own, and once five captions share one: this package then projects an image once
 for all of them, and so does the peer with its keys. Beside each rate stands the share of the machine's matrix-product
 peak, measured in the same run, that the matrix products of a step reach.
+
+With `--types` each step is taken in float32 and in bfloat16, in turn, and the ratio is that of neighbours: cached
+features (the captioner above, five captions per image), fine-tuning of the image encoder (the bundled captioner, 224
+px, two captions per image, BatchNorm fixed), and self-critical training (as in `self_critical_speed.py`). Next to the
+ratio of the wall clock stands that of the processor's time, which other programs disturb less.
 """
 
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 
+import fusion_captioner
 from fusion_captioner import FusionCaptionerConfig, FusionCaptionerForConditionalGeneration
 from fusion_captioner.checkpoints.converting import efficientnet_lite_config
 from fusion_captioner.process_setup import keep_freed_memory
@@ -91,35 +101,118 @@ def matrix_product_peak(dtype: torch.dtype) -> float:
     return best
 
 
-def training_step(name: str, model: nn.Module, texts: int, bf16: bool) -> Callable[[], None]:
+def training_step(loss: Callable[[], torch.Tensor], model: nn.Module, bf16: bool) -> Callable[[], None]:
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
-    images = BATCH // texts
-    regions = torch.randn(images, REGIONS, WIDTH)
-    input_ids = torch.randint(3, VOCABULARY, (images * texts, TOKENS + 1))
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            if name == "fusion-captioner":
-                loss = model(image_hidden_states=regions, input_ids=input_ids, labels=input_ids, skip_logits=True).loss
-            else:
-                loss = model(regions, input_ids)
-        loss.backward()
+            value = loss()
+        value.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return step
 
 
+def loss_of_cached_features(name: str, model: nn.Module, texts: int) -> Callable[[], torch.Tensor]:
+    images = BATCH // texts
+    regions = torch.randn(images, REGIONS, WIDTH)
+    input_ids = torch.randint(3, VOCABULARY, (images * texts, TOKENS + 1))
+    if name == "fusion-captioner":
+        inputs = {"image_hidden_states": regions, "input_ids": input_ids, "labels": input_ids, "skip_logits": True}
+        return lambda: model(**inputs).loss
+    return lambda: model(regions, input_ids)
+
+
+def loss_of_pixels(model: nn.Module, images: int) -> Callable[[], torch.Tensor]:
+    # smooth as photos are, so that activations stay in their range
+    pixel_values = nn.functional.interpolate(torch.randn(images, 3, 14, 14), size=(224, 224), mode="bilinear")
+    input_ids = torch.randint(3, model.config.vocab_size, (2 * images, TOKENS + 1))
+    inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "labels": input_ids, "skip_logits": True}
+    return lambda: model(**inputs).loss
+
+
+def self_critical_step(images: int, bf16: bool, folder: str) -> Callable[[], None]:
+    from self_critical_speed import build_trainer  # which imports this file
+
+    options = argparse.Namespace(rewards=["CIDEr"], samples=5, images=images, steps=1, bf16=bf16)
+    trainer = build_trainer(options, folder)
+    rows = [trainer.train_dataset[row] for row in range(images)]
+    model, optimizer = trainer.accelerator.prepare(trainer.model.train(), trainer.create_optimizer())
+    model.freeze_image_encoder()
+    trainer.current_gradient_accumulation_steps = 1
+
+    def step() -> None:
+        trainer.training_step(model, trainer.data_collator(rows))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def compare_types(rounds: int, images: int) -> None:
+    """Print captions per second of each kind of training in both types, and the ratios."""
+    torch.set_flush_denormal(True)
+    cached = captioner().train()
+    whole = FusionCaptionerForConditionalGeneration.from_pretrained(
+        Path(fusion_captioner.__file__).parent / "pretrained"
+    ).train()
+    whole.unfreeze_image_encoder(fix_batch_norm=True)
+    of_cached, of_pixels = loss_of_cached_features("fusion-captioner", cached, 5), loss_of_pixels(whole, images)
+    with tempfile.TemporaryDirectory() as folder:
+        # float32 first: a trainer sets accelerate's state of the process, of which float32 reads nothing
+        steps = {
+            "cached features": [training_step(of_cached, cached, bf16) for bf16 in (False, True)],
+            "image encoder trained": [training_step(of_pixels, whole, bf16) for bf16 in (False, True)],
+            "self-critical": [self_critical_step(2 * images, bf16, folder) for bf16 in (False, True)],
+        }
+        captions = {
+            "cached features": BATCH // 5 * 5,
+            "image encoder trained": 2 * images,
+            "self-critical": 10 * images,
+        }
+        clocks = (time.perf_counter, time.process_time)
+        seconds: dict[str, list[list[tuple[float, ...]]]] = {name: [[], []] for name in steps}
+        for round_number in range(rounds + 1):
+            for name, pair in steps.items():
+                # each type goes first in every other round
+                for kind in (0, 1) if round_number % 2 else (1, 0):
+                    starts = [clock() for clock in clocks]
+                    pair[kind]()
+                    if round_number:  # the first is warm-up
+                        seconds[name][kind].append(
+                            tuple(clock() - start for clock, start in zip(clocks, starts, strict=True))
+                        )
+    print(f"{torch.get_num_threads()} threads, {rounds} pairs; median (lowest to highest)\n")
+    print("| | float32, captions/s | bfloat16 | ratio, wall clock | ratio, processor time |\n|---|---|---|---|---|")
+    figures = {}
+    for name, (single, half) in seconds.items():
+        rates = [captions[name] / statistics.median(wall for wall, _ in times) for times in (single, half)]
+        ratios = [sorted(a[clock] / b[clock] for a, b in zip(single, half, strict=True)) for clock in (0, 1)]
+        shown = [f"{statistics.median(ratio):.2f} ({ratio[0]:.2f} to {ratio[-1]:.2f})" for ratio in ratios]
+        print(f"| {name} | {rates[0]:.1f} | {rates[1]:.1f} | {shown[0]} | {shown[1]} |")
+        figures[name] = {"captions_per_second": rates, "ratios": ratios[0], "ratios_of_processor_time": ratios[1]}
+    print(json.dumps(figures))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each (default: 9)")
     parser.add_argument("--bf16", action="store_true", help="both under bf16 autocast")
+    parser.add_argument("--types", action="store_true", help="compare bfloat16 with float32 instead")
+    parser.add_argument("--images", type=int, default=8, help="with --types: images a batch of pixels (default: 8)")
     options = parser.parse_args()
     keep_freed_memory()  # for both, as the commands do
     torch.manual_seed(0)
+    if options.types:
+        compare_types(options.rounds, options.images)
+        return
     models = {"fusion-captioner": captioner().train(), "show-attend-tell loop": ShowAttendTell().train()}
     keys = [(name, texts) for texts in (1, 5) for name in models]
-    steps = {key: training_step(key[0], models[key[0]], key[1], options.bf16) for key in keys}
+    steps = {
+        (name, texts): training_step(loss_of_cached_features(name, models[name], texts), models[name], options.bf16)
+        for name, texts in keys
+    }
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in keys}
     for round_number in range(options.rounds + 1):
         for key, step in steps.items():

@@ -6,6 +6,7 @@ Output `t` depends on inputs up to `t` only, and padding touches no state, which
 B: batch, L: tokens of this call, S: tokens so far, past ones included, D: hidden size, N: layers
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -40,8 +41,9 @@ def packed_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
 
     A step of generation multiplies one row per beam by every weight of the decoder. On CPUs the kernel behind
     `nn.Linear` is made for many rows; with a few it is faster on weights that are laid out for it
-    (`benchmarks/packed_linear.py` measures by how much). A copy is made at a weight's second use: what is used once,
-    as projections of an image are, is not worth it. None outlives the call, so that no change of a weight is missed.
+    (`benchmarks/packed_linear.py` measures by how much). A copy is made at a weight's second use: what is used once, as
+    projections of an image are, is not worth it. Under autocast the copy has its type, and so half the bytes to read
+    at each step. None outlives the call, so that no change of a weight is missed.
 
     The weights must not change inside. Weights that are quantised, offloaded or not on a CPU are left alone.
     """
@@ -72,11 +74,14 @@ def _can_be_packed(parameter: nn.Parameter) -> bool:
         and parameter.device.type == "cpu"
         and parameter.dim() == 2
         and parameter.numel() >= MIN_WEIGHTS
-        and (
-            parameter.dtype == torch.float32
-            or (parameter.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        )
+        and _can_be_multiplied(parameter.dtype)
     )
+
+
+def _can_be_multiplied(dtype: torch.dtype) -> bool:
+    """Whether packed weights of this type can be multiplied on this processor."""
+    is_bfloat16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or is_bfloat16
 
 
 def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -90,12 +95,13 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
     """
     # first of all, so that a compiler sees nothing of the rest
     weights = None if torch.compiler.is_compiling() else _PACKED.get()
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
     if (
         weights is None
         or weight not in weights
         or torch.is_grad_enabled()
-        or torch.is_autocast_enabled("cpu")
-        or inputs.dtype != weight.dtype
+        or (dtype != weight.dtype and not _can_be_multiplied(dtype))
+        or (inputs.dtype != weight.dtype and inputs.dtype != dtype)
         or not MIN_ROWS * inputs.shape[-1] <= inputs.numel() <= MAX_ROWS * inputs.shape[-1]
     ):
         return nn.functional.linear(inputs, weight, bias)
@@ -103,9 +109,10 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
     if packed is None:
         weights[weight] = weight
         return nn.functional.linear(inputs, weight, bias)
-    if packed is weight:
-        packed = weights[weight] = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-    rows = inputs.reshape(-1, inputs.shape[-1])
+    if packed is weight or packed.dtype != dtype:
+        packed = weights[weight] = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype))
+    rows = inputs.reshape(-1, inputs.shape[-1]).to(dtype)
+    bias = None if bias is None else bias.to(dtype)
     outputs = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
     return outputs.view(*inputs.shape[:-1], -1)
 
@@ -296,6 +303,33 @@ class CausalGRU(CausalRecurrent):
         return (candidate + kept * (state[0] - candidate),)
 
 
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    allowed: torch.Tensor | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """
+    Scaled dot-product attention, the softmax in float32.
+
+    Training in half precision on a CPU takes two products: the gradient of torch's fused kernel is 5 to 10 times
+    slower there than in float32.
+
+    Args:
+        query (`torch.FloatTensor` of shape `(B, heads, L, D/heads)`), key and value (`(B, heads, S, D/heads)`).
+        allowed (`torch.BoolTensor` that fits `(B, heads, L, S)`, *optional*): true where a query may look.
+        dropout: of the weights.
+    """
+    if query.dtype == torch.float32 or query.device.type != "cpu" or not torch.is_grad_enabled():
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+    scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1])
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    weights = scores.softmax(dim=-1).to(query.dtype)
+    return nn.functional.dropout(weights, dropout) @ value
+
+
 class TransformerLayer(GradientCheckpointingLayer):
     """Self-attention and feed-forward, each behind a normalisation and a residual (Vaswani et al., 2017; pre-norm)."""
 
@@ -323,9 +357,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         query, key, value = projected.view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         if past is not None:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)  # (B, heads, S, D/heads)
-        context = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=allowed, dropout_p=self.attention_dropout if self.training else 0.0
-        )
+        context = attend(query, key, value, allowed, self.attention_dropout if self.training else 0.0)
         context = self.output(context.transpose(1, 2).reshape(batch, length, -1))
         hidden_states = hidden_states + self.dropout(context)
         fed_forward = self.feed_forward(self.feed_forward_norm(hidden_states))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .causal_layers import SequenceDropout, State
+from .causal_layers import SequenceDropout, State, attend
 from .configuration_fusion_captioner import FusionCaptionerConfig
 
 FusionOutput = tuple[torch.Tensor, torch.Tensor | None, State | None]
@@ -187,7 +187,7 @@ class AttentionFusion(Fusion):
             context, weights = self._attend(scores.float().softmax(dim=-1).to(query.dtype), value, rows, True)
         else:
             dropout = self.attention_dropout if self.training else 0.0
-            context = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+            context = attend(query, key, value, dropout=dropout)
         context = self.output(context.transpose(1, 2).reshape(rows, length, width))
         context = self.dropout(context) if self.training else context
         return self.joint_norm(text_states + context), weights, None

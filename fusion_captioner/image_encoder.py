@@ -16,6 +16,7 @@ from torch.nn.modules.module import (
 )
 from transformers import AutoModel, PreTrainedConfig
 
+from .depthwise_convolution import use_fast_gradients
 from .placed_weights import compute_dtype
 
 # Numbers and tensors in the files of the model that is loaded. Where they are not set, its size is not limited.
@@ -74,6 +75,7 @@ class ImageEncoder(nn.Module):
             # a tenth of the encoder's time, that must be held open by hand
             for block in self.backbone.encoder.blocks:
                 block.squeeze_excite = nn.Identity()
+        use_fast_gradients(self.backbone)
         self.frozen = False
         self.fixes_batch_norm = False
         self.image_size = self._image_size(vision_config)

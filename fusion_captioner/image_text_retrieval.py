@@ -125,7 +125,8 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
         image_embeds = self.model.embed_image(regions)
         text_states, _, _ = self.model.text_encoder(input_ids, attention_mask)
         text_embeds = self.model.embed_text(text_states, attention_mask)
-        logits_per_text = self.alignment.inverse_temperature * text_embeds @ image_embeds.T
+        with torch.autocast(text_embeds.device.type, enabled=False):  # a similarity is multiplied by up to 100
+            logits_per_text = self.alignment.inverse_temperature * text_embeds @ image_embeds.T
 
         loss, loss_terms = None, None
         if return_loss:

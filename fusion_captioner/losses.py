@@ -4,7 +4,8 @@ The training losses: pure functions of tensors, each returns a scalar.
 B: images, T = B·k: texts (the k texts of an image stand together), L: tokens, V: vocabulary, E: projection width
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,18 @@ ProblemType = Literal["regression", "single_label_classification", "multi_label_
 def weighted_sum(terms: Mapping[str, torch.Tensor], config: Any) -> torch.Tensor:
     """The loss of named terms, each times the config's `<term>_loss_weight`."""
     return sum(getattr(config, f"{name}_loss_weight") * term for name, term in terms.items())  # type: ignore[return-value]
+
+
+def in_float32(loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Autocast would compute a loss's matrix products in half precision, after the casts to float32 that it begins
+    with."""
+
+    @wraps(loss)
+    def computed(first: torch.Tensor, *arguments, **keywords) -> torch.Tensor:
+        with torch.autocast(first.device.type, enabled=False):
+            return loss(first, *arguments, **keywords)
+
+    return computed
 
 
 def caption_loss(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
@@ -35,6 +48,7 @@ def caption_loss(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: fl
     return total / (labels != -100).sum().clamp(min=1)
 
 
+@in_float32
 def info_nce_loss(
     image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor, text_images: torch.Tensor
 ) -> torch.Tensor:
@@ -46,13 +60,14 @@ def info_nce_loss(
         logit_scale: scalar, the inverse temperature.
         text_images (`torch.LongTensor` of shape `(T,)`): the image that each text belongs to.
     """
-    logits_per_text = logit_scale * text_embeds.float() @ image_embeds.float().T  # (T, B)
+    logits_per_text = logit_scale.float() * text_embeds.float() @ image_embeds.float().T  # (T, B)
     text_loss = F.cross_entropy(logits_per_text, text_images)
     positive = F.one_hot(text_images, len(image_embeds)).T.to(logits_per_text.dtype)  # (B, T)
     image_loss = F.cross_entropy(logits_per_text.T, positive / positive.sum(dim=1, keepdim=True).clamp(min=1))
     return (text_loss + image_loss) / 2
 
 
+@in_float32
 def hardest_negative_loss(
     image_embeds: torch.Tensor, text_embeds: torch.Tensor, margin: float, text_images: torch.Tensor
 ) -> torch.Tensor:
@@ -96,6 +111,7 @@ def reconstruction_loss(rebuilt: torch.Tensor, pooled: torch.Tensor) -> torch.Te
     return F.mse_loss(rebuilt.float(), target)
 
 
+@in_float32
 def matching_loss(match_logits: torch.Tensor, matches: torch.Tensor) -> torch.Tensor:
     """
     Binary cross-entropy of image-text pairs told true or false (Li et al., 2021, eq. 3); both of shape `(N,)`. True

@@ -91,10 +91,10 @@ class WordRegionMatching(nn.Module):
         """As `FusionMatching.forward`; text states and regions are read, and nothing is fused."""
         text_states = outputs.text_hidden_states
         regions = self.region_dropout(outputs.image_hidden_states)
-        words = nn.functional.normalize(self.word_projection(text_states), dim=-1)
-        places = nn.functional.normalize(self.region_projection(regions), dim=-1)
-        word_logits = self.word_weight(text_states).squeeze(-1)  # (T, L)
-        near = torch.bmm(words[texts], places[images].transpose(1, 2))  # (N, L, P)
+        words = nn.functional.normalize(self.word_projection(text_states).float(), dim=-1)
+        places = nn.functional.normalize(self.region_projection(regions).float(), dim=-1)
+        word_logits = self.word_weight(text_states).squeeze(-1).float()  # (T, L)
+        near = torch.bmm(words[texts], places[images].transpose(1, 2)).float()  # (N, L, P)
         attention = self.SHARPNESS * near
         of_words = (attention.softmax(dim=2) * near).sum(dim=2)  # (N, L)
         if attention_mask is not None:
@@ -103,7 +103,7 @@ class WordRegionMatching(nn.Module):
             attention = attention.masked_fill(padding[texts].unsqueeze(2), lowest)
         of_regions = (attention.softmax(dim=1) * near).sum(dim=1)  # (N, P)
         word_weights = word_logits.softmax(dim=1)
-        region_weights = self.region_weight(regions).squeeze(-1).softmax(dim=1)  # (B, P)
+        region_weights = self.region_weight(regions).squeeze(-1).float().softmax(dim=1)  # (B, P)
         similarity = (of_words * word_weights[texts]).sum(dim=1) + (of_regions * region_weights[images]).sum(dim=1)
         return self.log_scale.exp() * (similarity - 2 * self.threshold)
 

@@ -421,12 +421,12 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
     def embed_image(self, regions: torch.Tensor) -> torch.Tensor:
         """From regions `(B, P, Dv)` to embeddings `(B, E)` of length 1."""
         pooled = self.image_dropout(regions.mean(dim=1, keepdim=True)).squeeze(1)
-        return nn.functional.normalize(self.image_projection(pooled), dim=-1)
+        return nn.functional.normalize(self.image_projection(pooled).float(), dim=-1).to(self.fusion_dtype)
 
     def embed_text(self, states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """From states `(T, L, D)` of the text encoder to embeddings `(T, E)` of length 1."""
         pooled = TEXT_POOLINGS[self.config.text_pooling](states, attention_mask)
-        return nn.functional.normalize(self.text_projection(pooled), dim=-1)
+        return nn.functional.normalize(self.text_projection(pooled).float(), dim=-1).to(self.fusion_dtype)
 
     @staticmethod
     def _check_rows(input_ids: torch.Tensor, images: torch.Tensor) -> None:

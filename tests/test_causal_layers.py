@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import LAYER_TYPES, randomize, tiny_config
 
-from fusion_captioner.causal_layers import MIN_GROUP_ROWS, SequenceDropout, build_causal_layers
+from fusion_captioner.causal_layers import MIN_GROUP_ROWS, SequenceDropout, attend, build_causal_layers
 
 INPUT_SIZE = 10
 RECURRENT = ["lstm", "gru"]
@@ -152,3 +152,28 @@ def test_sequence_dropout_hides_the_same_at_every_step() -> None:
     assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
     torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 1 / 0.6]))
     assert 0.5 < dropped.mean() < 1.5 and not torch.equal(dropped[0], dropped[1])
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_trained_in_half_precision_is_that_of_single(masked: bool) -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(2, 4, length, 8) for length in (5, 7, 7)]
+    allowed = torch.ones(5, 7).tril(2).bool()[None, None] if masked else None
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in tensors]
+        output = attend(*inputs, allowed)
+        assert output.dtype == dtype
+        output.float().square().sum().backward()
+        results.append([output.detach(), *(tensor.grad for tensor in inputs)])
+        with torch.no_grad():
+            torch.testing.assert_close(attend(*inputs, allowed), output, atol=0.03, rtol=0.03)
+    for expected, found in zip(*results, strict=True):
+        assert (found.float() - expected).norm() < 0.03 * expected.norm()
+
+
+def test_attention_drops_weights_in_half_precision_too() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.ones(1, 1, 64, 8).bfloat16().requires_grad_() for _ in range(3))
+    output = attend(query, key, value, dropout=0.5)
+    assert output.std() > 0.01 and output.mean().item() == pytest.approx(1, abs=0.1)

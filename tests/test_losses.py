@@ -140,3 +140,20 @@ def test_gradient_reversal_is_the_identity_with_a_turned_gradient(weight: float)
     assert torch.equal(reversed_inputs, inputs)
     (reversed_inputs * torch.tensor([3.0, 4.0])).sum().backward()
     torch.testing.assert_close(inputs.grad, -weight * torch.tensor([3.0, 4.0]))
+
+
+def test_losses_are_computed_in_single_precision_under_autocast() -> None:
+    images, texts, own = unit_rows(8, 0), unit_rows(8, 1), torch.arange(8)
+    scale = torch.tensor(100.0)  # which would multiply the rounding of similarities
+
+    def values() -> list[torch.Tensor]:
+        return [
+            info_nce_loss(images, texts, scale, own),
+            hardest_negative_loss(images, texts, 0.2, own),
+            matching_loss(texts[:, 0], own % 2),
+        ]
+
+    expected = values()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = values()
+    assert [loss.item() for loss in found] == [loss.item() for loss in expected]

@@ -86,11 +86,28 @@ def test_gradients_other_numbers_of_rows_and_types_take_the_usual_way(packed: li
                 module(torch.randn(MAX_ROWS + 1, 256))
                 small(torch.randn(4, 8))
                 few_row_linear(torch.randn(4, 256).bfloat16(), module.weight.bfloat16(), None)
-                with torch.autocast("cpu", torch.bfloat16):
-                    assert module(torch.randn(4, 256)).dtype == torch.bfloat16
+                few_row_linear(torch.randn(4, 256).half(), module.weight.half(), None)
                 assert module(torch.randn(0, 256)).shape == (0, 512)
     assert module.weight.grad is not None
     assert packed == []
+
+
+@torch.no_grad()
+def test_packed_weights_have_the_type_of_autocast(packed: list) -> None:
+    module, inputs = layer(), torch.randn(4, 256)
+    single = module(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = module(inputs)
+    with packed_weights([module]):
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16):
+                found = module(inputs)
+            assert found.dtype == torch.bfloat16
+            torch.testing.assert_close(found, half, atol=0.02, rtol=0.02)
+            torch.testing.assert_close(module(inputs), single, atol=1e-5, rtol=1e-5)
+    # the first call of six is not packed; without hardware those of autocast are not
+    assert len(packed) == (5 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 2)
+    assert module.weight.dtype == torch.float32
 
 
 def test_quantised_and_offloaded_weights_are_left_alone() -> None:

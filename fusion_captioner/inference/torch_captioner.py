@@ -1,18 +1,15 @@
 """A checkpoint on torch, with the interface of an exported captioner."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from fusion_captioner.checkpoints.loading import load_captioner
+from fusion_captioner.hardware import faster_dtype
 from fusion_captioner.image_loading import ImageSource
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
 from fusion_captioner.inference.bad_words import bad_words_ids
-
-# bfloat16 rounds; it must save so much time to be worth it.
-WORTHWHILE = 1.2
 
 
 class TorchCaptioner:
@@ -84,30 +81,3 @@ class TorchCaptioner:
         texts = [text.strip() for text in self.processor.batch_decode(generated, skip_special_tokens=True)]
         per_image = len(texts) // len(images)
         return [texts[start : start + per_image] for start in range(0, len(texts), per_image)]
-
-
-def faster_dtype(size: int = 768) -> torch.dtype:
-    """
-    bfloat16 where this machine multiplies matrices in it clearly faster than in float32, otherwise float32.
-
-    It is measured, with the threads that torch has: what a processor's name promises depends on them and on the
-    memory. Processors that have no bfloat16 at all are not asked.
-
-    Args:
-        size: rows and columns of the matrices.
-    """
-    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-        return torch.float32
-    seconds = {dtype: _product_seconds(dtype, size) for dtype in (torch.float32, torch.bfloat16)}
-    is_worth_it = seconds[torch.float32] > WORTHWHILE * seconds[torch.bfloat16]
-    return torch.bfloat16 if is_worth_it else torch.float32
-
-
-def _product_seconds(dtype: torch.dtype, size: int) -> float:
-    matrix = torch.ones(size, size, dtype=dtype)
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        matrix @ matrix
-        best = min(best, time.perf_counter() - start)
-    return best

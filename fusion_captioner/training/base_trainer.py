@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,14 @@ class BaseTrainer(Trainer):
                 weight = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             self._count_terms(outputs.loss_terms, weight)
         return (loss, outputs) if return_outputs else loss
+
+    def compute_loss_context_manager(self):
+        """`Trainer`'s, and autocast for what a loss computes outside of the model's `forward`. Within it a weight is
+        cast once, and not at every call."""
+        contexts = ExitStack()
+        contexts.enter_context(super().compute_loss_context_manager())
+        contexts.enter_context(self.accelerator.autocast())
+        return contexts
 
     def get_train_dataloader(self):
         if isinstance(self.data_collator, ImageCollator):

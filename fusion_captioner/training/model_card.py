@@ -87,6 +87,7 @@ class TrainingRecord:
         train_split, eval_split: the splits, several joined by `+`, that the model was trained and scored on.
         vision_model: name of the pretrained image encoder; None: it began with random weights.
         command: the command that made the model.
+        computes_in: type of the matrix products in training.
     """
 
     data: str | list[str] | None = None
@@ -94,6 +95,7 @@ class TrainingRecord:
     eval_split: str | None = "val"
     vision_model: str | None = None
     command: str | None = None
+    computes_in: str | None = None
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,8 @@ def _training_lines(model: TrainedModel, data_names: list[str]) -> str:
         lines.append(f"- image encoder: began as {record.vision_model}, whose terms apply to this model too")
     best = f"; the best checkpoint is that of step {state.best_global_step}" if state.best_global_step else ""
     lines.append(f"- {state.epoch or 0:g} epochs, {state.global_step} optimiser steps{best}")
+    if record.computes_in is not None:
+        lines.append(f"- computed in {record.computes_in}")
     if record.command is not None:
         lines.append(f"- command: `{record.command}`")
     return "\n".join(lines)

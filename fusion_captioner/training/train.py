@@ -59,6 +59,7 @@ def train(run: RunArguments, command: str, resume: bool = False) -> dict[str, fl
     if arguments.eval_strategy != "no" and data.eval_split is None:
         raise ValueError("`data.eval_split` is unset and `training.eval_strategy` is not 'no'; set one of them.")
     set_seed(arguments.seed)
+    logger.info("training computes in %s; weights are float32 (`training.bf16`)", arguments.computes_in)
 
     start = run.model.from_checkpoint
     task = TASKS[run.task](data, None if start is None else load_config(start))
@@ -75,7 +76,7 @@ def train(run: RunArguments, command: str, resume: bool = False) -> dict[str, fl
     trainer = task.trainer(model, processor, arguments, splits, features)
     trainer.training_record = training_record(task, run, command)
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_metrics("train", result.metrics)
+    trainer.save_metrics("train", {**result.metrics, "train_computes_in": arguments.computes_in})
     metrics: dict[str, float] = {}
     if "eval" in splits:
         metrics = trainer.evaluate()
@@ -139,5 +140,8 @@ def training_record(task: Task[Any], run: RunArguments, command: str) -> Trainin
     """The origin of the model, for its card."""
     encoder = run.model.vision_model
     return replace(
-        task.training_record(), vision_model=None if encoder is None else public_name(encoder), command=command
+        task.training_record(),
+        vision_model=None if encoder is None else public_name(encoder),
+        command=command,
+        computes_in=run.training.computes_in,
     )

@@ -1,12 +1,14 @@
 """The section `training`: settings of every training run, and those of captioning."""
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import HubStrategy
+
+from fusion_captioner.hardware import faster_dtype
 
 
 @dataclass
@@ -30,6 +32,13 @@ class BaseTrainingArguments(TrainingArguments):
     hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "Only `end`: push when all is done."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Off: the collator chooses the columns."})
 
+    bf16: bool | Literal["auto"] = field(  # type: ignore[assignment]  # `__post_init__` makes it a truth value
+        default=False,
+        metadata={
+            "help": "Matrix products in bfloat16, weights and the optimiser's states in float32; `auto`: where the "
+            "machine has bfloat16 in hardware and is faster with it."
+        },
+    )
     image_encoder_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the image encoder; by default that of the rest."}
     )
@@ -58,6 +67,8 @@ class BaseTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             # without this `bf16` is refused on a CPU
             self.use_cpu = True
+        if self.bf16 == "auto":
+            self.bf16 = not self.fp16 and faster_dtype() == torch.bfloat16
         super().__post_init__()
         accelerator_config = cast(AcceleratorConfig, self.accelerator_config)
         if accelerator_config.dispatch_batches is None:
@@ -81,6 +92,11 @@ class BaseTrainingArguments(TrainingArguments):
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` ({self.ema_decay}) must be at least 0 (off) and below 1, such as 0.999.")
+
+    @property
+    def computes_in(self) -> str:
+        """The type of the matrix products in training."""
+        return "bfloat16" if self.bf16 else "float16" if self.fp16 else "float32"
 
     @property
     def trains_image_encoder(self) -> bool:

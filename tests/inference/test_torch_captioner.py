@@ -11,7 +11,7 @@ from tiny_models import pixels, tiny_model
 
 from fusion_captioner.cli import main
 from fusion_captioner.inference import torch_captioner
-from fusion_captioner.inference.torch_captioner import TorchCaptioner, faster_dtype
+from fusion_captioner.inference.torch_captioner import TorchCaptioner
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +30,6 @@ def test_the_image_encoder_alone_is_bfloat16(checkpoint: Path) -> None:
         expected, found = (each.model.get_image_hidden_states(pixels(2)) for each in (whole, half))
     assert found.dtype == torch.float32
     assert 0 < (found - expected).norm() / expected.norm() < 0.05
-
-
-def test_auto_takes_what_is_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {torch.float32: 1.1, torch.bfloat16: 1.0}
-    monkeypatch.setattr(torch_captioner, "_product_seconds", lambda dtype, size: seconds[dtype])
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    assert faster_dtype() == torch.float32
-    seconds[torch.float32] = 2.0
-    assert faster_dtype() == torch.bfloat16
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    assert faster_dtype() == torch.float32
 
 
 def test_the_flag(

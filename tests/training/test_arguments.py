@@ -2,9 +2,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fusion_captioner import DEFAULT_CHECKPOINT
 from fusion_captioner.metrics import tokenization
+from fusion_captioner.training import training_arguments
 from fusion_captioner.training.arguments import read_run_arguments
 from fusion_captioner.training.recipes import recipe_names
 
@@ -53,6 +55,26 @@ def test_numbers_with_an_exponent_are_numbers(recipe: Path, text: str) -> None:
     recipe.write_text(RECIPE.replace("1e-3", text))
     assert read_run_arguments(recipe).training.learning_rate == 1e-3
     assert read_run_arguments(recipe, ["--training.weight_decay", text]).training.weight_decay == 1e-3
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_bf16_auto_is_what_the_machine_is_fast_in(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, expected: bool
+) -> None:
+    monkeypatch.setattr(training_arguments, "faster_dtype", lambda: dtype)
+    training = read_run_arguments(recipe, ["--training.bf16", "auto"]).training
+    assert training.bf16 is expected
+    assert training.mixed_precision == ("bf16" if expected else "no")
+    assert training.computes_in == ("bfloat16" if expected else "float32")
+    assert read_run_arguments(recipe).training.bf16 is False
+    assert read_run_arguments(recipe, ["--training.bf16", "true"]).training.bf16 is True
+    with pytest.raises(ValueError, match=r"`training\.bf16` \('fast'\) must be true or false, or be one of 'auto'"):
+        read_run_arguments(recipe, ["--training.bf16", "fast"])
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_leave_the_type_to_the_machine(path: Path) -> None:
+    assert "  bf16: auto\n" in path.read_text()
 
 
 def test_no_is_a_word_in_files_and_flags(recipe: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from pathlib import Path
 
@@ -9,7 +10,15 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_captioner import caption_rows, tiny_model, tiny_processor
 from tiny_models import VISION_CONFIGS
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, TrainerControl, TrainerState
+from transformers import (
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from fusion_captioner.data.caption_sampling import CaptionDataset
 from fusion_captioner.data.collating import CaptionCollator
@@ -89,11 +98,13 @@ def test_a_warm_up_that_outlasts_the_run_is_told(tmp_path: Path, caplog) -> None
         assert caplog.text.count("the learning rate rises for 2 steps, and training has 2") == told
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path: Path, ema_decay: float, monkeypatch) -> None:
+@pytest.mark.parametrize(("ema_decay", "bf16"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_a_resumed_run_has_the_losses_of_an_unbroken_one(
+    tmp_path: Path, ema_decay: float, bf16: bool, monkeypatch
+) -> None:
     warnings: list[str] = []
     monkeypatch.setattr(transformers.trainer.logger, "warning", warnings.append)
-    settings = {"save_strategy": "steps", "save_steps": 3, "ema_decay": ema_decay, "num_train_epochs": 2}
+    settings = {"save_strategy": "steps", "save_steps": 3, "ema_decay": ema_decay, "num_train_epochs": 2, "bf16": bf16}
     unbroken = build(tmp_path / "unbroken", tmp_path, **settings)
     unbroken.train()
     broken = build(tmp_path / "broken", tmp_path, [Stop(5)], **settings)
@@ -331,8 +342,9 @@ def test_wrong_settings_are_named(tmp_path: Path, settings: dict, words: list[st
     assert all(word in str(caught.value) for word in words)
 
 
-def test_training_stops_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:
-    trainer = build(tmp_path / "out", tmp_path / "data", learning_rate=1e-3)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_training_stops_at_a_loss_that_is_not_finite(tmp_path: Path, bf16: bool) -> None:
+    trainer = build(tmp_path / "out", tmp_path / "data", learning_rate=1e-3, bf16=bf16)
 
     class Break(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -362,6 +374,44 @@ def test_training_stops_at_a_gradient_that_is_not_finite(tmp_path: Path) -> None
     assert len(json.loads((folder / "state.json").read_text())["batch"]) == 4  # two batches of two images
     assert load_file(folder / "model.safetensors")["model.fusion.query.weight"].isfinite().all()
     assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= set(os.listdir(folder))
+
+
+@pytest.mark.parametrize("types", [("lstm", "lstm"), ("gru", "transformer"), ("transformer", "gru")])
+def test_bfloat16_rounds_products_and_learns_as_single_precision(tmp_path: Path, types: tuple[str, str]) -> None:
+    vision = {"model_type": "efficientnet", **VISION_CONFIGS["efficientnet"]}
+    fields = {"text_encoder_type": types[0], "decoder_type": types[1], "vision_config": vision}
+    found = {}
+    for bf16, checkpointing in ((False, False), (True, False), (True, True)):
+        settings = {"bf16": bf16, "gradient_checkpointing": checkpointing, "learning_rate": 1e-3}
+        trainer = build(tmp_path, tmp_path, (), fields, train_image_encoder_from_step=0, **settings)
+        seen: set[torch.dtype] = set()
+        trainer.model.model.fusion.query.register_forward_hook(
+            lambda layer, inputs, output, seen=seen: seen.add(output.dtype)
+        )
+        trainer.train()
+        assert seen == {torch.bfloat16 if bf16 else torch.float32}
+        assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
+        states = [state for states in trainer.optimizer.state.values() for state in states.values()]
+        assert states and {state.dtype for state in states} == {torch.float32}
+        found[bf16, checkpointing] = list(losses(trainer).values())
+    assert found[True, False] != found[False, False]
+    assert found[True, False] == pytest.approx(found[False, False], rel=0.01)
+    assert found[True, True] == pytest.approx(found[True, False], rel=0.001)
+
+
+def test_transformers_own_trainer_trains_in_bfloat16(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    arguments = TrainingArguments(
+        str(tmp_path), bf16=True, use_cpu=True, max_steps=2, remove_unused_columns=False, report_to="none"
+    )
+    model, processor = tiny_model(), tiny_processor()
+    rows = CaptionDataset(caption_rows(tmp_path, 4), 1, seed=0)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    trainer = Trainer(model, arguments, data_collator=CaptionCollator(processor), train_dataset=rows)
+    assert math.isfinite(trainer.train().training_loss)
+    changed = [name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])]
+    assert "lm_head.bias" in changed and "decoder.layers.recurrent.weight_hh_l0" in changed
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:

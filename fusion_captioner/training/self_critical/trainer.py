@@ -128,7 +128,8 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         samples, sampled = self._sample(captioner, regions.detach(), prompts, image_ids)
         hide_features.eval()  # the features that were hidden from the samples stay hidden, and no others
         references = ReferenceCaptions(image_ids, inputs["input_ids"], inputs["attention_mask"])
-        advantages = self._advantages(samples, references).to(regions.device)
+        with torch.autocast(regions.device.type, enabled=False):  # a reward that learns has an optimiser of its own
+            advantages = self._advantages(samples, references).to(regions.device)
         logits = model(
             input_ids=samples.input_ids,
             attention_mask=samples.attention_mask,

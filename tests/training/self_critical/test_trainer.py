@@ -263,9 +263,32 @@ def test_a_discriminator_is_trained_beside_and_told_of(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("**/discriminator*"))
 
 
-@pytest.mark.parametrize("rewards", [{"CIDEr": 1.0}, {"CIDEr": 1.0, "discriminator": 0.5}])
-def test_a_resumed_run_has_the_rewards_of_an_unbroken_one(tmp_path: Path, rewards: dict[str, float]) -> None:
-    settings = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 3, "rewards": rewards}
+def test_bfloat16_samples_and_trains_every_weight(tmp_path: Path) -> None:
+    trainer = build(tmp_path, tmp_path, bf16=True, rewards={"discriminator": 1.0}, candidates="beams")
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    types: list[tuple[bool, torch.dtype]] = []
+    trainer.model.lm_head.register_forward_hook(
+        lambda layer, inputs, output: types.append((torch.is_grad_enabled(), output.dtype))
+    )
+    projection = trainer.rewards["discriminator"].discriminator.text_projection
+    own: set[torch.dtype] = set()
+    projection.register_forward_hook(lambda layer, inputs, output: own.add(output.dtype))
+    trainer.train()
+    assert set(types) == {(True, torch.bfloat16), (False, torch.bfloat16)}  # of the gradient, of sampling
+    assert own == {torch.float32}  # the reward has an optimiser of its own
+    weights = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    same = {name for name, weight in weights.items() if torch.equal(weight, before[name])}
+    assert same <= {"model.image_projection.weight", "model.text_projection.weight"}  # no loss reads them
+
+
+@pytest.mark.parametrize(
+    ("rewards", "bf16"),
+    [({"CIDEr": 1.0}, False), ({"CIDEr": 1.0}, True), ({"CIDEr": 1.0, "discriminator": 0.5}, False)],
+)
+def test_a_resumed_run_has_the_rewards_of_an_unbroken_one(
+    tmp_path: Path, rewards: dict[str, float], bf16: bool
+) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 3, "rewards": rewards, "bf16": bf16}
     whole = build(tmp_path / "whole", tmp_path, **settings)
     whole.train()
     broken = build(tmp_path / "broken", tmp_path, callbacks=[Stop(3)], **settings)
