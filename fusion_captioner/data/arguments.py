@@ -6,7 +6,6 @@ from typing import Any
 from fusion_captioner.data.augmentation import AUGMENTATIONS
 from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.metrics.tokenization import find_tokenizer
-from fusion_captioner.processing_fusion_captioner import language_token
 
 MODALITIES = ("image", "text")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -73,6 +72,9 @@ class DataArguments(CaptionSource):
         if not isinstance(self.more_train_sources, list):
             raise ValueError(f"`data.more_train_sources` ({self.more_train_sources!r}) must be a list of folders.")
         for language, where in self.languages.items():
+            # transformers is imported with it, and captions can be scored without
+            from fusion_captioner.processing_fusion_captioner import language_token
+
             language_token(language)
             unknown = set(where) - {each.name for each in fields(CaptionSource)} if isinstance(where, dict) else set()
             if unknown:
