@@ -42,8 +42,8 @@ def packed_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
     A step of generation multiplies one row per beam by every weight of the decoder. On CPUs the kernel behind
     `nn.Linear` is made for many rows; with a few it is faster on weights that are laid out for it
     (`benchmarks/packed_linear.py` measures by how much). A copy is made at a weight's second use: what is used once,
-    as projections of an image are, is not worth it. Under autocast the copy has its type, and so half the bytes to read
-    at each step. None outlives the call, so that no change of a weight is missed.
+    as projections of an image are, is not worth it. Under autocast the copy has its type, and so half the bytes to
+    read at each step. None outlives the call, so that no change of a weight is missed.
 
     The weights must not change inside. Weights that are quantised, offloaded or not on a CPU are left alone.
     """
