@@ -15,7 +15,7 @@ from PIL import Image, JpegImagePlugin
 
 from fusion_captioner.image_decoding import MAX_IMAGE_PIXELS, is_heif
 from fusion_captioner.image_loading import is_url, load_image
-from fusion_captioner.printing import print_note
+from fusion_captioner.printing import error_text, print_note
 
 # Opening a header waits for the disk, more so on network drives, and Pillow and the kernel release the GIL meanwhile.
 HEADER_THREADS = 8
@@ -65,7 +65,7 @@ def find_images_one_by_one(sources: list[str]) -> tuple[list[str], dict[int, str
         try:
             images += find_images([source])
         except (ValueError, OSError) as error:
-            problems[len(images)] = str(error)
+            problems[len(images)] = error_text(error)
             images.append(source)
     return images, problems
 

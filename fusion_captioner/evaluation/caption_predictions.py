@@ -39,8 +39,8 @@ def read_predictions(file: str | Path, images: Sequence[AnnotatedImage]) -> Pred
     without the ending.
 
     Args:
-        file: `[{"image_id": 42, "caption": "..."}, ...]`; or JSON lines or a table of `caption --out`, or JSON lines
-            of `evaluate --captions`. Of several captions the first counts.
+        file: `[{"image_id": 42, "caption": "..."}, ...]`, or what `caption --out` or `evaluate --captions` writes. Of
+            several captions the first counts.
         images: those of the split.
 
     Raises:

@@ -12,7 +12,7 @@ from fusion_captioner.files import write_text
 from fusion_captioner.image_loading import is_url
 from fusion_captioner.inference.caption_file import CaptionFile, image_identity, real_folder
 from fusion_captioner.inference.caption_formats import CaptionFormat
-from fusion_captioner.printing import print_line, print_note, printable
+from fusion_captioner.printing import error_text, print_line, print_note, printable
 
 # What no other photo would be spared
 DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -173,8 +173,7 @@ class CaptionOutputs:
                 wrote = writer()
             except (ValueError, OSError) as error:
                 self._raise_if_full(image, error)
-                name = getattr(error, "filename", None)
-                print_note(str(error) if name is None else f"{name}: {getattr(error, 'strerror', error)}")
+                print_note(error_text(error))
                 is_whole = False
             else:
                 self.written += wrote
