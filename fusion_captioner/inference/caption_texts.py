@@ -24,7 +24,8 @@ def framed(text: str, prefix: str = "", suffix: str = "") -> str:
 def shortened(text: str, max_chars: int) -> str:
     """
     The beginning of `text` that has at most `max_chars` characters and ends with a whole word, or, in scripts without
-    spaces, with a whole character and its marks. Empty, if the first word is longer.
+    spaces, with a whole character and its marks. Empty, if the first word is longer. An English article or preposition
+    whose noun was cut off goes, too: `a dog on the` is `a dog`.
     """
     if len(text) <= max_chars:
         return text
@@ -33,7 +34,18 @@ def shortened(text: str, max_chars: int) -> str:
         if piece.end() > max_chars:
             break
         end = piece.end()
-    return text[:end].rstrip(_LEFT_OPEN)
+    short = text[:end].rstrip(_LEFT_OPEN)
+    while (space := short.rfind(" ")) > 0 and short[space + 1 :].lower() in _open_words():
+        short = short[:space].rstrip(_LEFT_OPEN)
+    return short
+
+
+@cache
+def _open_words() -> frozenset[str]:
+    from fusion_captioner.metrics.diversity import FUNCTION_WORDS
+
+    # a whole caption may end in these, and one that is cut there rarely does
+    return FUNCTION_WORDS | {"on", "by", "over", "behind", "around", "along"}
 
 
 @cache
