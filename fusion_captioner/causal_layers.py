@@ -389,13 +389,7 @@ class CausalTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(hidden_size)
 
-    def forward(
-        self,
-        inputs: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        state: State | None = None,
-        return_state: bool = False,
-    ) -> tuple[torch.Tensor, State | None]:
+    def forward(self, inputs, attention_mask=None, state=None, return_state=False):
         """Same arguments as `CausalRecurrent.forward`; the state is every layer's keys and values, in turn."""
         length = inputs.shape[1]
         total = length + (state[0].shape[2] if state is not None else 0)

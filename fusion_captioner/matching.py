@@ -80,14 +80,7 @@ class WordRegionMatching(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(self.SCALE)))
         self.threshold = nn.Parameter(torch.tensor(self.THRESHOLD))
 
-    def forward(
-        self,
-        texts: torch.Tensor,
-        images: torch.Tensor,
-        outputs: Any,
-        attention_mask: torch.Tensor | None,
-        fuse: Fuse,
-    ) -> torch.Tensor:
+    def forward(self, texts, images, outputs, attention_mask, fuse) -> torch.Tensor:
         """As `FusionMatching.forward`; text states and regions are read, and nothing is fused."""
         text_states = outputs.text_hidden_states
         regions = self.region_dropout(outputs.image_hidden_states)

@@ -1,9 +1,9 @@
 """Corpus BLEU-1 to BLEU-4 of captions, for `evaluate.load("…/evaluate_modules/bleu")`."""
 
-import datasets
 import evaluate
 
 from fusion_captioner.metrics.bleu import bleu
+from fusion_captioner.metrics.evaluate_modules import caption_metric
 from fusion_captioner.metrics.tokenization import find_tokenizer
 
 _DESCRIPTION = """\
@@ -31,14 +31,7 @@ Returns:
 
 class Bleu(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
-            ),
-        )
+        return caption_metric(_DESCRIPTION, _CITATION, _INPUTS)
 
     def _compute(self, predictions, references, tokenizer="auto"):
         return {

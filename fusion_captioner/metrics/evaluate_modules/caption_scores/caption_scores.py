@@ -1,40 +1,19 @@
 """CIDEr-D, BLEU, ROUGE-L and METEOR of captions at once, for `evaluate.load("…/evaluate_modules/caption_scores")`."""
 
-import datasets
 import evaluate
 
 from fusion_captioner.metrics.caption_scores import DEFAULT_METRICS, score_captions
+from fusion_captioner.metrics.evaluate_modules import caption_metric
+from fusion_captioner.metrics.evaluate_modules.bleu.bleu import _CITATION as BLEU
+from fusion_captioner.metrics.evaluate_modules.cider.cider import _CITATION as CIDER
+from fusion_captioner.metrics.evaluate_modules.meteor_exact_stem.meteor_exact_stem import _CITATION as METEOR
+from fusion_captioner.metrics.evaluate_modules.rouge_l.rouge_l import _CITATION as ROUGE
 
 _DESCRIPTION = """\
 The scores that captioning papers report, as coco-caption computes them, with a signature of how they were computed.
 """
 
-_CITATION = """\
-@inproceedings{vedantam2015cider,
-  title={{CIDEr}: Consensus-based image description evaluation},
-  author={Vedantam, Ramakrishna and Zitnick, C. Lawrence and Parikh, Devi},
-  booktitle={CVPR},
-  year={2015}
-}
-@inproceedings{papineni2002bleu,
-  title={{BLEU}: a method for automatic evaluation of machine translation},
-  author={Papineni, Kishore and Roukos, Salim and Ward, Todd and Zhu, Wei-Jing},
-  booktitle={ACL},
-  year={2002}
-}
-@inproceedings{lin2004rouge,
-  title={{ROUGE}: A package for automatic evaluation of summaries},
-  author={Lin, Chin-Yew},
-  booktitle={Text Summarization Branches Out},
-  year={2004}
-}
-@inproceedings{denkowski2014meteor,
-  title={Meteor Universal: Language specific translation evaluation for any target language},
-  author={Denkowski, Michael and Lavie, Alon},
-  booktitle={Workshop on Statistical Machine Translation},
-  year={2014}
-}
-"""
+_CITATION = CIDER + BLEU + ROUGE + METEOR
 
 _INPUTS = """\
 Args:
@@ -51,14 +30,7 @@ Returns:
 
 class CaptionScores(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
-            ),
-        )
+        return caption_metric(_DESCRIPTION, _CITATION, _INPUTS)
 
     def _compute(self, predictions, references, metrics=DEFAULT_METRICS, document_frequencies=None, tokenizer="auto"):
         return score_captions(

@@ -1,9 +1,9 @@
 """CIDEr-D of captions, for `evaluate.load("…/evaluate_modules/cider")`."""
 
-import datasets
 import evaluate
 
 from fusion_captioner.metrics.cider import cider_d
+from fusion_captioner.metrics.evaluate_modules import caption_metric
 from fusion_captioner.metrics.tokenization import find_tokenizer
 
 _DESCRIPTION = """\
@@ -33,14 +33,7 @@ Returns:
 
 class Cider(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
-            ),
-        )
+        return caption_metric(_DESCRIPTION, _CITATION, _INPUTS)
 
     def _compute(self, predictions, references, document_frequencies=None, tokenizer="auto"):
         return {"CIDEr": cider_d(predictions, references, document_frequencies, find_tokenizer(tokenizer))[0]}

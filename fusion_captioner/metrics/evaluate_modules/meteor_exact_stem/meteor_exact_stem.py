@@ -1,8 +1,8 @@
 """METEOR 1.5 of captions by exact and stem matches, for `evaluate.load("…/evaluate_modules/meteor_exact_stem")`."""
 
-import datasets
 import evaluate
 
+from fusion_captioner.metrics.evaluate_modules import caption_metric
 from fusion_captioner.metrics.meteor import meteor_exact_stem
 from fusion_captioner.metrics.tokenization import find_tokenizer
 
@@ -31,14 +31,7 @@ Returns:
 
 class MeteorExactStem(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
-            ),
-        )
+        return caption_metric(_DESCRIPTION, _CITATION, _INPUTS)
 
     def _compute(self, predictions, references, tokenizer="auto"):
         return {"METEOR-exact-stem": meteor_exact_stem(predictions, references, find_tokenizer(tokenizer))[0]}

@@ -1,8 +1,8 @@
 """ROUGE-L of captions, for `evaluate.load("…/evaluate_modules/rouge_l")`."""
 
-import datasets
 import evaluate
 
+from fusion_captioner.metrics.evaluate_modules import caption_metric
 from fusion_captioner.metrics.rouge import rouge_l
 from fusion_captioner.metrics.tokenization import find_tokenizer
 
@@ -31,14 +31,7 @@ Returns:
 
 class RougeL(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
-            ),
-        )
+        return caption_metric(_DESCRIPTION, _CITATION, _INPUTS)
 
     def _compute(self, predictions, references, tokenizer="auto"):
         return {"ROUGE-L": rouge_l(predictions, references, find_tokenizer(tokenizer))[0]}
