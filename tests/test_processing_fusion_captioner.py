@@ -489,6 +489,7 @@ def test_the_code_is_saved_too(tmp_path: Path):
         "image_loading.py",
         "image_processing_fusion_captioner.py",
         "processing_fusion_captioner.py",
+        "text_rows.py",
     }
     assert {path.name for path in tmp_path.glob("*.py")} == shipped
     auto_map = json.loads((tmp_path / "processor_config.json").read_text())["auto_map"]

@@ -59,7 +59,8 @@ def test_flat_files_import_no_room():
 
 
 # The circle that the Hub's scanner forces: the base model's file names the files of all model classes, so that they
-# are saved with every checkpoint, and these import the base model.
+# are saved with every checkpoint, and these import the base model. And the one that pipelines force: they save image
+# processor and tokenizer alone, and what is saved must be the processor, which has an image processor.
 FORCED = {
     f"fusion_captioner.{name}"
     for name in (
@@ -68,6 +69,8 @@ FORCED = {
         "multiple_choice",
         "optional_modalities",
         "sequence_classification",
+        "image_processing_fusion_captioner",
+        "processing_fusion_captioner",
     )
 }
 

@@ -4,6 +4,7 @@ import argparse
 import shutil
 import sys
 import textwrap
+from functools import partial
 
 HELP = "list the recipes of `train`, or print one"
 EPILOG = """\
@@ -28,11 +29,12 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(read_recipe(options.name).text)
         return 0
     width = min(shutil.get_terminal_size((MAX_WIDTH, 0)).columns, MAX_WIDTH)
+    fill = partial(textwrap.fill, width=width, break_on_hyphens=False, break_long_words=False)
     for name in recipe_names():
         description = read_recipe(name).description
         trains = description.pop("trains")
-        print(name, textwrap.fill(trains, width, initial_indent="  ", subsequent_indent="  "), sep="\n")
+        print(name, fill(trains, initial_indent="  ", subsequent_indent="  "), sep="\n")
         for key, words in description.items():
-            print(textwrap.fill(words, width, initial_indent=f"    {key:<7} ", subsequent_indent=" " * 12))
+            print(fill(words, initial_indent=f"    {key:<7} ", subsequent_indent=" " * 12))
         print()
     return 0

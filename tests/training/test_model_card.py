@@ -67,7 +67,12 @@ def test_record_of_a_run_keeps_paths_to_itself(tmp_path):
     )
     record = training_record(CaptioningTask(run.data), run, "fusion-captioner train flickr8k.yaml")
     assert record == TrainingRecord(
-        ["flickr8k"], "train", "test", "google/efficientnet-b0", "fusion-captioner train flickr8k.yaml"
+        ["flickr8k"],
+        "train",
+        "test",
+        "google/efficientnet-b0",
+        "fusion-captioner train flickr8k.yaml",
+        computes_in="float32",
     )
     card = str(build_model_card(trained([BEST, SUMMARY], record), CAPTION_CARD))
     assert str(tmp_path) not in card
