@@ -100,6 +100,19 @@ def test_captions_by_offloaded_weights_are_the_same(fusion_type: str, layer_type
             torch.testing.assert_close(logits(offloaded, num_beams=beams), expected[beams])
 
 
+@pytest.mark.parametrize("share", [0.4, 0.7, 0.95])
+@pytest.mark.parametrize("head", HEADS)
+def test_what_does_not_fit_into_memory_is_placed_on_disk(head: Any, share: float, tmp_path: Path) -> None:
+    model = tiny_head(head, **FIELDS)
+    model.save_pretrained(tmp_path / "saved")
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    placed = head.from_pretrained(
+        tmp_path / "saved", device_map="auto", max_memory={"cpu": int(share * size)}, offload_folder=tmp_path / "disk"
+    )
+    assert "disk" in placed.hf_device_map.values()
+    torch.testing.assert_close(results(placed), results(model))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("layers", [{torch.nn.Linear}, None])
 @pytest.mark.parametrize(("fusion_type", "layer_type"), MIXTURES)

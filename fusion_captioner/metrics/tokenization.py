@@ -19,8 +19,11 @@ SPACELESS_SCRIPTS = (
     + r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Tham}\p{Tai_Le}\p{New_Tai_Lue}\p{Javanese}\p{Balinese}"
 )
 
-# Format characters and variation selectors, which show nothing; the joiners U+200C and U+200D are apart.
-_INVISIBLE = r"[\p{Cf}\x{34f}\x{180b}-\x{180d}\x{180f}\x{fe00}-\x{fe0f}\x{e0100}-\x{e01ef}&&[^\x{200c}\x{200d}]]"
+# Format characters and variation selectors, which show nothing, and the Arabic stroke that lengthens a word; the
+# joiners U+200C and U+200D are apart.
+_INVISIBLE = (
+    r"[\p{Cf}\x{640}\x{34f}\x{180b}-\x{180d}\x{180f}\x{fe00}-\x{fe0f}\x{e0100}-\x{e01ef}&&[^\x{200c}\x{200d}]]"
+)
 _STRAY_JOINER = r"(?<!\w)[\x{200c}\x{200d}]|[\x{200c}\x{200d}](?!\w)"
 
 

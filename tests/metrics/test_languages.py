@@ -87,6 +87,7 @@ def test_scripts_without_spaces_are_split_by_character():
         ("\N{RIGHT-TO-LEFT EMBEDDING}כלב\N{POP DIRECTIONAL FORMATTING}", "כלב"),
         ("e\N{ZERO WIDTH JOINER}\N{COMBINING ACUTE ACCENT}", "é"),
         ("dog \N{DIAERESIS}", "dog"),
+        ("ك\N{ARABIC TATWEEL}لب", "كلب"),
     ],
 )
 def test_captions_that_look_the_same_are_the_same(left: str, right: str):
