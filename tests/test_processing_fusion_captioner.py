@@ -255,7 +255,7 @@ def test_repeated_truncated_rows_stay_within_the_limit():
         ({"text": 7}, r"`text` \(7\)"),
         ({"text_target": ["a", "  "]}, r"`text_target\[1\]` is empty"),
         ({"text": ["a", "b", "c"], "text_target": ["a", "b"]}, "3 prompts for 2 captions"),
-        ({"text_target": [["a", "b"], ["a"]]}, "1 to 2 captions an image"),
+        ({"text_target": [["a", "b"], ["a"]]}, "1 to 2 captions per image"),
         ({"images": [noise()] * 2, "text_target": ["a"] * 3}, "3 captions for 2 `images`"),
         ({"images": [noise()] * 2, "text_target": [["a"]] * 3}, "captions of 3 images for 2 `images`"),
         ({"images": [noise()] * 2, "text": ["a"] * 3}, "3 prompts for 2 `images`"),

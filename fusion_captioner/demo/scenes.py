@@ -128,7 +128,7 @@ def render_coco_folder(
     """Render a small captioning data set in COCO's own layout.
 
     Writes `train2017/*.jpg`, `val2017/*.jpg`, `annotations/captions_train2017.json` and
-    `annotations/captions_val2017.json` with five captions an image. The folder appears when it is whole.
+    `annotations/captions_val2017.json` with five captions per image. The folder appears when it is whole.
 
     Args:
         folder: where to; made if it is missing.
