@@ -18,6 +18,7 @@ from fusion_captioner.commands import (
     classify,
     convert,
     demo,
+    demo_page,
     evaluate,
     export,
     index,
@@ -41,6 +42,7 @@ COMMANDS = {
     "search": search,
     "convert": convert,
     "demo": demo,
+    "demo-page": demo_page,
 }
 
 # What torch says where Python raises MemoryError.
@@ -57,6 +59,7 @@ examples:
   fusion-captioner export runs/captioner --to openvino --out runs/captioner-openvino
   fusion-captioner index holiday/ --model runs/retrieval --out holiday.index
   fusion-captioner search holiday.index "a dog in the snow"
+  fusion-captioner demo-page holiday/                        a page in the browser
 
 `fusion-captioner COMMAND --help` explains a command."""
 

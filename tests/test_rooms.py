@@ -18,6 +18,7 @@ ROOMS = [
     "inference",
     "export",
     "search",
+    "serving",
     "demo",
     "commands",
 ]
