@@ -77,7 +77,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def table(photos: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
     """The figures of all words and of content words as Markdown."""
     lines = [
-        f"| method | all words, {len(photos)} photos | content words | largest fall, all words |",
+        f"| method | further than random, all words, {len(photos)} photos | content words | fall itself, all words |",
         "|---|---|---|---|",
     ]
     for method in methods:

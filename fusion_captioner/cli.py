@@ -18,6 +18,7 @@ from fusion_captioner.commands import (
     classify,
     convert,
     demo,
+    demo_page,
     download,
     evaluate,
     export,
@@ -49,6 +50,7 @@ COMMANDS = {
     "convert": convert,
     "download": download,
     "demo": demo,
+    "demo-page": demo_page,
 }
 
 # What torch says where Python raises MemoryError.
@@ -69,6 +71,7 @@ examples:
   fusion-captioner search holiday.index "a dog in the snow"
   fusion-captioner serve --port 8000                         OpenAI's API for the captioner
   fusion-captioner mcp --root holiday/                       a tool for assistants
+  fusion-captioner demo-page holiday/                        a page in the browser
 
 `fusion-captioner COMMAND --help` explains a command."""
 

@@ -106,15 +106,20 @@ class AnswerWriter:
             trained_to="answer in words, or --choices to choose from",
             **loading,
         )
-        chat = [{"role": "user", "content": question}]
-        self.prompt = self.processor.apply_chat_template(chat, add_generation_prompt=True)
 
-    @torch.inference_mode()
     def predict(self, pictures: Pictures) -> list[dict[str, Any]]:
-        inputs = self.processor(images=pictures, text=self.prompt, return_tensors="pt")
-        generated = self.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-        texts = self.processor.batch_decode(generated, skip_special_tokens=True)
-        return [{"question": self.question, "answer": text.strip()} for text in texts]
+        texts = write_answers(self.model, self.processor, self.question, pictures)
+        return [{"question": self.question, "answer": text} for text in texts]
+
+
+@torch.inference_mode()
+def write_answers(model: Any, processor: Any, question: str, pictures: Pictures) -> list[str]:
+    """The answers of a captioner to a question, one for each picture."""
+    chat = [{"role": "user", "content": question}]
+    prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+    inputs = processor(images=pictures, text=prompt, return_tensors="pt").to(model.device)
+    generated = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(generated, skip_special_tokens=True)]
 
 
 def print_predictions(predictor: Predictor, images: Sequence[str], batch_size: int, done: str) -> int:

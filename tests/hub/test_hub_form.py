@@ -26,7 +26,15 @@ from fusion_captioner.training.trainer import CAPTION_CARD
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hub")]
 
 PACKAGE = Path(fusion_captioner.__file__).parent
-NOT_SHIPPED = {"__init__.py", "cli.py", "files.py", "hardware.py", "printing.py", "process_setup.py", "registration.py"}
+NOT_SHIPPED = {
+    "__init__.py",
+    "cli.py",
+    "files.py",
+    "hardware.py",
+    "printing.py",
+    "process_setup.py",
+    "registration.py",
+}
 SHIPPED = {path.name for path in PACKAGE.glob("*.py")} - NOT_SHIPPED
 PROCESSOR_FILES = {
     "image_decoding.py",

@@ -1,0 +1,193 @@
+"""What the page does with photos, without the page itself: captions with probabilities and maps, answers, files."""
+
+import csv
+import io
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from fusion_captioner.evaluation.html_page import jpeg_uri, render, shrunk
+from fusion_captioner.files import write_text
+from fusion_captioner.image_loading import load_image
+from fusion_captioner.inference.attention_maps import (
+    DEFAULT_METHOD,
+    ExplainedCaption,
+    explain_caption,
+    read_caption,
+)
+from fusion_captioner.inference.attention_page import lit
+from fusion_captioner.inference.predictors import write_answers
+from fusion_captioner.serving.page_texts import TEXTS
+from fusion_captioner.training.task_file import read_task
+
+BEAMS = 5
+MAX_NEW_TOKENS = 30
+BATCH = 8
+MAP_SIDE = 420  # pixels, the longer side
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A caption of beam search, and its probability given the photo."""
+
+    text: str
+    probability: float
+
+
+class PagePhotos:
+    """
+    Several threads may call it: one photo is worked on at a time.
+
+    Args:
+        model, processor: a `FusionCaptionerForConditionalGeneration` and its processor.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+        self._lock = threading.Lock()
+
+    def alternatives(self, photo: Image.Image) -> list[Alternative]:
+        """The captions that beam search ends with, the most probable first."""
+        with self._lock, torch.inference_mode():
+            pixel_values = self.processor(images=photo, return_tensors="pt")["pixel_values"].to(self.model.device)
+            regions = self.model.get_image_hidden_states(pixel_values)
+            sequences = self.model.generate(
+                image_hidden_states=regions,
+                num_beams=BEAMS,
+                num_return_sequences=BEAMS,
+                max_new_tokens=MAX_NEW_TOKENS,
+            )
+            texts = [text.strip() for text in self.processor.batch_decode(sequences, skip_special_tokens=True)]
+            texts = list(dict.fromkeys(texts))
+            inputs = self.processor(text=texts, add_eos=True, return_tensors="pt").to(self.model.device)
+            logits = self.model(**inputs, image_hidden_states=regions, use_cache=False).logits[:, :-1].float()
+            scores = logits.log_softmax(dim=-1).gather(-1, inputs["input_ids"][:, 1:, None]).squeeze(-1)
+            probabilities = (scores * inputs["attention_mask"][:, 1:]).sum(dim=1).exp().tolist()
+        found = [Alternative(text, value) for text, value in zip(texts, probabilities, strict=True)]
+        return sorted(found, key=lambda alternative: -alternative.probability)
+
+    def word_maps(self, photo: Image.Image, text: str, language: str) -> str:
+        """
+        The words of a caption as a choice, each with its maps, as HTML: the page's default map, and where the fusion
+        attends, attention next to it.
+
+        Args:
+            text: the caption.
+            language: of the page's own words, a key of `TEXTS`.
+        """
+        attends = hasattr(self.model.model.fusion, "num_heads")
+        methods = [DEFAULT_METHOD, *(["attention"] if attends and DEFAULT_METHOD != "attention" else [])]
+        with self._lock:
+            read = read_caption(self.model, self.processor, photo, text)
+            captions = [explain_caption(read, self.processor, photo, method) for method in methods]
+        small, texts = shrunk(photo, MAP_SIDE), TEXTS[language]
+        words = [
+            {
+                "text": word,
+                "maps": [
+                    {
+                        "uri": jpeg_uri(lit(small, caption, place)),
+                        "title": texts[f"map_{method}"],
+                        "alt": texts["map_alt"].format(word=word, place=texts["places"][_place(caption, place)]),
+                    }
+                    for method, caption in zip(methods, captions, strict=True)
+                ],
+            }
+            for place, word in enumerate(captions[0].words)
+        ]
+        return render("serving/word_maps.html", words=words, texts=texts)
+
+    def captions(self, photos: Sequence[str]) -> Iterator[tuple[list[tuple[str, str]], list[str]]]:
+        """For each batch of files its photos with their captions, and what is wrong with others."""
+        for start in range(0, len(photos), BATCH):
+            pictures, names, problems = [], [], []
+            for name in photos[start : start + BATCH]:
+                try:
+                    pictures.append(load_image(name))
+                    names.append(name)
+                except (ValueError, OSError) as error:
+                    problems.append(str(error))
+            texts: list[str] = []
+            if pictures:
+                with self._lock, torch.inference_mode():
+                    inputs = self.processor(images=pictures, return_tensors="pt").to(self.model.device)
+                    generated = self.model.generate(**inputs, num_beams=3, max_new_tokens=MAX_NEW_TOKENS)
+                    texts = self.processor.batch_decode(generated, skip_special_tokens=True)
+            yield [(name, text.strip()) for name, text in zip(names, texts, strict=True)], problems
+
+    def answer(self, photo: Image.Image, question: str) -> str:
+        """
+        Raises:
+            ValueError: the question is empty.
+        """
+        if not question.strip():
+            raise ValueError("the question is empty; ask something.")
+        with self._lock:
+            return write_answers(self.model, self.processor, question.strip(), [photo])[0]
+
+
+def answers_questions(name: str, revision: str) -> bool:
+    """Whether a checkpoint was trained for the task `prompted`; one that does not say so was not."""
+    try:
+        return read_task(name, revision, source=name)[0] == "prompted"
+    except OSError:
+        return False
+
+
+def _place(caption: ExplainedCaption, word: int) -> int:
+    """Which ninth of the photo, row by row, the word depends on most."""
+    return int(caption.photo_map(word, (3, 3)).argmax())
+
+
+def save_csv(file: Path, captions: Sequence[tuple[str, str]], replace_existing: bool) -> Path:
+    """
+    A table with the columns `image` and `caption`, which training reads.
+
+    Args:
+        captions: name of the photo, and its caption.
+
+    Raises:
+        FileExistsError: there is such a file with other content, and `replace_existing` is false.
+    """
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerows([("image", "caption"), *captions])
+    return _save(file, table.getvalue(), replace_existing)
+
+
+def save_sidecars(folder: Path, captions: Sequence[tuple[str, str]], replace_existing: bool) -> list[Path]:
+    """
+    A text file next to each photo, `photo.txt` for `photo.jpg`; all or none are written.
+
+    Args:
+        folder: of the photos.
+        captions: name of the photo below the folder, and its caption.
+
+    Raises:
+        FileExistsError: there is such a file with other content, and `replace_existing` is false.
+        ValueError: two photos differ only by their ending, so that they would share a file.
+    """
+    files = {(folder / name).with_suffix(".txt"): text for name, text in captions}
+    if len(files) < len(captions):
+        raise ValueError(f"{folder}: photos that differ by their ending alone would share a file; save a CSV instead.")
+    if not replace_existing:
+        for file, text in files.items():
+            _check_unchanged(file, f"{text}\n")
+    return [_save(file, f"{text}\n", True) for file, text in files.items()]
+
+
+def _save(file: Path, content: str, replace_existing: bool) -> Path:
+    if not replace_existing:
+        _check_unchanged(file, content)
+    write_text(file, content)
+    return file
+
+
+def _check_unchanged(file: Path, content: str) -> None:
+    if file.exists() and file.read_text(encoding="utf-8", errors="replace") != content:
+        raise FileExistsError(f"{file}: exists already with other content; allow the page to replace it, or move it.")

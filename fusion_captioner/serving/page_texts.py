@@ -1,0 +1,105 @@
+"""The page's own words, in English and Chinese."""
+
+from typing import Any
+
+TEXTS: dict[str, dict[str, Any]] = {
+    "en": {
+        "title": "Fusion Captioner",
+        "tab_caption": "Caption",
+        "tab_folder": "Folder",
+        "tab_question": "Question",
+        "tab_search": "Search",
+        "photo": "Photo",
+        "describe": "Write the caption",
+        "caption": "Caption",
+        "alternatives": "Captions with their probabilities",
+        "words": "Choose a word to see what it depends on",
+        "map_occlusion": "Covering the bright places makes the word less likely",
+        "map_attention": "Attention while the word was written",
+        "map_alt": "For the word “{word}”, the {place} of the photo matters most.",
+        "places": [
+            *("upper left", "upper middle", "upper right"),
+            *("middle left", "middle", "middle right"),
+            *("lower left", "lower middle", "lower right"),
+        ],
+        "photos": "Photos",
+        "caption_all": "Write the captions",
+        "number": "Photo of the list",
+        "previous": "Previous photo",
+        "next": "Next photo",
+        "form": "Save as",
+        "csv": "one CSV table",
+        "sidecars": "a text file next to each photo",
+        "replace": "Replace existing files",
+        "save": "Save",
+        "saved": "Result",
+        "download": "Download",
+        "saved_count": "{count} captions are saved in {place}.",
+        "problems": "Photos that could not be read",
+        "question": "Question",
+        "ask": "Ask",
+        "answer": "Answer",
+        "no_answers": "This captioner was not trained to answer questions. Start the page with "
+        "`--answer-model CAPTIONER`, a model that was trained for the task `prompted`.",
+        "query": "What to find",
+        "search": "Search",
+        "results": "Photos, best first",
+        "no_index": "There is no index to search. Make one with `fusion-captioner index FOLDER --model CHECKPOINT "
+        "--out INDEX`, and start the page with `--index INDEX`.",
+        "no_photo": "Choose a photo first.",
+        "no_photos": "There is no photo to caption; choose some.",
+        "no_captions": "There is nothing to save yet; write the captions first.",
+    },
+    "zh": {
+        "title": "Fusion Captioner 图像描述",
+        "tab_caption": "描述",
+        "tab_folder": "文件夹",
+        "tab_question": "提问",
+        "tab_search": "搜索",
+        "photo": "照片",
+        "describe": "生成描述",
+        "caption": "描述",
+        "alternatives": "候选描述及其概率",
+        "words": "选择一个词，查看它依据的区域",
+        "map_occlusion": "遮住明亮的区域会使该词的概率下降",
+        "map_attention": "写出该词时的注意力",
+        "map_alt": "对于“{word}”一词，照片的{place}最重要。",
+        "places": ["左上方", "上方", "右上方", "左侧", "中间", "右侧", "左下方", "下方", "右下方"],
+        "photos": "照片",
+        "caption_all": "生成全部描述",
+        "number": "列表中的照片",
+        "previous": "上一张",
+        "next": "下一张",
+        "form": "保存为",
+        "csv": "一个 CSV 表格",
+        "sidecars": "每张照片旁一个文本文件",
+        "replace": "替换已有文件",
+        "save": "保存",
+        "saved": "结果",
+        "download": "下载",
+        "saved_count": "{count} 条描述已保存到 {place}。",
+        "problems": "无法读取的照片",
+        "question": "问题",
+        "ask": "提问",
+        "answer": "回答",
+        "no_answers": "此模型未经问答训练。请用 `--answer-model CAPTIONER` 启动页面，"
+        "并指定以任务 `prompted` 训练的模型。",
+        "query": "要查找的内容",
+        "search": "搜索",
+        "results": "照片，最匹配的在前",
+        "no_index": "没有可搜索的索引。请先运行 `fusion-captioner index FOLDER --model CHECKPOINT --out INDEX`，"
+        "再用 `--index INDEX` 启动页面。",
+        "no_photo": "请先选择一张照片。",
+        "no_photos": "没有可描述的照片，请先选择。",
+        "no_captions": "还没有可保存的内容，请先生成描述。",
+    },
+}
+
+
+def language_of(accept_language: str) -> str:
+    """The page's language for a browser's header `Accept-Language`: the first that the page has, or English."""
+    for part in accept_language.split(","):
+        language = part.split(";")[0].strip().lower().split("-")[0]
+        if language in TEXTS:
+            return language
+    return "en"

@@ -1,0 +1,107 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_exports import tiny_processor
+from tiny_models import tiny_model
+
+from fusion_captioner.data.caption_datasets import load_caption_dataset
+from fusion_captioner.serving.page_photos import BEAMS, PagePhotos, answers_questions, save_csv, save_sidecars
+from fusion_captioner.serving.page_texts import TEXTS, language_of
+
+
+def photo(seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (48, 40, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def photos() -> PagePhotos:
+    return PagePhotos(tiny_model(), tiny_processor())
+
+
+def test_alternatives_have_the_probability_that_the_model_gives_them(photos: PagePhotos) -> None:
+    found = photos.alternatives(photo())
+    assert 1 < len(found) <= BEAMS and len({each.text for each in found}) == len(found)
+    assert [each.probability for each in found] == sorted((each.probability for each in found), reverse=True)
+    for each in found:
+        inputs = photos.processor(images=photo(), text=[each.text], add_eos=True, return_tensors="pt")
+        with torch.no_grad():
+            scores = photos.model(**inputs).logits[0, :-1].log_softmax(-1)
+        expected = scores.gather(-1, inputs["input_ids"][0, 1:, None]).sum().exp().item()
+        assert each.probability == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("language", TEXTS)
+def test_every_word_has_its_maps_with_alt_text(photos: PagePhotos, language: str) -> None:
+    html = photos.word_maps(photo(), "w5 w6 w7", language)
+    assert html.count('type="radio"') == 3 and html.count(" checked") == 1
+    assert html.count("<img ") == 6  # occlusion, and attention next to it
+    for word in ("w5", "w6", "w7"):
+        start = TEXTS[language]["map_alt"].split("{place}")[0].format(word=word)
+        assert html.count(f'alt="{start}') == 2
+    without = PagePhotos(tiny_model(fusion_type="sum"), tiny_processor())
+    assert without.word_maps(photo(), "w5 w6", language).count("<img ") == 2
+
+
+def test_bad_photos_of_a_folder_are_reported(photos: PagePhotos, tmp_path: Path) -> None:
+    for number in range(9):
+        photo(number).save(tmp_path / f"{number}.png")
+    (tmp_path / "3.png").write_bytes(b"no image")
+    names = [str(tmp_path / f"{number}.png") for number in range(9)]
+    batches = list(photos.captions(names))
+    assert [name for found, _ in batches for name, _ in found] == names[:3] + names[4:]
+    (problem,) = [problem for _, problems in batches for problem in problems]
+    assert "3.png" in problem
+
+
+def test_saved_captions_are_read_by_training(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.png", "b.png")):
+        photo(number).save(tmp_path / name)
+    pairs = [("a.png", 'a "red" dog, running'), ("b.png", "两只狗")]
+    table = save_csv(tmp_path / "captions.csv", pairs, False)
+    assert list(csv.reader(table.open(encoding="utf-8")))[1:] == [list(pair) for pair in pairs]
+    (split,) = load_caption_dataset(str(tmp_path), cache_dir=tmp_path / "cache").values()
+    assert [row["captions"] for row in split] == [[text] for _, text in pairs]
+
+
+def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
+    pairs = [("a.png", "one"), ("sub/b.jpg", "two")]
+    (tmp_path / "sub").mkdir()
+    files = save_sidecars(tmp_path, pairs, False)
+    assert [file.read_text() for file in files] == ["one\n", "two\n"]
+    save_sidecars(tmp_path, pairs, False)  # the same again
+    with pytest.raises(FileExistsError, match=r"b\.txt"):
+        save_sidecars(tmp_path, [("a.png", "one"), ("sub/b.jpg", "three")], False)
+    assert files[1].read_text() == "two\n"
+    save_sidecars(tmp_path, [("a.png", "four"), ("sub/b.jpg", "three")], True)
+    assert [file.read_text() for file in files] == ["four\n", "three\n"]
+    with pytest.raises(ValueError, match="ending alone"):
+        save_sidecars(tmp_path, [("a.png", "one"), ("a.jpg", "two")], True)
+    save_csv(tmp_path / "captions.csv", pairs, False)
+    with pytest.raises(FileExistsError, match=r"captions\.csv"):
+        save_csv(tmp_path / "captions.csv", pairs[:1], False)
+
+
+def test_a_question_is_answered_and_an_empty_one_refused(photos: PagePhotos) -> None:
+    assert isinstance(photos.answer(photo(), "w5 w6"), str)
+    with pytest.raises(ValueError, match="question is empty"):
+        photos.answer(photo(), " ")
+
+
+def test_only_a_model_that_was_trained_to_answer_answers(tmp_path: Path) -> None:
+    assert not answers_questions(str(tmp_path), "main")
+    for task, expected in (("prompted", True), ("captioning", False)):
+        (tmp_path / "task.json").write_text(json.dumps({"task": task, "data": {}}))
+        assert answers_questions(str(tmp_path), "main") == expected
+
+
+def test_both_languages_say_everything() -> None:
+    assert TEXTS["en"].keys() == TEXTS["zh"].keys()
+    assert {language: len(texts["places"]) for language, texts in TEXTS.items()} == {"en": 9, "zh": 9}
+    assert language_of("zh-CN,zh;q=0.9,en;q=0.8") == "zh"
+    assert language_of("fr-FR, zh-TW;q=0.5") == "zh"
+    assert language_of("") == language_of("fr") == "en"
