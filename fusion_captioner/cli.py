@@ -34,23 +34,11 @@ from fusion_captioner.printing import error_text, print_log, print_note
 from fusion_captioner.process_setup import keep_freed_memory
 
 COMMANDS = {
-    "caption": caption,
-    "classify": classify,
-    "answer": answer,
-    "train": train,
-    "recipes": recipes,
-    "evaluate": evaluate,
-    "export": export,
-    "shrink": shrink,
-    "average": average,
-    "index": index,
-    "search": search,
-    "serve": serve,
-    "mcp": mcp,
-    "convert": convert,
-    "download": download,
-    "demo": demo,
-    "demo-page": demo_page,
+    command.__name__.rpartition(".")[2].replace("_", "-"): command
+    for command in (
+        *(caption, classify, answer, train, recipes, evaluate, export, shrink, average),
+        *(index, search, serve, mcp, convert, download, demo, demo_page),
+    )
 }
 
 # What torch says where Python raises MemoryError.
