@@ -58,6 +58,8 @@ TRANSFORMERS_4_KEYS = {
     "torchscript",
     "use_bfloat16",
 }
+# Keys that other libraries add to a model's config: compressed-tensors, optimum-neuron, transformers.js, unsloth.
+OTHER_LIBRARIES_KEYS = {"compression_config", "neuron", "transformers.js_config", "unsloth_fixed", "unsloth_version"}
 
 POSITIVE_FIELDS = (
     "vocab_size",
@@ -97,7 +99,7 @@ def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
 
 def unknown_keys(config_class: type[PreTrainedConfig], keys: Iterable[str]) -> list[str]:
     """Those of `keys` that neither `config_class` nor transformers' config machinery defines, in order."""
-    known = TRANSFORMERS_KEYS | TRANSFORMERS_4_KEYS | set(GenerationConfig().to_dict())
+    known = TRANSFORMERS_KEYS | TRANSFORMERS_4_KEYS | OTHER_LIBRARIES_KEYS | set(GenerationConfig().to_dict())
     known |= set(config_class.__dataclass_fields__)
     if config_class is not FusionCaptionerConfig:
         known |= set(config_class.attribute_map) | set(signature(config_class).parameters)

@@ -213,9 +213,11 @@ def test_audio_config_is_a_config_a_dict_or_absent(tmp_path: Path) -> None:
         ("custom_pipelines", {}),
         ("finetuning_task", "captions"),
         ("decoder_start_token_id", 1),
+        ("transformers.js_config", {"dtype": "q8"}),
+        ("unsloth_version", "2026.1"),
     ],
 )
-def test_what_transformers_sets_is_saved_and_loaded(field: str, value: Any, tmp_path: Path) -> None:
+def test_what_transformers_and_its_neighbours_set_is_saved_and_loaded(field: str, value: Any, tmp_path: Path) -> None:
     config = tiny_config()
     setattr(config, field, value)
     config.save_pretrained(tmp_path)
