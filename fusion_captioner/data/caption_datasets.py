@@ -10,19 +10,21 @@ from dataclasses import replace
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import pyarrow.compute as pc
 
 from fusion_captioner.data.annotated_images import SkippedExample
-from fusion_captioner.data.arguments import DataArguments
 from fusion_captioner.data.caption_folder import FEATURES, load_caption_folder
 from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.data.caption_tables import load_caption_tables
 from fusion_captioner.data.layouts import LAYOUTS
 from fusion_captioner.data.row_files import table_form
 from fusion_captioner.data.row_layouts import unfit_files
+
+if TYPE_CHECKING:  # the arguments import transformers, which reading captions does without
+    from fusion_captioner.data.arguments import DataArguments
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +233,7 @@ def _refuse_unused(source: CaptionSource, layout: str) -> None:
             raise ValueError(f"`{name}` ({value}) means nothing in the layout {layout!r}; leave it out.")
 
 
-def load_splits(data: DataArguments) -> dict[str, Any]:
+def load_splits(data: "DataArguments") -> dict[str, Any]:
     """`train` and, if wanted, `eval`: `Dataset`s, or when streaming an `IterableDataset` and a `Dataset` in memory."""
     loaded = load_languages(data) if data.languages else load_caption_dataset(data)
     splits: dict[str, Any] = {}
@@ -260,7 +262,7 @@ def load_splits(data: DataArguments) -> dict[str, Any]:
     return splits
 
 
-def load_languages(data: DataArguments) -> datasets.DatasetDict:
+def load_languages(data: "DataArguments") -> datasets.DatasetDict:
     """
     The splits of all languages, joined by photo, with the column `languages`: that of each caption of `captions`.
 
@@ -308,7 +310,7 @@ def _image_paths(rows: datasets.Dataset) -> list[str | None]:
     return pc.struct_field(column, "path").to_pylist()
 
 
-def _of_language(data: DataArguments, where: str | dict[str, Any]) -> CaptionSource:
+def _of_language(data: "DataArguments", where: str | dict[str, Any]) -> CaptionSource:
     """The source of a language; a relative path is looked for in the folder `data.source` first."""
     fields = {"source": where} if isinstance(where, str) else dict(where)
     if "source" in fields and data.path.is_dir() and (data.path / fields["source"]).exists():
@@ -327,7 +329,7 @@ def rows_of_language(rows: datasets.Dataset, language: str) -> datasets.Dataset:
     return kept.add_column("captions", [captions[number] for number in numbers])  # type: ignore[call-arg]
 
 
-def _more_train_rows(source: str, data: DataArguments) -> datasets.Dataset:
+def _more_train_rows(source: str, data: "DataArguments") -> datasets.Dataset:
     """The split `train` of a further source; its image ids get the source's name as a prefix, to be unique in the
     run."""
     loaded = load_caption_dataset(source, cache_dir=data.cache_dir, skip_bad_images=data.skip_bad_images)
@@ -339,7 +341,7 @@ def _more_train_rows(source: str, data: DataArguments) -> datasets.Dataset:
     )
 
 
-def load_split(data: DataArguments, split: str, limit: int | None) -> datasets.Dataset:
+def load_split(data: "DataArguments", split: str, limit: int | None) -> datasets.Dataset:
     """The first `limit` rows of a split; None: all."""
     return load_splits(replace(data, train_split=split, eval_split=None, max_train_images=limit))["train"]
 
