@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from fusion_captioner.commands.shared_flags import add_hub_flags, check_at_least_one
+from fusion_captioner.commands.shared_flags import add_column_flags, add_hub_flags, check_at_least_one, data_options
 
 HELP = "make images searchable"
 EPILOG = """\
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="layout of the data, or `folder` for all images in it (default: recognised by its files)",
     )
+    add_column_flags(parser)
     parser.add_argument("--split", help="the only split of a data set to index (default: all)")
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: 32)")
     add_hub_flags(parser)
@@ -57,12 +58,16 @@ def run(options: argparse.Namespace) -> int:
     require_faiss()
     check_captioner(options.model)
     folder = Path(options.out).expanduser()
+    columns = data_options(options)
+    columns.pop("layout", None)
+    if options.images_folder is not None:
+        columns["images_folder"] = str(Path(options.images_folder).expanduser().absolute())
     check_index_folder(folder)
     if (folder / MANIFEST).is_file():
-        ImageIndex(folder).check_source(options.source, options.split)
-    images = load_images(options.source, options.layout, options.split)
+        ImageIndex(folder).check_source(options.source, options.split, columns)
+    images = load_images(options.source, options.layout, options.split, columns)
     retriever = Retriever(options.model, options.revision, options.trust_remote_code)
-    manifest = Manifest.of(retriever, options.source, options.layout, options.split, options.revision)
+    manifest = Manifest.of(retriever, options.source, options.layout, options.split, columns, options.revision)
     with updating(folder, manifest) as image_index:
         image_index.check_checkpoint(retriever)
         update = update_index(image_index, images, retriever, options.batch_size, print_note)

@@ -35,13 +35,7 @@ def add_image_flags(parser: argparse.ArgumentParser, model: str) -> None:
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that say how captions are read; see [`data_options`]."""
     parser.add_argument("--layout", default="auto", help="layout of the data (default: recognised by its files)")
-    parser.add_argument("--images-folder", metavar="FOLDER", help="folder of the images, where it is not found")
-    parser.add_argument(
-        "--image-column", metavar="COLUMN", help="column that names the images (default: a usual name)"
-    )
-    parser.add_argument(
-        "--caption-column", nargs="+", metavar="COLUMN", help="columns of the captions (default: a usual name)"
-    )
+    add_column_flags(parser)
     parser.add_argument(
         "--val-fraction", type=float, metavar="F", help="part of the images that is the split val, as in training"
     )
@@ -50,10 +44,21 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_column_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that say where the images and captions of rows are; see [`data_options`]."""
+    parser.add_argument("--images-folder", metavar="FOLDER", help="folder of the images, where it is not found")
+    parser.add_argument(
+        "--image-column", metavar="COLUMN", help="column that names the images (default: a usual name)"
+    )
+    parser.add_argument(
+        "--caption-column", nargs="+", metavar="COLUMN", help="columns of the captions (default: a usual name)"
+    )
+
+
 def data_options(options: argparse.Namespace) -> dict[str, object]:
     """The fields of `CaptionSource` whose flags were given."""
     names = ("layout", "images_folder", "image_column", "caption_column", "val_fraction", "allow_urls")
-    return {name: value for name in names if (value := getattr(options, name)) not in (None, "auto", False)}
+    return {name: value for name in names if (value := getattr(options, name, None)) not in (None, "auto", False)}
 
 
 def add_length_penalty(parser: argparse.ArgumentParser) -> None:

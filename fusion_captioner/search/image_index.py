@@ -66,6 +66,7 @@ class Manifest:
         preprocessing: of its images.
         embedding_width: E.
         source, layout, split: the folder or data set that is indexed, as for the command.
+        columns: where its images and captions are, as for [`~fusion_captioner.search.indexed_images.load_images`].
         generation: number of the committed files, 0 before the first are complete.
         rows: kind → how many there are.
         digests: file of the generation → hash of its content.
@@ -80,13 +81,16 @@ class Manifest:
     source: str
     layout: str
     split: str | None
+    columns: dict
     generation: int = 0
     rows: dict = field(default_factory=dict)
     digests: dict = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def of(cls, retriever: Retriever, source: str, layout: str, split: str | None, revision: str) -> "Manifest":
+    def of(
+        cls, retriever: Retriever, source: str, layout: str, split: str | None, columns: dict, revision: str
+    ) -> "Manifest":
         """That of a new index, without rows."""
         return cls(
             model=_absolute(retriever.name),
@@ -97,6 +101,7 @@ class Manifest:
             source=_absolute(source),
             layout=layout,
             split=split,
+            columns=columns,
         )
 
     def command(self, folder: Path) -> str:
@@ -108,6 +113,8 @@ class Manifest:
             ("--revision", self.revision, "main"),
         ):
             flags += [] if value is None or value == default else [name, value]
+        for name, value in self.columns.items():
+            flags += [f"--{name.replace('_', '-')}", *([value] if isinstance(value, str) else value)]
         return shlex.join(["fusion-captioner", "index", *flags])
 
 
@@ -156,14 +163,18 @@ class ImageIndex:
         self.folder = folder
         self.manifest = _read_manifest(folder)
 
-    def check_source(self, source: str, split: str | None) -> None:
+    def check_source(self, source: str, split: str | None, columns: dict) -> None:
         """
         Raises:
             ValueError: it is an index of other data.
         """
+        manifest = self.manifest
         was, now = (
-            f"{data} (split {part})" if part else data
-            for data, part in ((self.manifest.source, self.manifest.split), (_absolute(source), split))
+            f"{data} ({', '.join(f'{name} {value}' for name, value in parts.items())})" if parts else data
+            for data, parts in (
+                (manifest.source, ({"split": manifest.split} if manifest.split else {}) | manifest.columns),
+                (_absolute(source), ({"split": split} if split else {}) | columns),
+            )
         )
         if was != now:
             raise ValueError(f"--out ({self.folder}): is an index of {was}, not of {now}; name another folder.")

@@ -36,7 +36,7 @@ class IndexedImages:
         return sum(map(len, self.splits.values()))
 
 
-def load_images(source: str, layout: str, split: str | None) -> IndexedImages:
+def load_images(source: str, layout: str, split: str | None, columns: Mapping[str, Any]) -> IndexedImages:
     """
     All images of `source`; none of them is decoded.
 
@@ -45,27 +45,32 @@ def load_images(source: str, layout: str, split: str | None) -> IndexedImages:
         layout: `"folder"`: all images in the folder, next to any other files; others as for `load_caption_dataset`;
             and `"auto"`.
         split: the only one that is wanted, or None for all.
+        columns: the fields `images_folder`, `image_column` and `caption_column` of `CaptionSource` that are set.
 
     Raises:
         ValueError, OSError: there is no image, or no such split; and what loading raises.
     """
     if not source:
         raise ValueError("FOLDER ('') is empty; name a folder of images, or a data set.")
-    data = CaptionSource(source, layout)
-    if layout == "auto" and data.path.is_dir() and not find_layouts(data):
+    data = CaptionSource(source, layout, **columns)
+    if layout == "auto" and not columns and data.path.is_dir() and not find_layouts(data):
         layout = FOLDER
     if layout == FOLDER:
         if split is not None:
             raise ValueError(f"--split ({split!r}) is for data sets; {source} is a folder of images.")
+        if columns:
+            flag = f"--{next(iter(columns)).replace('_', '-')}"
+            raise ValueError(f"{flag} is for data sets; {source} is read as a folder of images. Leave it out.")
         if not data.path.is_dir():
             raise FileNotFoundError(f"{source}: no such folder; check the path.")
         return IndexedImages({"": _folder_rows(source, {})})
-    if split is None and data.path.is_dir() and (layout if layout != "auto" else detect_layout(data)) == "sidecar":
+    in_folder = split is None and not columns and data.path.is_dir()
+    if in_folder and (layout if layout != "auto" else detect_layout(data)) == "sidecar":
         # photos without a caption file are found by what they show
         photos = chain(*read_sidecars(data, BadExamples(skip=True)).values())
         return IndexedImages({"": _folder_rows(source, {photo.path: photo.captions for photo in photos})})
     skipped: list[SkippedExample] = []
-    splits = load_caption_dataset(source, layout=layout, skip_bad_images=True, skipped=skipped)
+    splits = load_caption_dataset(data, skip_bad_images=True, skipped=skipped)
     if split is not None and split not in splits:
         raise ValueError(f"--split ({split!r}) is not in {source}; there are {', '.join(splits)}.")
     wanted = {name: rows for name, rows in splits.items() if split in (None, name)}

@@ -91,7 +91,7 @@ def _rerank_images(
     manifest = image_index.manifest
     images = None
     if any(row["split"] is not None for row in candidates):
-        images = load_images(manifest.source, manifest.layout, manifest.split)
+        images = load_images(manifest.source, manifest.layout, manifest.split, manifest.columns)
     readable, pictures, unreadable = [], [], []
     for row in candidates:
         try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -278,6 +279,36 @@ def test_captions_of_tables_and_of_files_next_to_photos(
     assert (counts["images"], counts["texts"], counts["embedded_images"], counts["removed_images"]) == (2, 3, 0, 3)
     result = run("search", tmp_path / "index", "w5 w6", "--top", 1)
     assert result.status == 0, result.errors
+
+
+def test_columns_and_a_folder_of_images_are_named_and_kept(
+    run: Run,
+    index: Callable[..., dict[str, Any]],
+    refused: Callable[..., str],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "all.csv").write_text("photo,seen,said\n0.png,w5 w6,w10\n1.png,w7,w11\n")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--images-folder", "photos", "--image-column", "photo", "--caption-column", "seen", "said"]
+    counts = index(tmp_path / "tables", *flags)
+    assert (counts["images"], counts["texts"]) == (2, 4)
+    monkeypatch.chdir(photos)  # the index knows the folder by its absolute path
+    by_text = run("search", tmp_path / "index", "w5 w6", "--rerank", 2)
+    assert by_text.status == 0 and len(by_text.lines) == 2, by_text.errors
+    manifest = ImageIndex(tmp_path / "index").manifest
+    again = run(*shlex.split(manifest.command(tmp_path / "index"))[1:])
+    assert again.status == 0 and again.lines[0]["embedded_images"] == 0, again.errors
+    model = ["--model", manifest.model]
+    line = refused("index", tmp_path / "tables", *model, "--out", tmp_path / "index")
+    assert "image_column photo" in line and "name another folder" in line
+    other = [*model, "--out", tmp_path / "other", "--image-column", "picture"]
+    assert "--image-column is for data sets" in refused("index", photos, "--layout", "folder", *other)
+    line = refused("index", tmp_path / "tables", *other)
+    assert "all.csv" in line and "'picture'" in line
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_second_run_embeds_what_is_new_or_changed_and_drops_what_is_gone(
