@@ -159,8 +159,8 @@ def table(results: Sequence[dict[str, Any]], settings: dict[str, Any], page: str
     lines = [
         f"# {title}",
         "",
-        "Each row changes one setting of the recipe `flickr8k_cpu` with the decoder's residual; the recipe's own value "
-        "is in brackets.",
+        "Each row changes one setting of the recipe `flickr8k_cpu` with the decoder's residual; the recipe's own "
+        "value is in brackets.",
         "All rows have the same budget, and the image encoder is frozen. Scores are those of the split `val` of "
         f"{settings['source']} at the end of training:",
         "the mean of the seeds. The difference is that of CIDEr to the row without the change, over the seeds that "

@@ -207,8 +207,8 @@ def table(document: dict[str, Any]) -> str:
         "",
         f"Each run learns the sentiment of {settings['data']} in {settings['steps']} steps. It starts from {start}, "
         "whose image encoder is frozen.",
-        "Scores are those of the whole validation split at the end of training: the mean of the seeds, and in brackets "
-        "the lowest and the highest.",
+        "Scores are those of the whole validation split at the end of training: the mean of the seeds, and in "
+        "brackets the lowest and the highest.",
         f"LoRA has rank {settings['rank']} and the learning rate {settings['lora_rate']:g}; it trains the recurrent "
         "layers and the classifier whole.",
         f"Full fine-tuning has the learning rate {settings['full_rate']:g}. Who always predicts the most common label "
