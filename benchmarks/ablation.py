@@ -1,4 +1,4 @@
-"""What fusion, decoder, auxiliary losses and settings are worth: the same recipe and budget, one change a row.
+"""What fusion, decoder, auxiliary losses and settings are worth: the same recipe and budget, one change per row.
 
     python benchmarks/ablation.py --source FOLDER --cache FOLDER --vision-model lite2 --out FOLDER [--steps N]
         [--rows sum attention ...] [--seeds 0 1 2] [--SECTION.FIELD VALUE ...]
@@ -159,20 +159,20 @@ def table(results: Sequence[dict[str, Any]], settings: dict[str, Any], page: str
     lines = [
         f"# {title}",
         "",
-        "One change a row of the recipe `flickr8k_cpu` (whose own value stands in brackets) with the decoder's "
-        "residual, the",
-        f"same budget for each, the image encoder frozen; scores on `val` of {settings['source']} at the end of "
-        f"training, the",
-        "mean of the seeds. The difference is in CIDEr, to the row that lacks the change, over the seeds that both "
-        "have, with",
-        "its range. Parameters are those beside the image encoder.",
+        "Each row changes one setting of the recipe `flickr8k_cpu` with the decoder's residual; the recipe's own "
+        "value is in brackets.",
+        "All rows have the same budget, and the image encoder is frozen. Scores are those of the split `val` of "
+        f"{settings['source']} at the end of training:",
+        "the mean of the seeds. The difference is that of CIDEr to the row without the change, over the seeds that "
+        "both rows have; its range is in brackets.",
+        "Parameters are counted without the image encoder.",
         "",
         "```",
         "python benchmarks/ablation.py --source FOLDER --cache FOLDER --vision-model lite2 --out FOLDER \\",
         f"    {command}",
         "```",
         "",
-        "| change | " + " | ".join(METRICS) + " | difference | seeds | million parameters |",
+        "| change | " + " | ".join(METRICS) + " | difference | seeds | parameters (millions) |",
         "|---|" + "---|" * (len(METRICS) + 3),
     ]
     for name, seeds_of_row in rows.items():
@@ -187,12 +187,12 @@ def table(results: Sequence[dict[str, Any]], settings: dict[str, Any], page: str
         parameters = next(iter(seeds_of_row.values()))["parameters"] / 1e6
         scores = " | ".join(f"{mean:.4f}" for mean in means)
         lines.append(f"| {ROWS[name].label} | {scores} | {difference} | {len(seeds_of_row)} | {parameters:.2f} |")
-    lines += ["", f"![CIDEr of each row: a dot a seed, a line at their mean]({page}.svg)", ""]
+    lines += ["", f"![CIDEr of each row: one dot per seed, a line at their mean]({page}.svg)", ""]
     return "\n".join(lines)
 
 
 def plot(results: Sequence[dict[str, Any]]) -> str:
-    """An SVG of CIDEr: a dot a seed, a line at their mean, the axis from below the lowest to above the highest."""
+    """An SVG of CIDEr: one dot per seed, a line at their mean, the axis from below the lowest to above the highest."""
     rows = by_row(results)
     values = [result["CIDEr"] for result in results]
     step = next(size for size in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0) if max(values) - min(values) <= 8 * size)

@@ -205,20 +205,22 @@ def table(document: dict[str, Any]) -> str:
     lines = [
         "# Few examples: LoRA and full fine-tuning",
         "",
-        f"Sentiment of {settings['data']} from {start}, {settings['steps']} steps each; scores on the whole of",
-        "validation at the end of training. Mean of the seeds, and lowest to highest. The image encoder stays as it "
-        "is in",
-        f"both. LoRA of rank {settings['rank']}, recurrent layers and classifier trained whole, learning rate "
-        f"{settings['lora_rate']:g}; full",
-        f"fine-tuning {settings['full_rate']:g}. Always the commonest label: accuracy {commonest['accuracy']:.3f}, "
-        f"macro-F1 {commonest['macro_f1']:.3f}.",
+        f"Each run learns the sentiment of {settings['data']} in {settings['steps']} steps. It starts from {start}, "
+        "whose image encoder is frozen.",
+        "Scores are those of the whole validation split at the end of training: the mean of the seeds, and in "
+        "brackets the lowest and the highest.",
+        f"LoRA has rank {settings['rank']} and the learning rate {settings['lora_rate']:g}; it trains the recurrent "
+        "layers and the classifier whole.",
+        f"Full fine-tuning has the learning rate {settings['full_rate']:g}. Who always predicts the most common label "
+        f"has an accuracy of {commonest['accuracy']:.3f}",
+        f"and a macro-F1 of {commonest['macro_f1']:.3f}.",
         "",
         "```",
         f"python benchmarks/few_shot.py DATA --json FILE {command}",
         "python benchmarks/few_shot.py --json FILE --table",
         "```",
         "",
-        "| examples | training | accuracy | macro-F1 | seeds | million parameters trained | seconds a run |",
+        "| examples | training | accuracy | macro-F1 | seeds | trained parameters (millions) | seconds per run |",
         "|---|---|---|---|---|---|---|",
     ]
     for size, methods in by_size(results).items():
@@ -234,7 +236,7 @@ def table(document: dict[str, Any]) -> str:
             )
     lines += [
         "",
-        "![Accuracy and macro-F1 by the number of examples: a dot a seed, lines through the means](few_shot.svg)",
+        "![Accuracy and macro-F1 by the number of examples: one dot per seed, lines through the means](few_shot.svg)",
         "",
     ]
     return "\n".join(lines)
@@ -246,7 +248,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def plot(document: dict[str, Any]) -> str:
-    """An SVG of both scores: a dot a seed, lines through the means, examples on a logarithmic axis."""
+    """An SVG of both scores: one dot per seed, lines through the means, examples on a logarithmic axis."""
     sizes = by_size(document["results"])
     parts = [
         '<svg xmlns="http://www.w3.org/2000/svg" width="800" height="330" font-family="sans-serif" font-size="13">',
@@ -256,7 +258,7 @@ def plot(document: dict[str, Any]) -> str:
         parts.append(f'<circle cx="{60 + 150 * number}" cy="14" r="5" fill="{COLOURS[method]}"/>')
         parts.append(f'<text x="{70 + 150 * number}" y="18">{METHODS[method]}</text>')
     parts.append('<path d="M352 14h24" stroke="#777" stroke-dasharray="5 4"/>')
-    parts.append('<text x="382" y="18">always the commonest label</text>')
+    parts.append('<text x="382" y="18">always the most common label</text>')
     for number, metric in enumerate(METRICS):
         parts += _panel(sizes, metric, document["commonest"][metric], left=50 + 390 * number)
     return "\n".join([*parts, "</svg>", ""])
