@@ -23,7 +23,7 @@ from fusion_captioner.inference.attention_maps import (
 from fusion_captioner.inference.attention_page import lit
 from fusion_captioner.inference.predictors import write_answers
 from fusion_captioner.serving.page_texts import TEXTS
-from fusion_captioner.training.task_file import read_task
+from fusion_captioner.training.task_file import saved_task
 
 BEAMS = 5
 MAX_NEW_TOKENS = 30
@@ -133,10 +133,7 @@ class PagePhotos:
 
 def answers_questions(name: str, revision: str) -> bool:
     """Whether a checkpoint was trained for the task `prompted`; one that does not say so was not."""
-    try:
-        return read_task(name, revision, source=name)[0] == "prompted"
-    except OSError:
-        return False
+    return saved_task(name, revision) == "prompted"
 
 
 def _place(caption: ExplainedCaption, word: int) -> int:

@@ -71,10 +71,21 @@ def is_captioner(name: str, revision: str) -> bool:
         return True  # scoring captions reads the data first, and then reports what is wrong with the model
     if CaptioningTask.model_class.__name__ not in architectures:
         return not {task.model_class.__name__ for task in TASKS.values()} & set(architectures)
-    # no error: captioners of other origin do not have the file, and a Hub model may be on disk without it
+    task = saved_task(name, revision)
+    return task is None or TASKS[task] is CaptioningTask
+
+
+def saved_task(name: str, revision: str) -> str | None:
+    """
+    The name of a checkpoint's task; None where it has no such file: captioners of other origin have none, and a Hub
+    model may be on disk without it.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(name, TASK_FILE, revision=revision, **missing)
-    return path is None or TASKS[_read(Path(path))[0]] is CaptioningTask
+    return None if path is None else _read(Path(path))[0]
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
