@@ -5,18 +5,19 @@ FITS := import sys, ensurepip; sys.exit(sys.version_info < (3, 11))
 FOUND = $(shell for python in $(PYTHON); do $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+CONSTRAINTS := constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS),--upgrade --upgrade-strategy eager)
 # two processes of one thread each
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 DATA ?=
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' fusion_captioner/__init__.py)
 
-.PHONY: demo check test conformance hostile lint format dist release clean
+.PHONY: demo check test test-quick test-oldest test-newest conformance hostile lint format dist release clean
 
 $(BIN)/python:
 	$(or $(FOUND),$(error No Python from 3.11 on with ensurepip among: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3)) -m venv $(VENV)
 
-$(BIN)/.package: setup.cfg constraints.txt | $(BIN)/python
+$(BIN)/.package: setup.cfg $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) torch
 	$(PIP) -e .
 	touch $@
@@ -40,11 +41,20 @@ $(BIN)/.dist: $(BIN)/.package
 demo: $(BIN)/.demo ## caption photographs with the bundled checkpoint; train a small captioner end to end, print its captions, save it and load it back
 	$(BIN)/fusion-captioner demo $(if $(DATA),--data $(DATA))
 
-check: lint $(BIN)/.test ## lint, and every test that is not slow
-	$(PYTEST) -m 'not slow'
+check: lint test-quick ## lint, and every test that is not slow
 
 test: $(BIN)/.test ## the whole suite
 	$(PYTEST)
+
+test-oldest: ## the tests that are not slow on the oldest versions that setup.cfg allows (several GB of packages, in a .venv of their own)
+	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt test-quick
+
+test-newest: ## the same on the newest versions that the index has
+	rm -f .venv-newest/bin/.package .venv-newest/bin/.test
+	$(MAKE) VENV=.venv-newest CONSTRAINTS= test-quick
+
+test-quick: $(BIN)/.test
+	$(PYTEST) -m 'not slow'
 
 hostile: $(BIN)/.test ## the long form of tests/hostile: mutated images, special files, kills at random moments (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/hostile/long_run.py
@@ -75,4 +85,4 @@ release: ## publish the version of fusion_captioner/__init__.py: tests, wheel an
 	git push origin v$(VERSION)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .demo
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .demo

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,21 @@ def test_no_python_that_fits_is_said_in_one_line(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert "No Python from 3.11 on" in done.stderr and "python3.10" in done.stderr
+
+
+def test_the_oldest_versions_are_the_bounds_of_setup_cfg() -> None:
+    root = Path(__file__).parents[1]
+    setup = ConfigParser()
+    setup.read(root / "setup.cfg")
+    extras = [setup["options.extras_require"][name] for name in ("onnx", "openvino", "search", "test")]
+    bounds = {}
+    for line in "\n".join([setup["options"]["install_requires"], *extras]).splitlines():
+        if ">=" in line:
+            name, _, bound = line.partition(",")[0].partition(">=")
+            bounds[name.strip()] = bound.strip()
+    lines = (root / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    oldest = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert oldest.keys() == bounds.keys()
+    for name, bound in bounds.items():
+        # 2.7 and 2.7.0 are one version
+        assert oldest[name].removesuffix(".0").removesuffix(".0") == bound.removesuffix(".0"), name

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers.initialization import no_init_weights
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.image_encoder import FILES_HOLD
@@ -84,8 +86,12 @@ def load_head(
         transformers_logging.set_verbosity_error()  # its report of many lines is one line below
     try:
         # what is built with this limit only then gets memory
-        limit = FILES_HOLD.set(None if may_lack_weights else _held(_weight_files(name, revision)))
+        limit = FILES_HOLD.set(_held(_weight_files(name, revision)))
         try:
+            if may_lack_weights:  # `config_fields` may ask for more than the files hold, but not the saved config
+                with torch.device("meta"), no_init_weights():
+                    head(FusionCaptionerConfig.from_pretrained(name, revision=revision))
+                FILES_HOLD.set(None)
             loaded: Any = head.from_pretrained(
                 name,
                 revision=revision,
@@ -252,22 +258,33 @@ def _check_counts(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _held(files: Iterable[str]) -> tuple[int, int] | None:
-    """Numbers and tensors in files of weights; `None` where there are none."""
-    shapes: list[list[int]] = []
+    """Numbers and tensors in files of weights, at most; `None` where there are none."""
+    numbers, tensors_count = 0, 0
     for file in files:
+        if not file.endswith(".safetensors"):  # at least a byte for each number, and a name for each tensor
+            numbers += Path(file).stat().st_size
+            tensors_count += Path(file).stat().st_size // 64
+            continue
         with safe_open(file, "pt") as tensors:
-            shapes += [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118 (it is no dict)
-    return (sum(map(prod, shapes)), len(shapes)) if shapes else None
+            shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118 (it is no dict)
+        numbers += sum(map(prod, shapes))
+        tensors_count += len(shapes)
+    return (numbers, tensors_count) if tensors_count else None
 
 
 def _weight_files(name: str, revision: str) -> list[str]:
-    """The safetensors files of a checkpoint; none where it has other weights, or is sharded on the Hub."""
+    """The files of a checkpoint that hold its weights, all shards."""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return [str(file) for file in sorted(folder.glob("*.safetensors"))]
+        files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+        return [str(file) for file in files]
     # errors of the Hub are reported when the model is loaded
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    file = cached_file(name, "model.safetensors", revision=revision, **missing)
+    if file := cached_file(name, "model.safetensors", revision=revision, **missing):
+        return [file]
+    if index := cached_file(name, "model.safetensors.index.json", revision=revision, **missing):
+        return get_checkpoint_shard_files(name, index, revision=revision)[0]
+    file = cached_file(name, "pytorch_model.bin", revision=revision, **missing)
     return [] if file is None else [file]
 
 

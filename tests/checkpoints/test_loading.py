@@ -61,6 +61,7 @@ def refused(capsys: pytest.CaptureFixture[str], captioner: Path, photo: str) -> 
     """The one line of `caption` with the captioner; it names it."""
 
     def run() -> str:
+        capsys.readouterr()  # bars of saving
         assert main(["caption", photo, "--model", str(captioner), "--max-new-tokens", "3"]) == 2
         output = capsys.readouterr()
         (line,) = output.err.splitlines()
@@ -95,6 +96,62 @@ def test_code_of_a_tokenizer_is_not_run_even_after_a_yes(
     assert not (tmp_path / "it-ran").exists()
     assert main([*command[3:], "--trust-remote-code", "--max-new-tokens", "3"]) == 0
     assert (tmp_path / "it-ran").exists()
+
+
+BOMBS: list[tuple[tuple[str, ...], object]] = [
+    (("vocab_size",), 10**9),
+    (("hidden_size",), 2**20),
+    (("num_hidden_layers",), 9_000),
+    (("vision_config", "hidden_sizes"), [2**20, 2**20]),
+]
+
+
+@pytest.mark.parametrize("form", ["shards", "pickle"])
+@pytest.mark.parametrize(("keys", "value"), BOMBS)
+def test_a_config_of_more_than_its_shards_or_pickle_hold_is_refused(
+    captioner: Path, refused: Callable[[], str], form: str, keys: tuple[str, ...], value: object
+) -> None:
+    if form == "shards":
+        (captioner / "model.safetensors").unlink()
+        tiny_model().save_pretrained(captioner, max_shard_size="20KB")
+        assert len(list(captioner.glob("model-*.safetensors"))) > 1
+    else:
+        torch.save(load_file(captioner / "model.safetensors"), captioner / "pytorch_model.bin")
+        (captioner / "model.safetensors").unlink()
+    change(captioner / "config.json", *keys, value=value)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "config.json" in refused()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # KiB
+
+
+@pytest.mark.parametrize(("keys", "value"), BOMBS)
+def test_a_training_does_not_start_from_a_config_of_more_than_its_weights(
+    captioner: Path, keys: tuple[str, ...], value: object
+) -> None:
+    change(captioner / "config.json", *keys, value=value)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(OSError, match=r"config\.json describes a model of more than") as caught:
+        load_captioner(str(captioner), may_lack_weights=True, dropout=0.1)
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # KiB
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"[" * 200_000,
+        b'{"weight_map": []}',
+        b'{"metadata": {}, "weight_map": {"a": "../a.safetensors"}}',
+    ],
+)
+def test_a_list_of_shards_that_is_none(captioner: Path, refused: Callable[[], str], content: bytes) -> None:
+    (captioner / "model.safetensors").unlink()
+    tiny_model().save_pretrained(captioner, max_shard_size="20KB")
+    (captioner / "model.safetensors.index.json").write_bytes(content)
+    refused()
 
 
 @pytest.mark.parametrize(
