@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
-from fusion_captioner.image_encoder import FILES_HOLD
+from fusion_captioner.image_encoder import FILES_HOLD, limited_weights
 from fusion_captioner.image_loading import check_processed_size
 from fusion_captioner.modeling_fusion_captioner import (
     FusionCaptionerForConditionalGeneration,
@@ -89,7 +89,7 @@ def load_head(
         limit = FILES_HOLD.set(_held(_weight_files(name, revision)))
         try:
             if may_lack_weights:  # `config_fields` may ask for more than the files hold, but not the saved config
-                with torch.device("meta"), no_init_weights():
+                with torch.device("meta"), no_init_weights(), limited_weights():
                     head(FusionCaptionerConfig.from_pretrained(name, revision=revision))
                 FILES_HOLD.set(None)
             loaded: Any = head.from_pretrained(
