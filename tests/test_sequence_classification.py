@@ -127,6 +127,7 @@ def test_shared_parts_load_from_a_captioner_and_the_rest_is_reported(tmp_path: P
     source = tiny_model(contrastive_loss_weight=1.0)
     source.save_pretrained(tmp_path)
     messages: list[str] = []
+    logging.set_verbosity_warning()  # commands lower it, in this process too
     logger = logging.get_logger("transformers")
     logger.addFilter(lambda record: messages.append(record.getMessage()) or True)
     handlers = [(handler, handler.filters[:]) for handler in logger.handlers]
