@@ -133,6 +133,7 @@ def test_predictions_of_a_plain_trainer_are_the_logits(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("head", HIDDEN_STATES)
+@pytest.mark.slow
 def test_an_exported_model_takes_any_number_of_rows(head: Any) -> None:
     model = tiny_head(head, **FIELDS | {"use_cache": True})
     given = inputs(head, rows=3)

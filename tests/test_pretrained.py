@@ -42,6 +42,7 @@ def test_it_loads_in_float32_and_captions(photo: str) -> None:
     assert len(processor.batch_decode(generated, skip_special_tokens=True)[0].split()) > 3
 
 
+@pytest.mark.slow
 def test_the_command_takes_it_where_no_other_is_named(photo: str, capsys: pytest.CaptureFixture[str]) -> None:
     captions = []
     for flags in ([], ["--model", str(FOLDER / "onnx")], ["--runtime", "torch"]):
@@ -62,6 +63,7 @@ def test_its_export_has_its_weights_tokenizer_and_settings() -> None:
     assert tokenizers[0] == tokenizers[1]
 
 
+@pytest.mark.slow
 def test_its_export_captions_unless_torch_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER.parent)
     for name in (fusion_captioner.DEFAULT_CHECKPOINT, f"{FOLDER}/", FOLDER.name):

@@ -215,6 +215,7 @@ def exclusive_or(rows: int, seed: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("fusion_type", ["attention", "sum"])
+@pytest.mark.slow
 def test_what_neither_image_nor_text_tells_is_learned_from_both(fusion_type: str) -> None:
     accuracy = {}
     for modalities in (("pixel_values", "input_ids"), ("pixel_values",), ("input_ids",)):

@@ -79,6 +79,7 @@ def change(file: Path, *keys: str, value: object) -> None:
     file.write_text(json.dumps(document))
 
 
+@pytest.mark.slow
 def test_code_of_a_tokenizer_is_not_run_even_after_a_yes(
     captioner: Path, photo: str, sound: Path, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def test_a_second_writer_is_refused(
 
 @pytest.mark.parametrize("name", ["export", "shrink", "average"])
 @pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.slow
 def test_an_interruption_leaves_no_half_folder(
     name: str, exists: bool, captioner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ class Losses(TrainerCallback):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 def test_resuming_within_an_epoch_gives_the_losses_of_an_unbroken_run(tmp_path: Path, workers: int):
     rows = caption_rows(tmp_path / "images", 6)
 

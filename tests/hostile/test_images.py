@@ -37,6 +37,7 @@ print((peak_kib() - before) // 1024)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from Linux's /proc")
+@pytest.mark.slow
 def test_large_pictures_take_a_bounded_share_of_memory(tmp_path: Path):
     """In four threads, of which without bounds each takes up to 140 MB; a quarter of the real limit, to be quick."""
     small = write_bomb(tmp_path, "alpha.png", 40)

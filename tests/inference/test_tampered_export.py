@@ -41,6 +41,7 @@ def refused(export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ("runtime", "file"),
     [("onnx", "image_part.onnx"), *(("openvino", f"{part}.bin") for part in ("image_part", "decoder_step"))],
 )
+@pytest.mark.slow
 def test_weights_that_are_other_finite_numbers(refused: Callable[..., str], runtime: str, file: str) -> None:
     def tamper(folder: Path) -> None:
         content = bytearray((folder / file).read_bytes())
@@ -53,6 +54,7 @@ def test_weights_that_are_other_finite_numbers(refused: Callable[..., str], runt
 @pytest.mark.parametrize(
     "content", [None, b"", b"[]", b"{}", b"7", b'{"config.json": 3}', b'{"gone": "0"}', b"[" * 200_000]
 )
+@pytest.mark.slow
 def test_digests_that_are_none(refused: Callable[..., str], content: bytes | None) -> None:
     def tamper(folder: Path) -> None:
         (folder / "digests.json").unlink()

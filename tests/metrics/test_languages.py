@@ -113,6 +113,7 @@ CAPTIONS = st.lists(st.sampled_from(PIECES) | st.text(ASSIGNED, max_size=5), max
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(CAPTIONS, st.sampled_from([("wordpiece", True), ("wordpiece", False), ("byte_bpe", True)]))
+@pytest.mark.slow
 def test_what_a_trained_tokenizer_gives_back_scores_as_the_caption(caption: str, form: tuple[str, bool]):
     words = tokenize_caption(caption)
     if not words:

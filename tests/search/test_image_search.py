@@ -369,6 +369,7 @@ def kill_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield victims
 
 
+@pytest.mark.slow
 def test_a_kill_between_writing_and_renaming_loses_nothing(
     run: Run,
     index: Callable[..., dict[str, Any]],
@@ -547,6 +548,7 @@ def test_a_corrupt_index(
     ],
 )
 @pytest.mark.parametrize("is_cut", [True, False])
+@pytest.mark.slow
 def test_what_is_damaged_of_an_index_is_named_and_made_again(
     run: Run,
     index: Callable[..., dict[str, Any]],

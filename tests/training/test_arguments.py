@@ -72,11 +72,6 @@ def test_bf16_auto_is_what_the_machine_is_fast_in(
         read_run_arguments(recipe, ["--training.bf16", "fast"])
 
 
-@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_recipes_leave_the_type_to_the_machine(path: Path) -> None:
-    assert "  bf16: auto\n" in path.read_text()
-
-
 def test_no_is_a_word_in_files_and_flags(recipe: Path) -> None:
     recipe.write_text(RECIPE.replace('"no"', "no"))
     run = read_run_arguments(recipe, ["--training.logging_strategy", "no", "--training.fp16_full_eval", "True"])

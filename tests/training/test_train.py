@@ -114,6 +114,7 @@ def streamed(path: Path, data: Path, **training: Any) -> Path:
     return write_recipe(path, data, data={"streaming": True, "captions_per_image": 2}, training=settings)
 
 
+@pytest.mark.slow
 def test_a_stream_is_trained_on_evaluated_and_resumed(tmp_path: Path, trainers: list) -> None:
     """Ten steps of two images are two and a half times the stream: its end stops nothing, nor does a restart."""
     data = write_data(tmp_path / "data")
@@ -190,6 +191,7 @@ def test_texts_that_are_cut_are_counted(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("task", ["captioning", "streaming", "retrieval", "classification", "prompted"])
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_with_the_images_of_its_batch_and_without_a_model(
     tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +220,7 @@ def test_a_run_that_diverges_ends_with_the_images_of_its_batch_and_without_a_mod
     ("task", "further"),
     [("classification", {"accuracy", "auroc", "pearson"}), ("prompted", {"token_f1"}), ("retrieval", set())],
 )
+@pytest.mark.slow
 def test_early_stopping_knows_the_scores_of_its_task(
     tmp_path: Path, task: str, further: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +241,7 @@ def test_early_stopping_knows_the_scores_of_its_task(
 
 
 @pytest.mark.parametrize("task", ["captioning", "self_critical", "retrieval", "classification", "multiple_choice"])
+@pytest.mark.slow
 def test_a_model_that_returns_tuples_is_trained_evaluated_and_used(
     tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,6 +82,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.slow
 def test_a_bad_image_in_a_worker_process_is_named_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], split: str
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_bad_image_in_a_worker_process_is_named_in_one_line(
         (["--data.source", "./nowhere"], ["nowhere", "no such file or folder"]),
     ],
 )
+@pytest.mark.slow
 def test_train(refused: Callable[..., str], flags: list[str], words: list[str]) -> None:
     line = refused("train", "recipe.yaml", *flags)
     assert [word for word in words if word not in line] == []
@@ -129,6 +131,7 @@ def test_annotations_that_are_cut_off(refused: Callable[..., str], folder: Path)
     assert str(path) in line and "malformed JSON" in line
 
 
+@pytest.mark.slow
 def test_images_that_are_cut_off_are_named_or_left_out(
     folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

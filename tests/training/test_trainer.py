@@ -91,6 +91,7 @@ def losses(trainer: FusionCaptionerTrainer) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
 
 
+@pytest.mark.slow
 def test_a_warm_up_that_outlasts_the_run_is_told(tmp_path: Path, caplog) -> None:
     for warmup_steps, told in ((2, 1), (1, 0)):
         caplog.clear()
@@ -99,6 +100,7 @@ def test_a_warm_up_that_outlasts_the_run_is_told(tmp_path: Path, caplog) -> None
 
 
 @pytest.mark.parametrize(("ema_decay", "bf16"), [(0.0, False), (0.9, False), (0.9, True)])
+@pytest.mark.slow
 def test_a_resumed_run_has_the_losses_of_an_unbroken_one(
     tmp_path: Path, ema_decay: float, bf16: bool, monkeypatch
 ) -> None:
@@ -128,6 +130,7 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(
 
 
 @pytest.mark.parametrize(("kind", "ema_decay"), [("vit", 0.0), ("vit", 0.5), ("deit", 0.0), ("beit", 0.0)])
+@pytest.mark.slow
 def test_encoders_that_are_saved_under_older_names_are_resumed_and_chosen_as_saved(
     tmp_path: Path, kind: str, ema_decay: float
 ) -> None:
@@ -236,6 +239,7 @@ class Inputs:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.slow
 def test_the_feature_cache_is_left_at_the_step_that_unfreezes_the_image_encoder(tmp_path: Path, workers: int) -> None:
     """At that very step, however far the data loader reads ahead; and a run resumed before or behind it does the
     same."""
@@ -377,6 +381,7 @@ def test_training_stops_at_a_gradient_that_is_not_finite(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("types", [("lstm", "lstm"), ("gru", "transformer"), ("transformer", "gru")])
+@pytest.mark.slow
 def test_bfloat16_rounds_products_and_learns_as_single_precision(tmp_path: Path, types: tuple[str, str]) -> None:
     vision = {"model_type": "efficientnet", **VISION_CONFIGS["efficientnet"]}
     fields = {"text_encoder_type": types[0], "decoder_type": types[1], "vision_config": vision}

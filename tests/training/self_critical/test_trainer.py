@@ -158,6 +158,7 @@ def test_samples_and_gradient_see_the_same_features(tmp_path: Path, monkeypatch:
     torch.testing.assert_close(loss, -(advantages[:, None] * logps)[sampled[:, 1:]].mean())
 
 
+@pytest.mark.slow
 def test_what_is_rewarded_becomes_more_frequent(tmp_path: Path, red: dict[str, float]) -> None:
     trainer = build(tmp_path, tmp_path, rewards=red, num_train_epochs=30, seed=1)
     trainer.train()
@@ -253,6 +254,7 @@ def test_every_image_is_encoded_once_a_step(tmp_path: Path, monkeypatch: pytest.
     assert calls == [4, 4]
 
 
+@pytest.mark.slow
 def test_a_discriminator_is_trained_beside_and_told_of(tmp_path: Path) -> None:
     trainer = build(tmp_path, tmp_path, rewards={"discriminator": 1.0}, num_train_epochs=8)
     trainer.train()
@@ -285,6 +287,7 @@ def test_bfloat16_samples_and_trains_every_weight(tmp_path: Path) -> None:
     ("rewards", "bf16"),
     [({"CIDEr": 1.0}, False), ({"CIDEr": 1.0}, True), ({"CIDEr": 1.0, "discriminator": 0.5}, False)],
 )
+@pytest.mark.slow
 def test_a_resumed_run_has_the_rewards_of_an_unbroken_one(
     tmp_path: Path, rewards: dict[str, float], bf16: bool
 ) -> None:

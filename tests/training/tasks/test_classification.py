@@ -14,6 +14,7 @@ from fusion_captioner.training.train import train_from_yaml
 EVERY_30_STEPS = {"eval_strategy": "steps", "eval_steps": 30, "save_strategy": "steps", "save_steps": 30}
 
 
+@pytest.mark.slow
 def test_labels_are_learned_from_image_and_text_scored_apart_and_saved(tmp_path: Path) -> None:
     recipe = write_head_recipe(
         tmp_path / "recipe.yaml",
@@ -93,6 +94,7 @@ def test_classify_labels_images_a_text_or_both(classifier: Path, capsys: pytest.
     assert capsys.readouterr().err == "fusion-captioner: --text (' ') is empty; give a text, or leave it out.\n"
 
 
+@pytest.mark.slow
 def test_a_classifier_goes_on_with_its_labels_in_their_order(classifier: Path, tmp_path: Path) -> None:
     recipe = write_head_recipe(
         tmp_path / "recipe.yaml",
@@ -118,6 +120,7 @@ def test_a_classifier_goes_on_with_its_labels_in_their_order(classifier: Path, t
         ("regression", [0.0, 1.0, 2.0, 3.0], "pearson"),
     ],
 )
+@pytest.mark.slow
 def test_several_labels_and_values_are_learned_scored_and_told(
     problem_type: str, values: list, score: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

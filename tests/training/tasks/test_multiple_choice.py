@@ -65,6 +65,7 @@ def tvqa(root: Path, split: str = "val", **fields):
     return load_tvqa(ChoiceDataArguments(source=str(root), layout="tvqa", **fields), {split: None})[split]
 
 
+@pytest.mark.slow
 def test_choices_are_learned_by_the_image_and_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_head_recipe(
         tmp_path / "recipe.yaml",
@@ -134,6 +135,7 @@ def test_tvqa_is_read_as_published(tmp_path: Path) -> None:
     assert tvqa(root, modalities=["text"])[0]["frame_ids"] == []
 
 
+@pytest.mark.slow
 def test_tvqa_trains_on_frames_from_the_cache_and_from_files(tmp_path: Path) -> None:
     root = write_tvqa(tmp_path / "tvqa", ts="nan-nan")
     recipe = write_head_recipe(

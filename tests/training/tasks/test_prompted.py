@@ -77,6 +77,7 @@ def assistant(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     return folder, train_from_yaml(recipe)
 
 
+@pytest.mark.slow
 def test_questions_and_captions_are_learned_together_and_scored_apart(assistant) -> None:
     folder, metrics = assistant
     assert metrics["eval_exact_match"] == metrics["eval_token_f1"] == 1
@@ -129,6 +130,7 @@ def test_the_prompt_alone_tells_a_caption_an_answer_and_a_conversation_apart(ass
     assert [said(turns[:1]), said(turns)] == ["night", "yes"]
 
 
+@pytest.mark.slow
 def test_evaluate_scores_answers_as_training_did_and_captions_on_demand(assistant, capsys) -> None:
     folder, _ = assistant
     output = str(folder / "out")
