@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 DATA ?=
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' fusion_captioner/__init__.py)
 
-.PHONY: demo check test test-quick test-oldest test-newest conformance hostile lint format dist release clean
+.PHONY: demo check test test-quick test-oldest test-newest conformance hostile lint format docs dist release clean
 
 $(BIN)/python:
 	$(or $(FOUND),$(error No Python from 3.11 on with ensurepip among: $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3)) -m venv $(VENV)
@@ -36,6 +36,10 @@ $(BIN)/.lint: $(BIN)/.package
 
 $(BIN)/.dist: $(BIN)/.package
 	$(PIP) -e '.[dist]'
+	touch $@
+
+$(BIN)/.docs: $(BIN)/.package
+	$(PIP) -e '.[docs]'
 	touch $@
 
 demo: $(BIN)/.demo ## caption photographs with the bundled checkpoint; train a small captioner end to end, print its captions, save it and load it back
@@ -71,6 +75,9 @@ format: $(BIN)/.lint
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(BIN)/.docs ## the documentation as a site, in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 dist: $(BIN)/.dist ## wheel and sdist, in dist/
 	rm -rf dist build
 	$(BIN)/python -m build --outdir dist
@@ -85,4 +92,4 @@ release: ## publish the version of fusion_captioner/__init__.py: tests, wheel an
 	git push origin v$(VERSION)
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .demo
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist site *.egg-info .demo

@@ -8,7 +8,7 @@ Each row is `fusion-captioner train flickr8k_cpu` with its change, scored on `va
 row is given the best of several checkpoints. All rows but two have the decoder's residual, which the recipe leaves
 off: with it captions are learned within the few steps that a row has. Further flags of the recipe's fields hold for
 all rows. One JSON line a row and seed goes to OUT/results.jsonl; what is there is not run again, and a row that was
-killed goes on from its checkpoint. `--table` writes NAME.md and NAME.svg into docs/.
+killed goes on from its checkpoint. `--table` writes NAME.md and NAME.svg into docs/lab/.
 """
 
 import argparse
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--table", action="store_true", help="write the table and the plot of the results, train nothing"
     )
-    parser.add_argument("--docs", type=Path, default=REPOSITORY / "docs", help="where to (default: docs/)")
+    parser.add_argument("--docs", type=Path, default=REPOSITORY / "docs/lab", help="where to (default: docs/lab/)")
     parser.add_argument("--page", default="ablation", help="names of its files (default: ablation)")
     parser.add_argument("--title", default="Ablation", help="its heading (default: Ablation)")
     options, flags = parser.parse_known_args(arguments)

@@ -11,7 +11,7 @@ computed once. Scores are of the whole of validation at the end of training; no 
 
 LoRA is peft's own, with the layers of `lora_layers`: recurrent ones and the new classifier are trained whole. Each way
 of training has its learning rate, as low-rank updates begin at nothing and take larger steps. What is in FILE already
-is not run again. `--table` writes few_shot.md and few_shot.svg into docs/.
+is not run again. `--table` writes few_shot.md and few_shot.svg into docs/lab/.
 """
 
 import argparse
@@ -323,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--full-rate", type=float, default=3e-4, help="of full fine-tuning (default: 3e-4)")
     parser.add_argument("--rank", type=int, default=8, help="of LoRA's updates (default: 8)")
     parser.add_argument("--table", action="store_true", help="write the table and the plot of the results")
-    parser.add_argument("--docs", type=Path, default=REPOSITORY / "docs", help="where to (default: docs/)")
+    parser.add_argument("--docs", type=Path, default=REPOSITORY / "docs/lab", help="where to (default: docs/lab/)")
     options, flags = parser.parse_known_args(arguments)
     try:
         if options.data is None and not (options.table and options.json):

@@ -12,7 +12,7 @@ from fusion_captioner.data.published import DATASETS
 from fusion_captioner.training.recipes import recipe_names
 
 ROOT = Path(__file__).parents[1]
-GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def commands(guide: Path) -> list[str]:
@@ -27,7 +27,7 @@ def commands(guide: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
 def test_commands_have_the_flags_that_are_shown(guide: Path) -> None:
     for command in commands(guide):
         words = shlex.split(command, comments=True)[1:]
