@@ -1,6 +1,7 @@
 """The pages lead somewhere, and the messages that they explain exist."""
 
 import re
+import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -47,6 +48,14 @@ def test_messages_of_troubleshooting_are_those_of_the_code() -> None:
     assert len(rows) > 40 and of_transformers <= set(rows)
     pieces = [piece.strip() for row in rows if row not in of_transformers for piece in row.split("...")]
     assert [piece for piece in pieces if piece not in code] == []
+
+
+def test_names_in_brackets_of_docstrings_are_links() -> None:
+    on_page_content = runpy.run_path(str(DOCS / "hooks.py"))["on_page_content"]
+    place = '<h3 id="fusion_captioner.inference.captioner.load_on_runtime">'
+    linked = '<a href="#fusion_captioner.inference.captioner.load_on_runtime"><code>load_on_runtime</code></a>'
+    assert on_page_content(f"{place} see [<code>load_on_runtime</code>]") == f"{place} see {linked}"
+    assert on_page_content("see [<code>elsewhere</code>]") == "see <code>elsewhere</code>"
 
 
 @pytest.mark.slow
