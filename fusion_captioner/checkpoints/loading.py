@@ -89,7 +89,9 @@ def load_head(
         try:
             if may_lack_weights:  # `config_fields` may ask for more than the files hold, but not the saved config
                 with torch.device("meta"), no_init_weights(), limited_weights():
-                    head(FusionCaptionerConfig.from_pretrained(name, revision=revision))
+                    FusionCaptionerForConditionalGeneration(
+                        FusionCaptionerConfig.from_pretrained(name, revision=revision)
+                    )
                 FILES_HOLD.set(None)
             loaded: Any = head.from_pretrained(
                 name,

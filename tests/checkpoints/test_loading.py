@@ -15,7 +15,11 @@ from safetensors.torch import load_file, save_file
 from tiny_exports import tiny_processor
 from tiny_models import tiny_head, tiny_model
 
-from fusion_captioner import FusionCaptionerForMultipleChoice, FusionCaptionerForSequenceClassification
+from fusion_captioner import (
+    FusionCaptionerForImageTextRetrieval,
+    FusionCaptionerForMultipleChoice,
+    FusionCaptionerForSequenceClassification,
+)
 from fusion_captioner.checkpoints.loading import check_finite, load_captioner, load_head
 from fusion_captioner.cli import main
 
@@ -135,6 +139,12 @@ def test_a_training_does_not_start_from_a_config_of_more_than_its_weights(
         load_captioner(str(captioner), may_lack_weights=True, dropout=0.1)
     assert "\n" not in str(caught.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # KiB
+
+
+def test_a_training_for_another_task_starts_from_a_captioner(captioner: Path) -> None:
+    settings = {"may_lack_weights": True, "contrastive_loss_weight": 1.0}
+    model, _ = load_head(FusionCaptionerForImageTextRetrieval, str(captioner), trained_to="go on", **settings)
+    assert model.config.contrastive_loss_weight == 1.0
 
 
 @pytest.mark.parametrize(
