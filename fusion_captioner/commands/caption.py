@@ -4,6 +4,7 @@ Images are prefetched while the captioner works. torch is imported only where a 
 """
 
 import argparse
+import codecs
 import os
 import sys
 from contextlib import nullcontext
@@ -208,13 +209,24 @@ def _find_images(options: argparse.Namespace, process: "LaunchedProcess") -> tup
 
 def _listed(name: str) -> list[str]:
     """
-    The names in a list of images, a line each; of `find -print0`, they end with NUL instead.
+    The names in a list of images, a line each; of `find -print0`, they end with NUL instead. The text is in UTF-8 or
+    the machine's own encoding, or in UTF-16 behind its mark, as PowerShell writes it.
 
     Raises:
-        ValueError: the list has no name.
+        ValueError: the list has no name, or is no text.
         OSError: it cannot be read.
     """
-    content = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
+    except OSError as error:
+        raise type(error)(
+            f"--from-file ({name}): cannot be read ({error.strerror}); name a file with an image per line."
+        ) from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            content = content.decode("utf-16").encode()
+        except UnicodeError as error:
+            raise ValueError(f"--from-file ({name}): is no UTF-16 text ({error}); save it as UTF-8.") from error
     lines = content.split(b"\0") if b"\0" in content else content.removeprefix(b"\xef\xbb\xbf").splitlines()
     names = [os.fsdecode(line) for line in lines if line.strip()]
     if not names:

@@ -19,6 +19,7 @@ FILE_COLUMNS = (
     *("path", "img", "photo", "name", "image_id"),
 )
 ID_COLUMNS = ("image_id", "__key__")
+SHOWN_COLUMNS = 20
 SPLITS = {
     "train": re.compile(r"train(ing)?_?(\d{4})?"),
     "val": re.compile(r"(val|valid|validation|dev)_?(\d{4})?"),
@@ -43,11 +44,9 @@ def choose_column(name: str | None, usual: Sequence[str], available: Sequence[st
         for candidate in usual:
             if candidate in plain:
                 return plain[candidate]
-        raise ValueError(
-            f"none of the columns {', '.join(available)} is called {' or '.join(usual)}; give `{argument}`."
-        )
+        raise ValueError(f"none of the columns {_shown(available)} is called {' or '.join(usual)}; give `{argument}`.")
     if name.split(".")[0] not in available:
-        raise ValueError(f"`{argument}` is {name!r}, but the columns are {', '.join(available)}.")
+        raise ValueError(f"`{argument}` is {name!r}, but the columns are {_shown(available)}.")
     return name
 
 
@@ -92,6 +91,12 @@ def captions_at(row: Any, columns: Sequence[str]) -> list[Any]:
             of_column = [text for text in of_column if not isinstance(text, str) or text.strip()]
         captions += of_column
     return captions
+
+
+def _shown(columns: Sequence[str]) -> str:
+    """For messages; a JSON object with a key per photo has thousands."""
+    more = f", ... ({len(columns)} in all)" if len(columns) > SHOWN_COLUMNS else ""
+    return ", ".join(columns[:SHOWN_COLUMNS]) + more
 
 
 def _plain(column: str) -> str:

@@ -233,7 +233,10 @@ def table_rows(path: Path, form: TableForm, broken: Broken) -> Iterator[tuple[in
             row.pop()
         if len(row) != width:
             values = f"{len(row)} value{'s' * (len(row) != 1)}"
-            broken(line, f"broken row: {values} for the columns {', '.join(form.columns)}; put commas in quotes")
+            fix = (
+                f"put values with {DELIMITERS[form.delimiter]} inside in quotes" if len(row) > width else "complete it"
+            )
+            broken(line, f"broken row: {values} for the columns {', '.join(form.columns)}; {fix}")
             continue
         yield line, {column: _cell(value.strip()) for column, value in zip(form.columns, row, strict=True)}
 

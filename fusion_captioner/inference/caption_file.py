@@ -93,8 +93,8 @@ class CaptionFile:
             for file in (self.path, *(self._parts() if process.processes == 1 else [self.own])):
                 if file.exists() and file.stat().st_size:
                     raise FileExistsError(
-                        f"--out: {file} holds captions already; add --resume to continue with them, or name another "
-                        "file."
+                        f"--out: {file} is there already; add --resume to continue it, if it holds captions, or name "
+                        "another file."
                     )
         _note_of(self.own).unlink(missing_ok=True)
 

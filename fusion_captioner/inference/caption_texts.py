@@ -25,7 +25,7 @@ def shortened(text: str, max_chars: int) -> str:
     """
     The beginning of `text` that has at most `max_chars` characters and ends with a whole word, or, in scripts without
     spaces, with a whole character and its marks. Empty, if the first word is longer. An English article or preposition
-    whose noun was cut off goes, too: `a dog on the` is `a dog`.
+    whose noun was cut off goes, too: `a dog on the` is `a dog`, and of `a dog` an `a` alone does not stay.
     """
     if len(text) <= max_chars:
         return text
@@ -35,8 +35,8 @@ def shortened(text: str, max_chars: int) -> str:
             break
         end = piece.end()
     short = text[:end].rstrip(_LEFT_OPEN)
-    while (space := short.rfind(" ")) > 0 and short[space + 1 :].lower() in _open_words():
-        short = short[:space].rstrip(_LEFT_OPEN)
+    while short and (last := short.rpartition(" ")[2]).lower() in _open_words():
+        short = short.removesuffix(last).rstrip(_LEFT_OPEN)
     return short
 
 

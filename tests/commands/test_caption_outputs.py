@@ -241,7 +241,8 @@ def test_a_caption_file_that_cannot_be_written(album: Path, captioner: FakeCapti
         (["--max-chars", "0"], "--max-chars (0) must be at least 1"),
         (["--max-chars", "9", "--prefix", "trigger,"], "leaves no room for a caption: --prefix and --suffix take 9"),
         (["--prefix", "a\nb"], "must be words in one line"),
-        (["--from-file", "/nowhere.txt"], "/nowhere.txt: No such file"),
+        (["--from-file", "/nowhere.txt"], "--from-file (/nowhere.txt): cannot be read (No such file"),
+        (["--from-file", "/"], "--from-file (/): cannot be read (Is a directory); name a file with an image per line"),
     ],
 )
 def test_flags_that_cannot_be(flags: list[str], words: str, album: Path, capsys) -> None:
@@ -269,6 +270,19 @@ def test_a_caption_file_replaces_neither_the_list_nor_the_output(
     assert names.read_text().endswith("3.png") and "\t" in (album / "1.txt").read_text()
     assert caption(album / "plain", "--sidecar", ".txt") == 0
     assert (album / "plain.txt").read_text() == "red 3\n"
+
+
+def test_a_list_in_utf_16(album: Path, captioner: FakeCaptioner, capsys) -> None:
+    # split at its zeros, it would be names of one character each, `/` among them
+    listed = album.parent / "list"
+    for encoding in ("utf-16-le", "utf-16-be"):
+        listed.write_bytes(f"\ufeff{album / '3.png'}\r\n{album / '0.png'}\r\n".encode(encoding))
+        assert caption("--from-file", listed) == 0
+        rows = capsys.readouterr().out.splitlines()
+        assert [Path(json.loads(row)["image"]).name for row in rows] == ["3.png", "0.png"]
+    listed.write_bytes(listed.read_bytes()[:-1])
+    assert caption("--from-file", listed) == 2
+    assert f"--from-file ({listed}): is no UTF-16 text" in notes(capsys)[0]
 
 
 @pytest.mark.parametrize("separator", ["\n", "\r\n", "\0"])
@@ -339,7 +353,8 @@ def test_alt_text_ends_at_a_word(album: Path, captioner: FakeCaptioner, capsys) 
         ("a dog, on the beach", 14, "a dog"),
         ("the man with a hat", 14, "the man"),
         ("a dog on the", 12, "a dog on the"),
-        ("the of beach", 8, "the"),
+        ("the of beach", 8, ""),
+        ("a dog", 3, ""),
         ("skateboarder", 5, ""),
         ("un café-théâtre", 4, "un"),
         ("cafe\u0301 au lait", 4, ""),

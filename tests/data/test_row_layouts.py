@@ -196,7 +196,11 @@ def test_several_files_of_one_split_are_refused(tmp_path: Path):
 
 BROKEN = {
     "too few values": ("image,caption\na.jpg,A.\nb.jpg\n", r"x\.csv, line 3 .*1 value for the columns image, caption"),
-    "too many values": ("image,caption\na.jpg,A dog, running.\n", r"x\.csv, line 2 .*3 values .*put commas in quotes"),
+    "too many values": (
+        "image,caption\na.jpg,A dog, running.\n",
+        r"x\.csv, line 2 .*3 values .*put values with commas",
+    ),
+    "too many values between tabs": ("image\tcaption\na.jpg\tA\tB\n", "3 values .*put values with tabs inside in"),
     "behind a caption of two lines": ('image,caption\na.jpg,"A\ndog."\nb.jpg\n', r"x\.csv, line 4 .*1 value"),
     "a column twice": ("image,caption,caption\na.jpg,A.,B.\n", r"there are two columns 'caption'; rename"),
     "open quotes": ('image,caption\na.jpg,A.\nb.jpg,"B\n', r"x\.csv, line 3: broken row \(unexpected end"),
@@ -293,6 +297,9 @@ def test_json_files_of_splits(tmp_path: Path):
     ("text", "message"),
     {
         '{"a.jpg": "A dog."}': r"the columns a\.jpg is called",
+        json.dumps(
+            {f"{number}.jpg": "A." for number in range(999)}
+        ): r"18\.jpg, 19\.jpg, \.\.\. \(999 in all\) is called",
         '[{"image": "a.jpg", "caption": "A."}, "b.jpg"]': r"x\.json, entry 2: expected an object",
         '[{"image": "a.jpg", "caption": "A."}, {"image": "a.jpg"}]': r"x\.json, entry 2: none of the columns image",
         '[{"image": "a.jpg", "caption": "A."}': r"x\.json: malformed JSON at line 1",
