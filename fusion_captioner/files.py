@@ -393,7 +393,9 @@ def _raise_with_name(path: str | Path, temporary: Path, error: BaseException) ->
         reason = full
     if reason is None:
         raise error
-    raise OSError(f"{path}: cannot be written ({reason}); make room there, or name another.") from error
+    is_denied = isinstance(error, PermissionError)
+    fix = "make the folder writable" if is_denied else "make room there"
+    raise OSError(f"{path}: cannot be written ({reason}); {fix}, or name another.") from error
 
 
 def _read_holder(file: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fusion_captioner.data.annotated_images import AnnotatedImage
 from fusion_captioner.data.caption_source import CaptionSource
-from fusion_captioner.data.row_files import json_rows, table_columns, table_form, table_rows
+from fusion_captioner.data.row_files import IMAGE_NAME, json_rows, read_lines, table_columns, table_form, table_rows
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 
@@ -106,12 +106,29 @@ def _table_entries(path: Path) -> Iterator[tuple[str, str, None, str]]:
 
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; check the path.")
+    if path.suffix.lower() == ".txt" and (lines := _tabbed_lines(path)):
+        for number, line in enumerate(lines, 1):
+            name, *captions = line.split("\t")
+            if not line:
+                continue
+            if not captions and not IMAGE_NAME.fullmatch(name):
+                broken(number, f"broken row: {line[:40]!r} has no tab; write the name of an image, a tab, its caption")
+            # the tab in front of an empty caption went with the white space around the line
+            yield f"line {number}", name, None, captions[0] if captions else ""
+        return
     source = CaptionSource(str(path))
     form = table_form(path, source)
     image, (caption, *_) = table_columns(form.columns, source)
-    for line, row in table_rows(path, form, broken):
+    for number, row in table_rows(path, form, broken):
         text = row[caption]
-        yield f"line {line}", str(row[image]), None, text[0] if isinstance(text, list) and text else str(text)
+        yield f"line {number}", str(row[image]), None, text[0] if isinstance(text, list) and text else str(text)
+
+
+def _tabbed_lines(path: Path) -> list[str]:
+    """The lines of what `caption --format txt` writes, in which quotes quote nothing; empty: it is another table."""
+    lines = read_lines(path)
+    name = next((line for line in lines if line), "").partition("\t")[0]
+    return lines if IMAGE_NAME.fullmatch(name) and any("\t" in line for line in lines) else []
 
 
 def _names(images: Sequence[AnnotatedImage]) -> Mapping[str, str]:

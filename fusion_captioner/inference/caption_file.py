@@ -103,15 +103,31 @@ class CaptionFile:
         return self._captioned.get(image_identity(image)) if self._captioned else None
 
     def write(self, image: str, captions: list[str]) -> None:
-        """Add a row."""
+        """
+        Add a row.
+
+        Raises:
+            OSError: the file cannot be written, such as on a full disk.
+        """
         row = self.format.row(image, captions)
+        try:
+            self._append(row)
+        except OSError as error:
+            raise OSError(
+                f"--out ({self.path}): cannot be written ({error.strerror}); make room and repeat the command with "
+                "--resume, which keeps the rows that are there."
+            ) from error
+
+    def _append(self, row: bytes) -> None:
         if self._file is None:
             # without a buffer: what is written outlives this process, however it ends
             self._file = self.own.open("ab", buffering=0)
             whole = len(self.format.header) + self._whole_rows if self._whole_rows else 0
             self._file.truncate(whole)  # drops half a row, which a kill has left
             row = row if whole else self.format.header + row
-        self._file.write(row)
+        left = memoryview(row)
+        while left:  # a disk that becomes full takes the beginning of a row, and raises only at its rest
+            left = left[self._file.write(left) :]
 
     def finish(self, summary: Summary) -> Summary | None:
         """

@@ -217,6 +217,17 @@ def test_a_full_disk_loses_nothing(
     assert sidecars(album) == ALL
 
 
+def test_a_folder_that_cannot_be_written_to(
+    album: Path, captioner: FakeCaptioner, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(descriptor: int) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "fsync", denied)
+    assert caption(album / "1.png", "--sidecar", ".txt") == 2
+    assert "1.txt: cannot be written (Permission denied); make the folder writable" in capsys.readouterr().err
+
+
 def test_a_caption_file_that_cannot_be_written(album: Path, captioner: FakeCaptioner, capsys) -> None:
     (album / "1.txt").mkdir()
     assert caption(album, "--sidecar", ".txt", "--overwrite") == 1

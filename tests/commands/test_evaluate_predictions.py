@@ -149,6 +149,7 @@ def test_files_that_are_none(content: str, words: str, data: Path, capsys) -> No
         ("captions.csv", "image,caption_0,caption_1\n{},a,b\n{},c,d\n{},e,f\n"),
         ("captions.csv", 'image_id;caption\n{};"a"\n{};c\n{};e\n'),
         ("captions.txt", "{}\ta\n{}\tc\n{}\te\n"),
+        ("captions.txt", '{}\t"a\tb b\n{}\tc\td d\n{}\te\tf "f"\n'),
     ],
 )
 def test_tables_of_captions(name: str, content: str, data: Path, capsys) -> None:
@@ -173,6 +174,8 @@ def test_broken_tables(content: str, words: str, data: Path, capsys) -> None:
 
 
 def test_a_broken_line_is_named(data: Path, capsys) -> None:
+    assert evaluate(data, "42.jpg\t\n43.jpg\ta\n44.jpg a\n", name="captions.txt") == 2
+    assert "captions.txt, line 3: broken row: '44.jpg a' has no tab" in notes(capsys)[0]
     content = '{"image_id": 42, "caption": "a"}\n{"image_id": 7, "capt\n'
     assert evaluate(data, content, name="captions.jsonl") == 2
     assert "captions.jsonl, line 2: malformed JSON" in notes(capsys)[0]

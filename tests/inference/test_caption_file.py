@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,22 @@ def captioned(out: Path) -> list[tuple[str, str]]:
 
 
 EVERYTHING = [(f"{number:02}", f"red {number}") for number in range(12)]
+
+
+def test_a_disk_that_takes_half_a_row(album: Path, captioner: FakeCaptioner, tmp_path: Path, capsys) -> None:
+    assert run(album, tmp_path / "whole.jsonl") == 0
+    out = tmp_path / "captions.jsonl"
+    # behind the limit, the kernel writes what fits in, and only the next write fails: as on a full disk
+    limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "whole.jsonl").stat().st_size - 5, most))
+    try:
+        status = run(album, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    assert status == 2
+    assert f"--out ({out}): cannot be written (File too large); make room and repeat" in capsys.readouterr().err
+    assert run(album, out, "--resume") == 0
+    assert captioned(out) == EVERYTHING
 
 
 def test_a_kill_loses_at_most_a_batch_and_resume_does_the_rest(
