@@ -167,17 +167,20 @@ def run(options: argparse.Namespace) -> int:
         file = CaptionFile(options.out, images, process, options.resume, format) if options.out else None
         outputs = _outputs(options, file, sidecars, format)
         mine = range(process.rank, len(images), process.processes)
-        bad, left = 0, []
+        bad, other, left = 0, 0, []
         for place in mine:
             if place in problems:
                 print_note(problems[place])
                 bad += 1
             elif file is not None and (captions := file.captions_of(images[place])) is not None:
                 bad += not outputs.complete(images[place], captions)
+                other += not all(_is_worded(text, options) for text in captions)
             elif outputs.is_done(images[place]):
                 outputs.kept += 1
             else:
                 left.append(place)
+        if other:
+            print_note(f"{other} captions of --out do not have this --prefix, --suffix or --max-chars, and stay")
         if left:
             bad += _caption_images(images, left, len(mine), options, process, outputs)
         summary: Summary | None = Summary(len(mine), bad, outputs.kept)
@@ -317,6 +320,12 @@ def _worded(texts: list[str], options: argparse.Namespace) -> list[str]:
             raise ValueError(f"no word of its caption fits in --max-chars ({options.max_chars}); raise it.")
         texts = short
     return [framed(text, options.prefix, options.suffix) for text in texts]
+
+
+def _is_worded(text: str, options: argparse.Namespace) -> bool:
+    """Whether a caption of an earlier run has prefix, suffix and length of this one."""
+    frame = text.startswith(options.prefix.strip()) and text.endswith(options.suffix.strip())
+    return frame and (options.max_chars is None or len(text) <= options.max_chars)
 
 
 def _caption_images(

@@ -217,6 +217,18 @@ def test_a_full_disk_loses_nothing(
     assert sidecars(album) == ALL
 
 
+def test_resume_with_other_words_says_what_stays(album: Path, captioner: FakeCaptioner, capsys) -> None:
+    out = album.parent / "captions.csv"
+    assert caption(album, "--out", out, "--prefix", "ohwx,") == 0
+    table = out.read_text()
+    assert caption(album, "--out", out, "--resume", "--prefix", "ohwx,", "--sidecar", ".txt") == 0
+    assert notes(capsys) == []
+    for flags in (["--prefix", "sks"], ["--suffix", "!"], ["--max-chars", "5"]):
+        assert caption(album, "--out", out, "--resume", *flags) == 0
+        assert "4 captions of --out do not have this --prefix" in notes(capsys)[0]
+    assert out.read_text() == table
+
+
 def test_a_folder_that_cannot_be_written_to(
     album: Path, captioner: FakeCaptioner, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
