@@ -114,7 +114,7 @@ def _explained(url: str, error: Exception, watch: "_Watch", timeout: float) -> O
     ConnectionError, ..."""
     if isinstance(error, urllib.error.HTTPError):
         kind = FileNotFoundError if error.code in (404, 410) else OSError
-        return kind(f"{url}: the server answers {error.code} {error.reason}")
+        return kind(f"{url}: the server answers {error.code} {' '.join(str(error.reason).split())}")
     reason = getattr(error, "reason", error)
     if watch.is_over:
         return OSError(f"{url}: not complete within {watch.deadline:g} s; download it and give the file instead")

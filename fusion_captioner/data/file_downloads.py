@@ -48,6 +48,8 @@ def fetch(
                 start = _start(answer, url, have, size)
                 progress(start - have)
                 _write(answer, part, start, size, progress)
+            if _size(part) < size:  # without a Content-Length, a connection that breaks off looks like the end
+                raise OSError(f"{url}: the answer ended before the file did")
         except OSError as error:
             failures = 0 if _size(part) > have else failures + 1
             if isinstance(error, _DiskError) or _is_final(error) or failures > len(pauses):

@@ -67,7 +67,8 @@ FILES = {
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`; `break_after` ends each answer after so many bytes, `ranges` is whether parts can be had."""
+    """Serves `files`; `break_after` ends each answer after so many bytes, `ranges` is whether parts can be had,
+    `lengths` whether answers tell theirs."""
 
     daemon_threads = True
 
@@ -76,6 +77,7 @@ class Server(ThreadingHTTPServer):
         self.files = dict(FILES)
         self.break_after: int | None = None
         self.ranges = True
+        self.lengths = True
         self.asked: list[tuple[str, str | None]] = []
 
     @property
@@ -97,7 +99,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
+        if self.server.lengths:
+            self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         self.wfile.write(content[start:][: self.server.break_after])
 
@@ -236,6 +239,16 @@ def test_a_broken_download_is_continued(server: Server, out: Path, capsys) -> No
     assert fetch("coco", out, "--only", "val2017") == 0
     assert server.asked == [("/val2017.zip", "bytes=100-")]
     assert len(os.listdir(out / "val2017")) == 2
+
+
+def test_an_answer_without_length_that_breaks_off_is_not_asked_for_ever(server: Server, out: Path, capsys) -> None:
+    server.lengths = server.ranges = False
+    server.break_after = 100
+    assert fetch("coco", out, "--only", "val2017") == 2
+    assert "the answer ended before the file did; 100 of" in note(capsys)
+    assert len(server.asked) == 2 + len(file_downloads.PAUSES)
+    server.break_after = None
+    assert fetch("coco", out, "--only", "val2017") == 0
 
 
 def test_a_server_without_parts_sends_the_whole(server: Server, out: Path) -> None:
