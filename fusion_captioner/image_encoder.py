@@ -75,7 +75,6 @@ class ImageEncoder(nn.Module):
             # a tenth of the encoder's time, that must be held open by hand
             for block in self.backbone.encoder.blocks:
                 block.squeeze_excite = nn.Identity()
-        use_fast_gradients(self.backbone)
         self.frozen = False
         self.fixes_batch_norm = False
         self.image_size = self._image_size(vision_config)
@@ -131,6 +130,8 @@ class ImageEncoder(nn.Module):
 
     def train(self, mode: bool = True) -> "ImageEncoder":
         """A frozen encoder stays in evaluation mode: its BatchNorm must not follow the statistics of the batches."""
+        if mode and not self.frozen:
+            use_fast_gradients(self.backbone)
         super().train(mode and not self.frozen)
         if self.fixes_batch_norm:
             for module in self.modules():

@@ -7,6 +7,7 @@ import torch
 from tiny_models import VISION_CONFIGS, calibrate, randomize
 from transformers import AutoConfig, AutoModel, BertConfig, SwinConfig
 
+from fusion_captioner.depthwise_convolution import DepthwiseConv2d
 from fusion_captioner.image_encoder import ImageEncoder
 
 # regions P and their width Dv at the config's image size; 32 pixels where it names none
@@ -146,3 +147,12 @@ def test_pretrained_weights_of_another_architecture_are_refused(tmp_path: Path, 
     AutoModel.from_config(AutoConfig.for_model("resnet", **VISION_CONFIGS["resnet"])).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"weight .*`vision_config`"):
         encoder(**other).load_pretrained(str(tmp_path))
+
+
+def test_depthwise_layers_are_replaced_for_training_only() -> None:
+    image_encoder = encoder("efficientnet")
+    assert not any(isinstance(layer, DepthwiseConv2d) for layer in image_encoder.modules())
+    image_encoder.set_frozen(True)
+    assert not any(isinstance(layer, DepthwiseConv2d) for layer in image_encoder.train().modules())
+    image_encoder.set_frozen(False)
+    assert any(isinstance(layer, DepthwiseConv2d) for layer in image_encoder.train().modules())
