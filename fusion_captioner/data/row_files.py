@@ -270,6 +270,8 @@ def _records(path: Path, delimiter: str, strict: bool = True) -> Iterator[tuple[
                 ) from None
             except UnicodeError:
                 raise ValueError(_not_text(path)) from None
+            if line == 1 and re.fullmatch(r"sep=.", delimiter.join(row), re.IGNORECASE):
+                continue  # a line for Excel
             yield line, row
 
 

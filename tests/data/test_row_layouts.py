@@ -58,6 +58,10 @@ TABLES = {
         "x.csv",
         'File Name;Caption\na.jpg;A dog.\na.jpg;Two dogs, running.\nb c.JPG;"A ""big"" cat."\n',
     ),
+    "the delimiter in a first line for Excel": (
+        "x.csv",
+        'sep=;\nimage;caption\na.jpg;A dog.\na.jpg;Two dogs, running.\nb c.JPG;"A ""big"" cat."\n',
+    ),
     "tabs": ("x.tsv", 'image\tcaption\na.jpg\tA dog.\na.jpg\tTwo dogs, running.\nb c.JPG\t"A ""big"" cat."\n'),
     "no header": ("x.csv", 'a.jpg,A dog.\na.jpg,"Two dogs, running."\nb c.JPG,"A ""big"" cat."\n'),
     "a pandas index, other columns": (
