@@ -18,11 +18,11 @@ class CaptionCache(Cache):
     """
     States of text encoder, fusion and decoder after the tokens so far, and the projected regions of the images.
 
-    States have one row a text (beam or sample) and follow the beams. Projected regions have one row an image: all
+    States have one row per text (beam or sample) and follow the beams. Projected regions have one row an image: all
     beams and samples of an image share them, so they are neither expanded nor reordered.
 
     Args:
-        projected_regions (tuple of `torch.FloatTensor`, each with one row an image): see `fusion.py`.
+        projected_regions (tuple of `torch.FloatTensor`, each with one row per image): see `fusion.py`.
     """
 
     is_compileable = False  # recurrent layers break the graph, and Transformer states grow

@@ -134,7 +134,8 @@ class FusionCaptionerProcessor(ProcessorMixin):
     @property
     def language_token_ids(self) -> dict[str, int]:
         """Token id by language; empty for a captioner of one language."""
-        return {each: self.tokenizer.get_vocab()[language_token(each)] for each in self.languages}
+        ids = self.tokenizer.convert_tokens_to_ids([language_token(each) for each in self.languages])
+        return dict(zip(self.languages, ids))
 
     @property
     def unused_input_names(self) -> list[str]:

@@ -22,7 +22,7 @@ def unpack(archive: Path, folder: Path, patterns: Sequence[str], progress: Calla
 
     Args:
         patterns: of the members, as paths with slashes; `*` stands for any characters.
-        progress: is told how many files have been unpacked.
+        progress: called with the number of files that have been unpacked.
 
     Raises:
         ValueError: the archive is damaged, lacks the members, or has one that would be put elsewhere: an absolute

@@ -27,7 +27,7 @@ def fetch(
     Args:
         target: the name that the caller gives the file when it has checked it.
         size: that the file must have, in bytes.
-        progress: is told how many bytes have been added.
+        progress: called with the number of bytes that have been added.
 
     Returns:
         the file, with all its bytes.

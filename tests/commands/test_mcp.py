@@ -14,10 +14,6 @@ from typing import Any
 
 import pytest
 from colour_captioner import photo
-from tiny_exports import tiny_processor
-from tiny_models import tiny_model
-
-from fusion_captioner.cli import main
 
 mcp = pytest.importorskip("mcp")
 
@@ -31,28 +27,6 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """The one line of a command that does nothing."""
-
-    def run(*flags: object) -> str:
-        assert main(["mcp", *map(str, flags)]) == 2
-        output = capsys.readouterr()
-        assert output.out == ""
-        (line,) = output.err.splitlines()
-        return line
-
-    return run
-
-
 def command(photos: Path, captioner: Path, *flags: str) -> list[str]:
     model = ["--model", str(captioner), "--max-new-tokens", "4"]
     return ["-m", "fusion_captioner.cli", "mcp", "--root", str(photos), *model, *flags]
@@ -60,16 +34,16 @@ def command(photos: Path, captioner: Path, *flags: str) -> list[str]:
 
 def test_a_missing_extra(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
     monkeypatch.setitem(sys.modules, "mcp", None)
-    line = refused("--root", photos)
+    line = refused("mcp", "--root", photos)
     assert "needs mcp; install the extra with: pip install 'fusion-captioner[mcp]'" in line
 
 
 def test_a_root_that_is_no_folder_and_a_port_in_use(refused: Callable[..., str], photos: Path) -> None:
-    assert "--root (/no/such/folder): is no folder" in refused("--root", "/no/such/folder")
-    assert "/no/such/model" in refused("--root", photos, "--model", "/no/such/model")
+    assert "--root (/no/such/folder): is no folder" in refused("mcp", "--root", "/no/such/folder")
+    assert "/no/such/model" in refused("mcp", "--root", photos, "--model", "/no/such/model")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        line = refused("--root", photos, "--transport", "http", "--port", port)
+        line = refused("mcp", "--root", photos, "--transport", "http", "--port", port)
     assert f"--port ({port}): is in use on 127.0.0.1" in line
 
 

@@ -12,36 +12,9 @@ from typing import Any
 
 import pytest
 from colour_captioner import photo, wait_until
-from tiny_exports import tiny_processor
-from tiny_models import tiny_model
-
-from fusion_captioner.cli import main
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
-
-
-@pytest.fixture(scope="module")
-def captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """The one line of a command that does nothing."""
-
-    def run(*flags: object) -> str:
-        assert main([str(flag) for flag in flags]) == 2
-        output = capsys.readouterr()
-        assert output.out == ""
-        (line,) = output.err.splitlines()
-        assert line.startswith("fusion-captioner: ")
-        return line
-
-    return run
 
 
 def test_a_port_in_use(refused: Callable[..., str]) -> None:
