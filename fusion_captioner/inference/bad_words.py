@@ -16,7 +16,7 @@ MAX_SPELLINGS = 2000
 _SPACELESS = regex.compile(f"[{SPACELESS_SCRIPTS}]")
 
 
-def bad_words_ids(tokenizer: Tokenizer, words: Sequence[str], bos_id: int | None) -> list[list[int]]:
+def bad_words_ids(tokenizer: Tokenizer, words: Sequence[str], before: int | None) -> list[list[int]]:
     """
     The token sequences that spell `words`, as `bad_words_ids` of transformers' `generate`.
 
@@ -27,7 +27,7 @@ def bad_words_ids(tokenizer: Tokenizer, words: Sequence[str], bos_id: int | None
     Args:
         tokenizer: the captioner's.
         words: words or phrases.
-        bos_id: the token that prompts begin with.
+        before: the token in front of the first word: BOS, or the token of a language.
 
     Returns:
         the sequences; none where the tokenizer cannot write the words.
@@ -42,12 +42,12 @@ def bad_words_ids(tokenizer: Tokenizer, words: Sequence[str], bos_id: int | None
                 f"--bad-words ({word!r}) has an empty word; name words, such as: --bad-words blurry photo"
             )
         for variant in dict.fromkeys((word, word.lower(), word.upper(), word.capitalize())):
-            for sequence in islice(_spellings(tokenizer, variant.strip(), bos_id), MAX_SPELLINGS):
+            for sequence in islice(_spellings(tokenizer, variant.strip(), before), MAX_SPELLINGS):
                 found[sequence] = None
     return [list(sequence) for sequence in found]
 
 
-def _spellings(tokenizer: Tokenizer, word: str, bos_id: int | None) -> Iterator[tuple[int, ...]]:
+def _spellings(tokenizer: Tokenizer, word: str, before: int | None) -> Iterator[tuple[int, ...]]:
     special = {each.content for each in tokenizer.get_added_tokens_decoder().values() if each.special}
     if word in special:
         raise ValueError(f"--bad-words ({word}) is a special token of the captioner; leave it out.")
@@ -72,7 +72,7 @@ def _spellings(tokenizer: Tokenizer, word: str, bos_id: int | None) -> Iterator[
         if not parts[0][0]:
             continue
         # without a space in front it is a word where no spaces are written, and at the beginning of a text
-        start = (bos_id,) if has_spaces and bos_id is not None else ()
+        start = (before,) if has_spaces and before is not None else ()
         yield from ((*start, *sequence) for sequence in _spelled(tokenizer, parts, not has_spaces))
 
 

@@ -228,8 +228,7 @@ class ExportedCaptioner:
             # which few ask for, and a cold start would wait for
             from fusion_captioner.inference.bad_words import bad_words_ids
 
-            bos_id = self.description["tokenizer"]["bos_token_id"]
-            settings["bad_words_ids"] = bad_words_ids(self.tokenizer, bad_words, bos_id)
+            settings["bad_words_ids"] = bad_words_ids(self.tokenizer, bad_words, self.beginning(language)[-1])
         pixel_values = self.preprocess(images)
         prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(images):

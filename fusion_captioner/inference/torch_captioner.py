@@ -72,7 +72,8 @@ class TorchCaptioner:
             if tokenizer is None:
                 raise ValueError("--bad-words needs a tokenizer with a tokenizer.json; leave it out.")
             # None: there is nothing to forbid, which transformers does not take as an empty list
-            settings["bad_words_ids"] = bad_words_ids(tokenizer, bad_words, self.processor.bos_token_id) or None
+            before = self.processor(text="", language=language)["input_ids"][0][-1]
+            settings["bad_words_ids"] = bad_words_ids(tokenizer, bad_words, before) or None
         if seed is not None:
             torch.manual_seed(seed)
         prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
