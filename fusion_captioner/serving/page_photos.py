@@ -1,7 +1,5 @@
 """What the page does with photos, without the page itself: captions with probabilities and maps, answers, files."""
 
-import csv
-import io
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from fusion_captioner.inference.attention_maps import (
     read_caption,
 )
 from fusion_captioner.inference.attention_page import lit
+from fusion_captioner.inference.caption_formats import Csv
 from fusion_captioner.inference.predictors import write_answers
 from fusion_captioner.serving.page_texts import TEXTS
 from fusion_captioner.training.task_file import saved_task
@@ -151,10 +150,9 @@ def save_csv(file: Path, captions: Sequence[tuple[str, str]], replace_existing: 
     Raises:
         FileExistsError: there is such a file with other content, and `replace_existing` is false.
     """
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerows([("image", "caption"), *captions])
-    return _save(file, table.getvalue(), replace_existing)
+    table = Csv(captions=1)
+    rows = [table.header, *(table.row(name, [text]) for name, text in captions)]
+    return _save(file, b"".join(rows).decode(), replace_existing)
 
 
 def save_sidecars(folder: Path, captions: Sequence[tuple[str, str]], replace_existing: bool) -> list[Path]:
