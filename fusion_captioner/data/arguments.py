@@ -17,7 +17,8 @@ class DataArguments(CaptionSource):
     Images with captions: a [`CaptionSource`], and what of it is trained on, and how.
 
     Args:
-        more_train_sources: folders, or Hub names, whose split `train` is trained on in addition to that of `source`.
+        more_train_sources: folders, or Hub names, whose split `train` is trained on in addition to that of `source`;
+            of several `languages` their captions are in the first.
         streaming: read the training images as they come, in an order shuffled in part, and keep no copy of them; needs
             `training.max_steps`. The images of `eval_split` are held in memory, a file's as its path.
         train_split, eval_split: names of the splits; `eval_split` unset: no evaluation.
@@ -80,9 +81,8 @@ class DataArguments(CaptionSource):
             if unknown:
                 names = ", ".join(map(repr, sorted(unknown)))
                 raise ValueError(f"`data.languages` ({language}) has unknown fields: {names}.")
-        if self.languages and (self.streaming or self.more_train_sources):
-            other = "streaming" if self.streaming else "more_train_sources"
-            raise ValueError(f"`data.languages` and `data.{other}` cannot be used together; unset one of them.")
+        if self.languages and self.streaming:
+            raise ValueError("`data.languages` and `data.streaming` cannot be used together; unset one of them.")
         if self.streaming and self.more_train_sources:
             raise ValueError(
                 f"`data.more_train_sources` ({self.more_train_sources}) are not for streams; unset them, or "

@@ -331,14 +331,18 @@ def rows_of_language(rows: datasets.Dataset, language: str) -> datasets.Dataset:
 
 def _more_train_rows(source: str, data: "DataArguments") -> datasets.Dataset:
     """The split `train` of a further source; its image ids get the source's name as a prefix, to be unique in the
-    run."""
+    run. Its captions are in the first of several languages."""
     loaded = load_caption_dataset(source, cache_dir=data.cache_dir, skip_bad_images=data.skip_bad_images)
     if "train" not in loaded:
         raise ValueError(f"`data.more_train_sources` ({source}) has no split 'train'; there are {', '.join(loaded)}.")
     name = Path(source).name
-    return loaded["train"].map(
+    rows = loaded["train"].map(
         lambda row: {"image_id": f"{name}/{row['image_id']}"}, features=FEATURES, desc=f"naming images of {name}"
     )
+    if not data.languages:
+        return rows
+    language = next(iter(data.languages))
+    return rows.add_column("languages", [[language] * len(texts) for texts in rows["captions"]])  # type: ignore[call-arg]
 
 
 def load_split(data: "DataArguments", split: str, limit: int | None) -> datasets.Dataset:

@@ -63,6 +63,16 @@ def test_each_caption_keeps_its_language(tmp_path: Path, captions_per_image: int
     assert seen == {"en", "zh", "de"}
 
 
+def test_captions_of_a_further_source_are_in_the_first_language(tmp_path: Path) -> None:
+    root, more = write_languages(tmp_path / "data"), write_data(tmp_path / "more", train=4)
+    data = DataArguments(
+        source=str(root), languages=NAMES, more_train_sources=[str(more)], cache_dir=str(tmp_path / "arrow")
+    )
+    splits = load_splits(data)
+    assert len(splits["train"]) == 12 and len(splits["eval"]) == 3
+    assert splits["train"][8]["image_id"] == "more/0" and splits["train"][8]["languages"] == ["en"] * 3
+
+
 @pytest.mark.parametrize(
     ("languages", "words"),
     [
