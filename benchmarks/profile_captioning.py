@@ -33,11 +33,13 @@ class TorchBefore(TorchSystem):
     and freed memory that stays."""
 
     def __init__(self, task: Run, watch: Stopwatch) -> None:
-        from fusion_captioner import causal_layers, image_loading, process_setup
+        from PIL import JpegImagePlugin
+
+        from fusion_captioner import causal_layers, process_setup
 
         causal_layers.CAN_PACK = False
         process_setup.keep_freed_memory = lambda: False
-        image_loading.DRAFT_MARGIN = 1000  # no photo is as much larger than what the model takes
+        JpegImagePlugin.JpegImageFile.draft = lambda *arguments: None
         super().__init__(task, watch)
         self.model.model.image_encoder.backbone.register_forward_pre_hook(
             lambda module, inputs: (inputs[0].contiguous(), *inputs[1:])

@@ -41,6 +41,7 @@ PROCESSOR_FILES = {
     "image_downloads.py",
     "image_loading.py",
     "image_processing_fusion_captioner.py",
+    "image_resizing.py",
     "processing_fusion_captioner.py",
     "text_rows.py",
 }
