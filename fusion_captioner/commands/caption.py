@@ -8,6 +8,7 @@ import codecs
 import os
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=["auto", "float32", "bfloat16"],
         help="type of the image encoder on torch; auto measures which is faster on this machine (default: float32)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=["ray"],
+        help="caption on a cluster of machines: names are then also Parquet and WebDataset files, in any store that "
+        "fsspec knows (needs the extra 'ray'; default: this process)",
     )
     parser.add_argument(
         "--prompt", default="", help="the words that captions begin with, or a question; captions do not repeat them"
@@ -156,6 +163,8 @@ def run(options: argparse.Namespace) -> int:
 
     process = launched_process()
     _check(options, process)
+    if options.engine == "ray":
+        return _run_on_ray(options)
     images, problems = _find_images(options, process)
     sidecars = _sidecars(options)
     if sidecars is not None:
@@ -189,16 +198,35 @@ def run(options: argparse.Namespace) -> int:
     return 0 if summary is None else summary.exit_status("captioned")
 
 
+def _run_on_ray(options: argparse.Namespace) -> int:
+    from fusion_captioner.inference.ray_engine import Captioning, caption_on_ray
+
+    captioning = Captioning(
+        _model(options),
+        _generation_settings(options),
+        options.prompt,
+        options.language,
+        options.seed,
+        options.batch_size,
+        partial(_worded, options=options),
+    )
+    return caption_on_ray(_names(options), captioning, options.out, options.format).exit_status("captioned")
+
+
+def _names(options: argparse.Namespace) -> list[str]:
+    names = options.images + (_listed(options.from_file) if options.from_file else [])
+    if not names:
+        raise ValueError("no IMAGE is given; name files, folders or URLs, or give a list of them with --from-file.")
+    return names
+
+
 def _find_images(options: argparse.Namespace, process: "LaunchedProcess") -> tuple[list[str], dict[int, str]]:
     """The images that are named, and what is wrong with those that are not there, by their place."""
     from fusion_captioner.data.image_files import find_images_one_by_one
     from fusion_captioner.inference.caption_outputs import without_repetitions
     from fusion_captioner.printing import print_note
 
-    names = options.images + (_listed(options.from_file) if options.from_file else [])
-    if not names:
-        raise ValueError("no IMAGE is given; name files, folders or URLs, or give a list of them with --from-file.")
-    images, problems = find_images_one_by_one(names)
+    images, problems = find_images_one_by_one(_names(options))
     different = without_repetitions(images)
     writes_next_to = bool(options.sidecar or options.write_metadata)
     if (again := len(images) - len(different)) and process.rank == 0:
@@ -271,6 +299,16 @@ def _check(options: argparse.Namespace, process: "LaunchedProcess") -> None:
         raise ValueError("--overwrite is for --sidecar and --write-metadata; add one of them, or leave it out.")
     if options.resume and not options.out:
         raise ValueError("--resume needs --out FILE, the file to continue.")
+    if options.engine == "ray":
+        flags = ("resume", "sidecar", "write_metadata")
+        if others := [f"--{flag.replace('_', '-')}" for flag in flags if getattr(options, flag)]:
+            raise ValueError(
+                f"--engine ray does not do {' and '.join(others)}; leave {'it' if len(others) == 1 else 'them'} out."
+            )
+        if not options.out:
+            raise ValueError("--engine ray needs --out FILE, such as captions.parquet or captions.jsonl.")
+        if process.processes > 1:
+            raise ValueError("--engine ray starts its own processes; run the command without a launcher.")
     if process.processes > 1 and options.from_file == "-":
         raise ValueError(
             f"--from-file - cannot be shared by {process.processes} processes; write the names to a file."
@@ -328,27 +366,12 @@ def _is_worded(text: str, options: argparse.Namespace) -> bool:
     return frame and (options.max_chars is None or len(text) <= options.max_chars)
 
 
-def _caption_images(
-    images: list[str],
-    left: list[int],
-    total: int,
-    options: argparse.Namespace,
-    process: "LaunchedProcess",
-    outputs: "CaptionOutputs",
-) -> int:
-    """Caption the images at the places `left`, the last of `total`; returns how many of them could not be."""
-    from fusion_captioner.inference.captioner import load_on_runtime
-    from fusion_captioner.inference.image_batches import ImageBatches
-    from fusion_captioner.printing import print_note
+def _model(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("model", "revision", "runtime", "dtype", "trust_remote_code")}
 
-    captioner = load_on_runtime(
-        options.model,
-        options.revision,
-        options.runtime,
-        num_threads=process.threads,
-        dtype=options.dtype,
-        trust_remote_code=options.trust_remote_code,
-    )
+
+def _generation_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say about the search for words, by transformers' names."""
     settings: dict[str, Any] = {
         "max_new_tokens": options.max_new_tokens,
         "num_return_sequences": options.num_captions,
@@ -363,6 +386,24 @@ def _caption_images(
     if settings["num_beams"] == 1:
         # the captioner's own length penalty is one of beam search
         settings["length_penalty"] = 1.0
+    return settings
+
+
+def _caption_images(
+    images: list[str],
+    left: list[int],
+    total: int,
+    options: argparse.Namespace,
+    process: "LaunchedProcess",
+    outputs: "CaptionOutputs",
+) -> int:
+    """Caption the images at the places `left`, the last of `total`; returns how many of them could not be."""
+    from fusion_captioner.inference.captioner import load_on_runtime
+    from fusion_captioner.inference.image_batches import ImageBatches
+    from fusion_captioner.printing import print_note
+
+    captioner = load_on_runtime(**_model(options), num_threads=process.threads)
+    settings = _generation_settings(options)
     batches = ImageBatches(images, left, options.batch_size, captioner.image_settings, process, total)
     unwritten = 0
     for start, names, pictures in batches:
