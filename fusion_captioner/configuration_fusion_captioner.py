@@ -88,6 +88,7 @@ WEIGHT_FIELDS = (
     "adversarial_loss_weight",
     "reconstruction_loss_weight",
     "matching_loss_weight",
+    "concept_loss_weight",
     "gradient_reversal_weight",
 )
 
@@ -203,13 +204,17 @@ class FusionCaptionerConfig(PreTrainedConfig):
             with several labels a row, of the label's positive examples.
         label_smoothing (`float`, defaults to 0.1): of the caption loss.
         caption_loss_weight, contrastive_loss_weight, adversarial_loss_weight, reconstruction_loss_weight,
-        matching_loss_weight (`float`): weight of each loss term; at 0 nothing of the term is built or computed.
+        matching_loss_weight, concept_loss_weight (`float`): weight of each loss term; at 0 nothing of the term is
+            built or computed.
         contrastive_loss_type (`"info_nce"` or `"hinge"`): symmetric InfoNCE, or the hinge on the hardest negatives.
         contrastive_margin (`float`, defaults to 0.2): margin of the hinge, in cosine similarity.
         matching_type (`"fusion"` or `"word_region"`): what the matching score of a pair is read from: the fused
             states, or how near each word is to the regions that it attends to (see `matching.py`).
         matching_negatives (`int`, defaults to 1): false pairs that the matching loss draws for each true one: so many
             other images, and so many other texts.
+        concept_token_ids (list of `int`, *optional*): concepts, the tokens that images are searched for: sorted, each
+            once. With `languages` a list for each of them, of the words that its captions have.
+        num_concepts (`int`, defaults to 0): so many of the likeliest concepts of an image become further regions.
         gradient_reversal_weight (`float`, defaults to 1): factor on the reversed gradient of the modality critic.
         initializer_range (`float`, defaults to 0.02): standard deviation of freshly drawn weights.
         languages (list of `str`, *optional*): codes of the languages, of a captioner of several; the first is the
@@ -281,6 +286,9 @@ class FusionCaptionerConfig(PreTrainedConfig):
     matching_loss_weight: float | int = 0.0
     matching_type: Literal["fusion", "word_region"] = "fusion"
     matching_negatives: int = 1
+    concept_loss_weight: float | int = 0.0
+    concept_token_ids: list[int] | list[list[int]] | None = None
+    num_concepts: int = 0
     initializer_range: float | int = 0.02
     languages: list[str] | None = None
     language_token_ids: list[int] | None = None
@@ -400,6 +408,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
                 f"`languages` ({self.languages}) must have one token each in `language_token_ids` "
                 f"({self.language_token_ids})."
             )
+        self._check_concepts()
         if self.matching_loss_weight and not self.contrastive_loss_weight:
             raise ValueError(
                 f"`matching_loss_weight` ({self.matching_loss_weight}) draws hard negatives by image and text "
@@ -409,6 +418,45 @@ class FusionCaptionerConfig(PreTrainedConfig):
             raise ValueError(
                 '`text_pooling` ("last") would make the same of every text, as with `text_encoder_type` "embedding" '
                 'the last token knows no other one; set `text_pooling` to "mean".'
+            )
+
+    @property
+    def concept_ids(self) -> list[int]:
+        """The concepts of all languages, sorted: token ids, in the order of the concept head's scores."""
+        ids: list[Any] = self.concept_token_ids or []
+        return sorted({each for of_language in ids for each in of_language}) if self.languages else ids
+
+    def _check_concepts(self) -> None:
+        if self.num_concepts < 0:
+            raise ValueError(f"`num_concepts` ({self.num_concepts}) must be 0 (none) or positive.")
+        if self.concept_token_ids is not None:
+            lists: list[Any] = self.concept_token_ids if self.languages else [self.concept_token_ids]
+            if len(lists) != len(self.languages or [0]) or not all(isinstance(ids, list) for ids in lists):
+                raise ValueError(
+                    f"`concept_token_ids` ({self.concept_token_ids!s:.60}) must be one list of token ids for each "
+                    f"of the languages ({', '.join(self.languages or [])})."
+                )
+            for ids in lists:
+                if any(isinstance(each, list) for each in ids):
+                    raise ValueError(
+                        f"`concept_token_ids` ({ids!s:.60}) must be one list of token ids, as `languages` is unset."
+                    )
+                if ids != sorted(set(ids)) or (ids and not 0 <= ids[0] <= ids[-1] < self.vocab_size):
+                    raise ValueError(
+                        f"`concept_token_ids` ({ids!s:.60}) must be sorted, each once, at least 0 and below "
+                        f"`vocab_size` ({self.vocab_size})."
+                    )
+        count = len(self.concept_ids)
+        if (self.num_concepts or self.concept_loss_weight) and not count:
+            name = "num_concepts" if self.num_concepts else "concept_loss_weight"
+            raise ValueError(
+                f"`{name}` ({getattr(self, name)}) needs `concept_token_ids` ({self.concept_token_ids}); name the "
+                f"tokens that are concepts, or set `{name}` to 0."
+            )
+        if self.num_concepts > count:
+            raise ValueError(
+                f"`num_concepts` ({self.num_concepts}) must be at most the number of concepts in `concept_token_ids` "
+                f"({count})."
             )
 
 
