@@ -60,6 +60,12 @@ ROWS = {
     ),
     "reconstruction": Row("reconstruction loss, 0.1", loss("reconstruction")),
     "adversarial": Row("adversarial loss, 0.1", loss("adversarial")),
+    "concept_loss": Row("concept loss, 1.0", loss("concept", 1.0)),
+    "concepts": Row(
+        "concept loss, 1.0, and 20 concepts",
+        [*loss("concept", 1.0), "--model.config.num_concepts", "20"],
+        "concept_loss",
+    ),
     # in place of the recipe's fields, which would win over the preset's
     "plain": Row("plain preset", ["--model.preset", "plain"], recipe=("--model.config", "{hidden_size: 512}")),
     "no_label_smoothing": Row("no label smoothing (0.1)", ["--model.config.label_smoothing", "0"]),

@@ -6,6 +6,7 @@ N: concepts that become regions
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,9 @@ class ConceptHead(nn.Module):
     # What the scores begin at: a concept is in few images
     STD, BIAS = 0.01, -3.5
 
+    token_ids: torch.Tensor
+    in_language: torch.Tensor
+
     def __init__(self, config: FusionCaptionerConfig, image_width: int) -> None:
         super().__init__()
         self.config = config
@@ -36,10 +40,10 @@ class ConceptHead(nn.Module):
     def constants(self) -> dict[str, torch.Tensor]:
         """What follows from the config: `token_ids (K,)`, and `in_language`, 1 where a language has the concept,
         `(languages, K)`; a model without languages has one."""
-        token_ids = torch.tensor(self.config.concept_ids, device="cpu")
-        lists = self.config.concept_token_ids or []
-        lists = lists if self.config.languages else [lists]
-        in_language = [torch.isin(token_ids, torch.tensor(ids, device="cpu")) for ids in lists]
+        token_ids = torch.tensor(self.config.concept_ids, dtype=torch.long, device="cpu")
+        ids: list[Any] = self.config.concept_token_ids or []
+        lists = ids if self.config.languages else [ids]
+        in_language = [torch.isin(token_ids, torch.tensor(each, dtype=torch.long, device="cpu")) for each in lists]
         return {"token_ids": token_ids, "in_language": torch.stack(in_language).float()}
 
     def forward(self, regions: torch.Tensor) -> torch.Tensor:

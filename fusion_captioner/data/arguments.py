@@ -34,6 +34,8 @@ class DataArguments(CaptionSource):
         languages: captions of several languages: code → where its captions are, a source such as the folder or file
             of an other layout, or fields of `CaptionSource` that differ from those of this section. Images are the
             same if their ids are. The first language is the captioner's default.
+        concept_min_images: images that have a word in a caption for it to be a concept, where the model looks for
+            concepts (`num_concepts` or `concept_loss_weight`) and `model.config.concept_token_ids` names none.
     """
 
     source: str = ""
@@ -50,9 +52,12 @@ class DataArguments(CaptionSource):
     max_train_images: int | None = None
     max_eval_images: int | None = None
     metric_tokenizer: str = "auto"
+    concept_min_images: int = 25
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.concept_min_images < 1:
+            raise ValueError(f"`data.concept_min_images` ({self.concept_min_images}) must be at least 1.")
         if self.feature_batch_size < 1:
             raise ValueError(f"`data.feature_batch_size` ({self.feature_batch_size}) must be at least 1.")
         find_tokenizer(self.metric_tokenizer, "data.metric_tokenizer")

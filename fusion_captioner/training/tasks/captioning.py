@@ -12,6 +12,7 @@ from fusion_captioner.data.arguments import DataArguments
 from fusion_captioner.data.caption_datasets import captions_of, load_split, load_splits
 from fusion_captioner.data.caption_sampling import CaptionDataset, StreamedCaptionDataset
 from fusion_captioner.data.collating import CaptionCollator, SelfCriticalCollator
+from fusion_captioner.data.concept_words import choose_concepts
 from fusion_captioner.data.feature_shards import ImageFeatures
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
@@ -69,6 +70,17 @@ class CaptioningTask(Task[DataArguments]):
                 "reading all captions of the stream once, to train the tokenizer; `tokenizer.path` avoids that"
             )
         return captions_of(rows)
+
+    def concept_token_ids(
+        self, rows: datasets.Dataset | datasets.IterableDataset, processor: FusionCaptionerProcessor
+    ) -> list[int] | list[list[int]]:
+        """Words on which the captions of an image agree."""
+        texts = rows.select_columns(["captions", *(["languages"] if self.languages else [])])
+        chosen = choose_concepts(texts, processor.tokenizer, self.data.concept_min_images, processor.languages)
+        lists = dict(zip(processor.languages, chosen)) if processor.languages else {"the captions": chosen}
+        counts = ", ".join(f"{len(ids)} words of {name}" for name, ids in lists.items())
+        logger.info("concepts: %s (`data.concept_min_images`)", counts)
+        return chosen
 
     def trainer(
         self,
