@@ -141,9 +141,10 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
         """Stop training the image encoder; its BatchNorm stays in evaluation mode, after `train()` too."""
         self._image_encoder.set_frozen(True)
 
-    def unfreeze_image_encoder(self, fix_batch_norm: bool = False) -> None:
-        """Train the image encoder again; its BatchNorm stays in evaluation mode where `fix_batch_norm`."""
-        self._image_encoder.set_frozen(False, fix_batch_norm)
+    def unfreeze_image_encoder(self, fix_batch_norm: bool = False, num_frozen_layers: int = 0) -> None:
+        """Train the image encoder again; its BatchNorm stays in evaluation mode where `fix_batch_norm`, and its first
+        `num_frozen_layers` stay as they are."""
+        self._image_encoder.set_frozen(False, fix_batch_norm, num_frozen_layers)
 
     def get_image_hidden_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Grid regions `(B, P, Dv)` of `pixel_values (B, 3, H, W)`, or `(B, F, P, Dv)` of `(B, F, 3, H, W)`: what the

@@ -3,9 +3,11 @@ one line that names it, none of its code is run, and it gets no more memory than
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -93,14 +95,17 @@ def load_head(
                         FusionCaptionerConfig.from_pretrained(name, revision=revision)
                     )
                 FILES_HOLD.set(None)
-            loaded: Any = head.from_pretrained(
-                name,
-                revision=revision,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-                **config_fields,
-            )
+            with warnings.catch_warnings():
+                # of a pickle in an unusual form; what is wrong with it is one line below
+                warnings.filterwarnings("ignore", category=UserWarning, module="torch._weights_only_unpickler")
+                loaded: Any = head.from_pretrained(
+                    name,
+                    revision=revision,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    trust_remote_code=False,
+                    **config_fields,
+                )
         finally:
             FILES_HOLD.reset(limit)
     except SafetensorError as error:
@@ -223,7 +228,7 @@ def check_captioner(name: str) -> None:
     try:
         FusionCaptionerConfig.from_dict(config)
     except Exception as error:  # configs of backbones compute with values of any type
-        raise ValueError(f"{folder / 'config.json'}: {_reason(error)}") from error
+        raise ValueError(f"{folder / 'config.json'}: {reason_of(error)}") from error
     # transformers ignores a damaged `generation_config.json` silently, and reports others without their names
     documents = {file.name: _read_object(file) for file in sorted(folder.glob("*.json"))}
     _check_numbers(folder / "generation_config.json", documents.get("generation_config.json", {}))
@@ -322,13 +327,15 @@ def _cannot_load(name: str, part: str, error: Exception) -> str:
             "--trust-remote-code if you trust it."
         )
     if _is_folder(name):
-        return f"{name}: its {part} cannot be loaded ({_reason(error)}); save or download the captioner again."
-    return (
-        f"{name}: is no folder here, and its {part} cannot be loaded from the Hub ({_reason(error)}); check the name."
-    )
+        return f"{name}: its {part} cannot be loaded ({reason_of(error)}); save or download the captioner again."
+    return f"{name}: is no folder here, and its {part} cannot be loaded from the Hub ({reason_of(error)}); check the name."
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be loaded, without what a library advises that would be unsafe."""
+    if isinstance(error, UnpicklingError):
+        # torch's own text advises to run the code of the file
+        return "a pickle that holds code, or no weights; it was not run"
     if isinstance(error, OSError | ValueError | RuntimeError) and str(error):
         return str(error)
     return f"{type(error).__name__} {error}".strip()
