@@ -326,9 +326,10 @@ def _cannot_load(name: str, part: str, error: Exception) -> str:
             f"{name}: its {part} needs Python code of its own, which is not run; read the code, and add "
             "--trust-remote-code if you trust it."
         )
+    reason = reason_of(error)
     if _is_folder(name):
-        return f"{name}: its {part} cannot be loaded ({reason_of(error)}); save or download the captioner again."
-    return f"{name}: is no folder here, and its {part} cannot be loaded from the Hub ({reason_of(error)}); check the name."
+        return f"{name}: its {part} cannot be loaded ({reason}); save or download the captioner again."
+    return f"{name}: is no folder here, and its {part} cannot be loaded from the Hub ({reason}); check the name."
 
 
 def reason_of(error: Exception) -> str:
