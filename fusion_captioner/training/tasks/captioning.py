@@ -77,7 +77,9 @@ class CaptioningTask(Task[DataArguments]):
         """Words on which the captions of an image agree."""
         texts = rows.select_columns(["captions", *(["languages"] if self.languages else [])])
         chosen = choose_concepts(texts, processor.tokenizer, self.data.concept_min_images, processor.languages)
-        lists = dict(zip(processor.languages, chosen)) if processor.languages else {"the captions": chosen}
+        lists: dict[str, Any] = dict(
+            zip(processor.languages or ["the captions"], chosen if self.languages else [chosen])
+        )
         counts = ", ".join(f"{len(ids)} words of {name}" for name, ids in lists.items())
         logger.info("concepts: %s (`data.concept_min_images`)", counts)
         return chosen
