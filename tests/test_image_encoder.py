@@ -137,6 +137,29 @@ def test_layers_are_counted_in_every_backbone(kind: str, layers: int, last: str)
     assert set(range(1, layers + 1)) <= set(depths.values())
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields", "layers"),
+    [
+        ("resnet", {"depths": [1, 2]}, 3),
+        ("convnext", {"depths": [1, 2, 1, 1]}, 5),
+        ("efficientnet", {}, 7),
+        ("vit", {"num_hidden_layers": 3}, 3),
+        ("swin", {"embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4, "patch_size": 4}, 3),
+    ],
+)
+def test_layers_are_numbered_in_the_order_in_which_they_are_computed(kind: str, fields: dict, layers: int) -> None:
+    config = VISION_CONFIGS.get(kind, {"image_size": 32}) | fields
+    image_encoder = ImageEncoder(AutoConfig.for_model(kind, **config)).eval()
+    depths = image_encoder.depths()
+    computed: list[int] = []
+    for name, module in image_encoder.backbone.named_modules():
+        if list(module.parameters(recurse=False)):
+            module.register_forward_pre_hook(lambda *_, depth=depths[name]: computed.append(depth))
+    image_encoder(torch.randn(1, 3, *image_encoder.image_size))
+    assert image_encoder.num_layers == layers
+    assert computed == sorted(computed) and {*range(layers + 1)} <= {*computed}
+
+
 def test_the_first_layers_stay_frozen() -> None:
     image_encoder = encoder()
     image_encoder.set_frozen(False, num_frozen_layers=1)

@@ -110,6 +110,13 @@ class BaseTrainer(Trainer):
             optimizer.add_param_group(group)
         return optimizer
 
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """`Trainer`'s, without the scales of the image encoder's normalisation layers: backbones have more names for
+        these than it knows."""
+        dimensions = {name: weight.dim() for name, weight in model.named_parameters()}
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if "image_encoder." not in name or dimensions[name] > 1]
+
     def _image_encoder_rates(self) -> dict[int, float]:
         """The learning rate of each weight of the image encoder, by the weight's `id`."""
         rate, decay = self.args.image_encoder_learning_rate, self.args.image_encoder_layer_decay

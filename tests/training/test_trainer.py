@@ -245,6 +245,17 @@ def test_layers_of_the_image_encoder_have_rates_of_their_own_and_the_first_stay_
     assert sorted({group["lr"] for group in trainer.optimizer.param_groups}) == [0.5e-4, 1e-2]
 
 
+def test_scales_of_the_image_encoders_normalisation_have_no_weight_decay(tmp_path: Path) -> None:
+    trainer = build(tmp_path / "out", tmp_path, train_image_encoder_from_step=0, weight_decay=0.1)
+    backbone = trainer.model.model.image_encoder.backbone
+    scales = [module.weight for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    groups = trainer.create_optimizer().param_groups
+    decay = {weight: group["weight_decay"] for group in groups for weight in group["params"]}
+    assert scales and all(decay[weight] == 0 for weight in scales)
+    kernels = [weight for weight in backbone.parameters() if weight.dim() == 4]
+    assert kernels and all(decay[weight] == 0.1 for weight in kernels)
+
+
 def test_more_layers_than_the_image_encoder_has_cannot_be_frozen(tmp_path: Path) -> None:
     settings = {"train_image_encoder_from_step": 0, "frozen_image_encoder_layers": 3}
     with pytest.raises(ValueError, match=r"`num_frozen_layers` \(3\) must be 0 to 2"):
