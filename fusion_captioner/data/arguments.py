@@ -21,6 +21,9 @@ class DataArguments(CaptionSource):
             of several `languages` their captions are in the first.
         streaming: read the training images as they come, in an order shuffled in part, and keep no copy of them; needs
             `training.max_steps`. The images of `eval_split` are held in memory, a file's as its path.
+        question_sources: folders of questions with answers that are learned together with the captions, each the
+            fields of [`PromptDataArguments`] that say where questions and answers are. The question is the prompt, as
+            a chat gives it; so words that no caption has get pictures. They are not evaluated.
         train_split, eval_split: names of the splits; `eval_split` unset: no evaluation.
         captions_per_image: captions of an image in one row, drawn anew each epoch, or `"all"`: each a row.
         augmentations: what is done to training images at random, of `flip`, `crop` and `colour`; see
@@ -43,6 +46,9 @@ class DataArguments(CaptionSource):
         default_factory=dict, metadata={"example": "{en: captions.json, zh: captions_zh.json}"}
     )
     more_train_sources: list[str] = field(default_factory=list)
+    question_sources: list[dict[str, Any]] = field(
+        default_factory=list, metadata={"example": "[{source: visual7w, choices_column: choices}]"}
+    )
     train_split: str = "train"
     eval_split: str | None = "val"
     captions_per_image: int | str = 1
@@ -77,6 +83,17 @@ class DataArguments(CaptionSource):
             )
         if not isinstance(self.more_train_sources, list):
             raise ValueError(f"`data.more_train_sources` ({self.more_train_sources!r}) must be a list of folders.")
+        for number, fields_of in enumerate(self.question_sources):
+            known = {"source", "question_column", "answer_column", "choices_column", "label_column"}
+            if not isinstance(fields_of, dict) or "source" not in fields_of or set(fields_of) - known:
+                raise ValueError(
+                    f"`data.question_sources` ({number}: {fields_of!r}) must have a `source`, and of the other fields "
+                    f"only {', '.join(sorted(known - {'source'}))}."
+                )
+        if self.question_sources and self.streaming:
+            raise ValueError(
+                "`data.question_sources` and `data.streaming` cannot be used together; unset one of them."
+            )
         for language, where in self.languages.items():
             # transformers is imported with it, and captions can be scored without
             from fusion_captioner.processing_fusion_captioner import language_token

@@ -19,6 +19,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from fusion_captioner.data.augmentation import draws_flip, swap_sides
 from fusion_captioner.data.feature_shards import ImageFeatures
 
+# Columns with an entry for each caption of an image, beside `captions`.
+OF_CAPTIONS = ("prompts", "languages")
+
 
 def draw_captions(captions: Sequence[str], count: int, seed: int, epoch: int, image_id: str) -> list[str]:
     """`count` captions of one image for one epoch; see [`draw_numbers`]."""
@@ -47,7 +50,7 @@ class CaptionDataset(torch.utils.data.Dataset):
 
     A row has `image_id`, `captions` (list of str, as many in every row) and either `image` (undecoded) or
     `image_hidden_states` (float16 array of shape (P, Dv), P: regions, Dv: their width; a view of the feature cache);
-    and `prompt` and `languages` (of each caption), where `rows` has such a column.
+    `prompt`, and `prompts` and `languages` of each caption, where `rows` has such a column.
 
     For the Trainer: set `remove_unused_columns=False`, and add [`SetCaptionEpoch`] to the callbacks.
 
@@ -83,7 +86,7 @@ class CaptionDataset(torch.utils.data.Dataset):
         self._cached = features
         self.mirrored_features = mirrored_features
         self.augmentations = tuple(augmentations)
-        self._further = [name for name in ("prompt", "languages") if name in rows.column_names]
+        self._further = [name for name in ("prompt", *OF_CAPTIONS) if name in rows.column_names]
         self._texts = rows.select_columns(["captions", "image_id", *self._further])
         self._images = rows.select_columns(["image"])
         for cached in (features, mirrored_features):
@@ -150,8 +153,8 @@ class CaptionDataset(torch.utils.data.Dataset):
             else:
                 drawn = [wanted[position] - self._first_caption[numbers[position]]]
             row = {name: texts[name][position] for name in self._further}
-            if "languages" in row:
-                row["languages"] = [row["languages"][number] for number in drawn]
+            for name in set(OF_CAPTIONS) & set(row):
+                row[name] = [row[name][number] for number in drawn]
             rows.append({"image_id": image_id, "captions": [captions[number] for number in drawn]} | row)
         if (cached := self.features) is not None:
             for row in rows:
@@ -159,10 +162,11 @@ class CaptionDataset(torch.utils.data.Dataset):
                 if (
                     self.mirrored_features is not None
                     and "flip" in self.augmentations
-                    and draws_flip(row["captions"], Random(self._drawn_with(row["image_id"])))
+                    and draws_flip(row["captions"] + row.get("prompts", []), Random(self._drawn_with(row["image_id"])))
                 ):
                     features = self.mirrored_features
-                    row["captions"] = swap_sides(row["captions"])
+                    for name in {"captions", "prompts"} & set(row):
+                        row[name] = swap_sides(row[name])
                 row["image_hidden_states"] = features[row["image_id"]]
         else:
             for row, image in zip(rows, self._images[numbers]["image"], strict=True):

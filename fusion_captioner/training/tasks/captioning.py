@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import datasets
@@ -14,6 +15,7 @@ from fusion_captioner.data.caption_sampling import CaptionDataset, StreamedCapti
 from fusion_captioner.data.collating import CaptionCollator, SelfCriticalCollator
 from fusion_captioner.data.concept_words import choose_concepts
 from fusion_captioner.data.feature_shards import ImageFeatures
+from fusion_captioner.data.prompted_texts import add_questions
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.model_card import TrainingRecord, public_name
@@ -51,6 +53,11 @@ class CaptioningTask(Task[DataArguments]):
                 f"`training.max_steps` ({training.max_steps}) must be positive with `data.streaming`, since the "
                 "length of a stream is not known; set the number of steps to train."
             )
+        if data.question_sources and isinstance(training, SelfCriticalArguments):
+            raise ValueError(
+                "`data.question_sources` are for cross-entropy, since an answer has no CIDEr; unset them with "
+                "`training.stage: self_critical`."
+            )
         if data.feature_cache is not None and training.train_image_encoder_from_step == 0:
             raise ValueError(
                 f"`data.feature_cache` ({data.feature_cache}) holds features of a frozen image encoder, and "
@@ -59,7 +66,10 @@ class CaptioningTask(Task[DataArguments]):
             )
 
     def load_run(self) -> dict[str, Any]:
-        return load_splits(self.data)
+        splits = load_splits(self.data)
+        if self.data.question_sources:
+            splits["train"] = add_questions(splits["train"], self.data)
+        return splits
 
     def load_split(self, split: str, limit: int | None) -> datasets.Dataset:
         return load_split(self.data, split, limit)
@@ -69,12 +79,15 @@ class CaptioningTask(Task[DataArguments]):
             logger.info(
                 "reading all captions of the stream once, to train the tokenizer; `tokenizer.path` avoids that"
             )
-        return captions_of(rows)
+        return chain(captions_of(rows), chain.from_iterable(rows["prompts"]) if self.data.question_sources else ())
 
     def concept_token_ids(
         self, rows: datasets.Dataset | datasets.IterableDataset, processor: FusionCaptionerProcessor
     ) -> list[int] | list[list[int]]:
         """Words on which the captions of an image agree."""
+        if self.data.question_sources:  # answers do not describe their image
+            described = (number for number, prompts in enumerate(rows["prompts"]) if not any(prompts))
+            rows = rows.select(list(described))  # type: ignore[union-attr]
         texts = rows.select_columns(["captions", *(["languages"] if self.languages else [])])
         chosen = choose_concepts(texts, processor.tokenizer, self.data.concept_min_images, processor.languages)
         lists: dict[str, Any] = dict(
