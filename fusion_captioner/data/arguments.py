@@ -19,6 +19,9 @@ class DataArguments(CaptionSource):
     Args:
         more_train_sources: folders, or Hub names, whose split `train` is trained on in addition to that of `source`;
             of several `languages` their captions are in the first.
+        hide_images: train on the captions alone, with no image in front of them; `source`, or that of each language,
+            may then be a `.gz` file of lines `image id<TAB>caption`. The language is learned first in this way, from
+            more texts than there are images for; a second run starts from it and sees images. There is no evaluation.
         streaming: read the training images as they come, in an order shuffled in part, and keep no copy of them; needs
             `training.max_steps`. The images of `eval_split` are held in memory, a file's as its path.
         question_sources: folders of questions with answers that are learned together with the captions, each the
@@ -46,6 +49,7 @@ class DataArguments(CaptionSource):
         default_factory=dict, metadata={"example": "{en: captions.json, zh: captions_zh.json}"}
     )
     more_train_sources: list[str] = field(default_factory=list)
+    hide_images: bool = False
     question_sources: list[dict[str, Any]] = field(
         default_factory=list, metadata={"example": "[{source: visual7w, choices_column: choices}]"}
     )
@@ -94,6 +98,14 @@ class DataArguments(CaptionSource):
             raise ValueError(
                 "`data.question_sources` and `data.streaming` cannot be used together; unset one of them."
             )
+        if self.hide_images:
+            for name in ("eval_split", "feature_cache", "augmentations", "more_train_sources", "question_sources"):
+                if value := getattr(self, name):
+                    raise ValueError(
+                        f"`data.{name}` ({value!r}) is for images, and `data.hide_images` hides them; unset it."
+                    )
+            if self.streaming:
+                raise ValueError("`data.streaming` and `data.hide_images` cannot be used together; unset one of them.")
         for language, where in self.languages.items():
             # transformers is imported with it, and captions can be scored without
             from fusion_captioner.processing_fusion_captioner import language_token

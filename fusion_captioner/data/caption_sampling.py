@@ -65,6 +65,7 @@ class CaptionDataset(torch.utils.data.Dataset):
             images; what they draw is a function of seed, epoch and image id, too.
         mirrored_features: cached features of the mirrored images, read in place of `features` where `flip`, if it is
             among the augmentations, draws so. Other augmentations do nothing to cached features.
+        hidden_width: Dv, of `rows` without images: each row then has a region of zeros, which shows nothing.
 
     Raises:
         ValueError: `captions_per_image` is neither `"all"` nor a positive number, or cached features lack an image.
@@ -78,6 +79,7 @@ class CaptionDataset(torch.utils.data.Dataset):
         features: ImageFeatures | None = None,
         augmentations: Sequence[str] = (),
         mirrored_features: ImageFeatures | None = None,
+        hidden_width: int | None = None,
     ) -> None:
         _check_captions_per_image(captions_per_image)
         self.captions_per_image = captions_per_image
@@ -88,7 +90,8 @@ class CaptionDataset(torch.utils.data.Dataset):
         self.augmentations = tuple(augmentations)
         self._further = [name for name in ("prompt", *OF_CAPTIONS) if name in rows.column_names]
         self._texts = rows.select_columns(["captions", "image_id", *self._further])
-        self._images = rows.select_columns(["image"])
+        self._hidden = None if hidden_width is None else torch.zeros(1, hidden_width, dtype=torch.float16)
+        self._images = rows.select_columns(["image"] if hidden_width is None else [])
         for cached in (features, mirrored_features):
             if cached is not None:
                 cached.require(self._texts["image_id"])
@@ -156,7 +159,10 @@ class CaptionDataset(torch.utils.data.Dataset):
             for name in set(OF_CAPTIONS) & set(row):
                 row[name] = [row[name][number] for number in drawn]
             rows.append({"image_id": image_id, "captions": [captions[number] for number in drawn]} | row)
-        if (cached := self.features) is not None:
+        if self._hidden is not None:
+            for row in rows:
+                row["image_hidden_states"] = self._hidden
+        elif (cached := self.features) is not None:
             for row in rows:
                 features = cached
                 if (

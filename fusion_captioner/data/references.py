@@ -5,7 +5,9 @@ import gzip
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import datasets
 
 from fusion_captioner.data.annotated_images import AnnotatedImage, BadExamples, SkippedExample
 from fusion_captioner.data.caption_datasets import (
@@ -14,9 +16,13 @@ from fusion_captioner.data.caption_datasets import (
     is_held_out,
     load_caption_dataset,
     resolve_source,
+    source_of_language,
 )
 from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.data.layouts import LAYOUTS
+
+if TYPE_CHECKING:  # the arguments import transformers, which reading captions does without
+    from fusion_captioner.data.arguments import DataArguments
 
 
 def read_references(source: CaptionSource, skipped: list[SkippedExample]) -> dict[str, list[AnnotatedImage]]:
@@ -56,7 +62,7 @@ def _image(row: dict[str, Any]) -> AnnotatedImage:
 
 def read_corpus(source: str) -> dict[str, list[str]]:
     """
-    Captions by image of a corpus whose n-grams are counted; its images need not be there.
+    Captions by image of a corpus, whose images need not be there.
 
     Args:
         source: a `.gz` file of lines `image id<TAB>caption`; or a folder or file of any layout, of which the split
@@ -70,8 +76,22 @@ def read_corpus(source: str) -> dict[str, list[str]]:
         return _text_captions(path)
     splits = read_references(CaptionSource(source), [])
     if "train" not in splits:
-        raise ValueError(f"{source}: has no split 'train', whose captions are counted; there are {', '.join(splits)}.")
+        raise ValueError(f"{source}: has no split 'train', whose captions are read; there are {', '.join(splits)}.")
     return {image.image_id: image.captions for image in splits["train"]}
+
+
+def load_texts(data: "DataArguments") -> datasets.Dataset:
+    """The training captions without images, for `data.hide_images`: columns `captions`, `image_id` and, with several
+    languages, `languages`."""
+    sources = {language: source_of_language(data, where).source for language, where in data.languages.items()}
+    rows = []
+    for language, source in (sources or {"": data.source}).items():
+        for image_id, captions in list(read_corpus(source).items())[: data.max_train_images]:
+            row: dict[str, Any] = {"captions": captions, "image_id": image_id}
+            if language:
+                row |= {"image_id": f"{language}/{image_id}", "languages": [language] * len(captions)}
+            rows.append(row)
+    return datasets.Dataset.from_list(rows)
 
 
 def _text_captions(path: Path) -> dict[str, list[str]]:

@@ -94,7 +94,7 @@ def test_concepts_are_words_of_captions_alone(tmp_path: Path, photos: Path, ques
         ([{"choices_column": "choices"}], {}, ["`data.question_sources` (0: ", "must have a `source`"]),
         ([{"source": "x", "folds": 2}], {}, ["only answer_column, choices_column"]),
         ([{"source": "missing"}], {}, ["missing"]),
-        ([{"source": "x"}], {"stage": "self_critical"}, ["for cross-entropy"]),
+        ([{"source": "x"}], {"stage": "self_critical"}, ["is for cross-entropy"]),
     ],
 )
 def test_wrong_question_sources(tmp_path: Path, photos: Path, sources: list, training: dict, words: list[str]) -> None:

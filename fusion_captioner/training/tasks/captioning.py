@@ -16,6 +16,7 @@ from fusion_captioner.data.collating import CaptionCollator, SelfCriticalCollato
 from fusion_captioner.data.concept_words import choose_concepts
 from fusion_captioner.data.feature_shards import ImageFeatures
 from fusion_captioner.data.prompted_texts import add_questions
+from fusion_captioner.data.references import load_texts
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.model_card import TrainingRecord, public_name
@@ -53,11 +54,13 @@ class CaptioningTask(Task[DataArguments]):
                 f"`training.max_steps` ({training.max_steps}) must be positive with `data.streaming`, since the "
                 "length of a stream is not known; set the number of steps to train."
             )
-        if data.question_sources and isinstance(training, SelfCriticalArguments):
-            raise ValueError(
-                "`data.question_sources` are for cross-entropy, since an answer has no CIDEr; unset them with "
-                "`training.stage: self_critical`."
-            )
+        if isinstance(training, SelfCriticalArguments):
+            for name in ("question_sources", "hide_images"):
+                if value := getattr(data, name):
+                    raise ValueError(
+                        f"`data.{name}` ({value}) is for cross-entropy, and `training.stage` is 'self_critical'; "
+                        "unset one of them."
+                    )
         if data.feature_cache is not None and training.train_image_encoder_from_step == 0:
             raise ValueError(
                 f"`data.feature_cache` ({data.feature_cache}) holds features of a frozen image encoder, and "
@@ -66,6 +69,8 @@ class CaptioningTask(Task[DataArguments]):
             )
 
     def load_run(self) -> dict[str, Any]:
+        if self.data.hide_images:
+            return {"train": load_texts(self.data)}
         splits = load_splits(self.data)
         if self.data.question_sources:
             splits["train"] = add_questions(splits["train"], self.data)
@@ -105,7 +110,8 @@ class CaptioningTask(Task[DataArguments]):
         splits: Mapping[str, Any],
         features: Mapping[str, ImageFeatures],
     ) -> FusionCaptionerTrainer:
-        parts = caption_datasets(self.data, splits, features, arguments.seed)
+        hidden_width = model.model.image_encoder.hidden_size if self.data.hide_images else None
+        parts = caption_datasets(self.data, splits, features, arguments.seed, hidden_width)
         check_caption_length(model, arguments)
         if "train" in parts:
             keep_generation_settings(model, arguments)
@@ -161,7 +167,11 @@ def check_augmentations(data: DataArguments, training: BaseTrainingArguments) ->
 
 
 def caption_datasets(
-    data: DataArguments, splits: Mapping[str, Any], features: Mapping[str, ImageFeatures], seed: int
+    data: DataArguments,
+    splits: Mapping[str, Any],
+    features: Mapping[str, ImageFeatures],
+    seed: int,
+    hidden_width: int | None = None,
 ) -> dict[str, CaptionDataset | StreamedCaptionDataset]:
     """The rows of `train` and `eval`, with captions drawn for each epoch, for the data loader."""
     parts: dict[str, CaptionDataset | StreamedCaptionDataset] = {}
@@ -171,7 +181,7 @@ def caption_datasets(
     elif train is not None:
         mirrored = features.get(MIRRORED)
         parts["train"] = CaptionDataset(
-            train, data.captions_per_image, seed, features.get("train"), data.augmentations, mirrored
+            train, data.captions_per_image, seed, features.get("train"), data.augmentations, mirrored, hidden_width
         )
     if "eval" in splits:
         parts["eval"] = CaptionDataset(splits["eval"], 1, seed, features.get("eval"))
