@@ -183,7 +183,7 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
 
 
 class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
-    """Image encoder, text encoder, fusion, projections and, where configured, audio encoder: what all heads share."""
+    """The base of all heads: image encoder, text encoder, fusion, projections and, where configured, audio encoder."""
 
     _auto_class = "AutoModel"
 
@@ -265,7 +265,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         audio_hidden_states: torch.Tensor | None = None,
         concept_logits: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """What the fusion needs of images and, where there are any, their sounds: one row an image."""
+        """What the fusion needs of images and, where there are any, their sounds: one row per image."""
         regions = self.embed_regions(image_hidden_states, concept_logits)
         if audio_hidden_states is not None:
             if audio_hidden_states.shape[0] != regions.shape[0]:
@@ -561,7 +561,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         image_hidden_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        How sure the matching head is that each text, ending in EOS, belongs to its image.
+        Probability, by the matching head, that each text belongs to its image. Texts must end in EOS.
 
         Args:
             input_ids, attention_mask, pixel_values, image_hidden_states: see `FusionCaptionerModel.forward`.

@@ -66,14 +66,14 @@ def load_head(
     **config_fields: Any,
 ) -> tuple[Head, FusionCaptionerProcessor]:
     """
-    Model, in evaluation mode, and processor from a folder or the Hub.
+    Load a model, in evaluation mode, and its processor from a folder or the Hub.
 
     Args:
         head: class of the model.
         name, revision: as for `from_pretrained`.
-        may_lack_weights: draw weights that the checkpoint lacks at random, with transformers' warning: training goes
-            on from it with another part. By default that is an error.
-        trained_to: what such a model does, for the message about weights that are lacking.
+        may_lack_weights: weights that the checkpoint lacks are random, with a warning of transformers, so that
+            training can start from it with another head. By default missing weights are an error.
+        trained_to: what such a model does, for the message about missing weights.
         trust_remote_code: run the Python code of a tokenizer that is not transformers' own.
         config_fields: fields of the saved config to change, such as `dropout`.
 
@@ -145,7 +145,7 @@ def load_head(
 
 def check_finite(model: torch.nn.Module, name: str) -> None:
     """
-    Refuse weights that are no numbers: such a model captions nothing, and says nothing of why.
+    Refuse weights that are not finite: such a model writes no captions and gives no reason.
 
     Args:
         name: of the model, for the message.

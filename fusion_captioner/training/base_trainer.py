@@ -232,7 +232,7 @@ class BaseTrainer(Trainer):
         super().log(logs, start_time)
 
     def _further_scores(self) -> list[str]:
-        """Scores of the task beside the one that chooses the best checkpoint, of which higher is better."""
+        """Further scores that choose the best checkpoint when the first one is equal; higher is better."""
         chosen = str(self.args.metric_for_best_model).removeprefix("eval_")
         return [f"eval_{name}" for name in self.card_text.metrics if name not in (chosen, "mae")]
 
