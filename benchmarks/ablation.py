@@ -165,13 +165,13 @@ def table(results: Sequence[dict[str, Any]], settings: dict[str, Any], page: str
     lines = [
         f"# {title}",
         "",
-        "Each row changes one setting of the recipe `flickr8k_cpu` with the decoder's residual; the recipe's own "
-        "value is in brackets.",
-        "All rows have the same budget, and the image encoder is frozen. Scores are those of the split `val` of "
-        f"{settings['source']} at the end of training:",
-        "the mean of the seeds. The difference is that of CIDEr to the row without the change, over the seeds that "
-        "both rows have; its range is in brackets.",
-        "Parameters are counted without the image encoder.",
+        "Each row is the recipe `flickr8k_cpu`, with the decoder's residual, after one change. The value of the "
+        "recipe is in brackets.",
+        "All rows have the same number of steps, and the image encoder is frozen. Scores are those on the split `val` "
+        f"of {settings['source']} at the end of training,",
+        "averaged over the seeds. The column `difference` compares CIDEr with the row without the change, over the "
+        "seeds that both rows have; the range over the seeds is in brackets.",
+        "The image encoder is not included in the parameters.",
         "",
         "```",
         "python benchmarks/ablation.py --source FOLDER --cache FOLDER --vision-model lite2 --out FOLDER \\",
