@@ -43,8 +43,13 @@ def write_reader_folder(root: Path) -> None:
     lines = [f"{number}.jpg,a red square {number}" for number in range(20)]
     (root / "flickr8k" / "captions.txt").write_text("\n".join(["image,caption", *lines]))
     write_rows(root / "tweets", text=SENTENCES, label=["negative", "neutral", "positive"])
-    notes = {"clinical_notes": SENTENCES, "finding": ["COVID-19", "SARS"]}
-    write_rows(root / "xrays", sex=["M", "F"], age=["65", "30"], view=["PA"], patient_id=list(range(40)), **notes)
+    record = {"sex": ["M", "F"], "age": ["65", "30"], "view": ["PA"], "temperature": ["37"], "pO2_saturation": [""]}
+    notes = {
+        "patient_id": [f"patient {number}" for number in range(12)],
+        "clinical_notes": SENTENCES,
+        "finding": ["COVID-19", "SARS"],
+    }
+    write_rows(root / "xrays", **record, **notes)
     kinds = {"question": ["is it red", "what is it"], "answer_type": ["CLOSED", "OPEN"]}
     write_rows(root / "questions", answer=["yes", "a square", "no", "a picture"], **kinds)
     places = [["inside", "outside"], ["a dog", "a cat", "a cow"]]
