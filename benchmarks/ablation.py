@@ -60,6 +60,12 @@ ROWS = {
     ),
     "reconstruction": Row("reconstruction loss, 0.1", loss("reconstruction")),
     "adversarial": Row("adversarial loss, 0.1", loss("adversarial")),
+    "concept_loss": Row("concept loss, 1.0", loss("concept", 1.0)),
+    "concepts": Row(
+        "concept loss, 1.0, and 20 concepts",
+        [*loss("concept", 1.0), "--model.config.num_concepts", "20"],
+        "concept_loss",
+    ),
     # in place of the recipe's fields, which would win over the preset's
     "plain": Row("plain preset", ["--model.preset", "plain"], recipe=("--model.config", "{hidden_size: 512}")),
     "no_label_smoothing": Row("no label smoothing (0.1)", ["--model.config.label_smoothing", "0"]),
@@ -159,13 +165,13 @@ def table(results: Sequence[dict[str, Any]], settings: dict[str, Any], page: str
     lines = [
         f"# {title}",
         "",
-        "Each row changes one setting of the recipe `flickr8k_cpu` with the decoder's residual; the recipe's own "
-        "value is in brackets.",
-        "All rows have the same budget, and the image encoder is frozen. Scores are those of the split `val` of "
-        f"{settings['source']} at the end of training:",
-        "the mean of the seeds. The difference is that of CIDEr to the row without the change, over the seeds that "
-        "both rows have; its range is in brackets.",
-        "Parameters are counted without the image encoder.",
+        "Each row is the recipe `flickr8k_cpu`, with the decoder's residual, after one change. The value of the "
+        "recipe is in brackets.",
+        "All rows have the same number of steps, and the image encoder is frozen. Scores are those on the split `val` "
+        f"of {settings['source']} at the end of training,",
+        "averaged over the seeds. The column `difference` compares CIDEr with the row without the change, over the "
+        "seeds that both rows have; the range over the seeds is in brackets.",
+        "The image encoder is not included in the parameters.",
         "",
         "```",
         "python benchmarks/ablation.py --source FOLDER --cache FOLDER --vision-model lite2 --out FOLDER \\",

@@ -205,14 +205,14 @@ def table(document: dict[str, Any]) -> str:
     lines = [
         "# Few examples: LoRA and full fine-tuning",
         "",
-        f"Each run learns the sentiment of {settings['data']} in {settings['steps']} steps. It starts from {start}, "
-        "whose image encoder is frozen.",
-        "Scores are those of the whole validation split at the end of training: the mean of the seeds, and in "
-        "brackets the lowest and the highest.",
-        f"LoRA has rank {settings['rank']} and the learning rate {settings['lora_rate']:g}; it trains the recurrent "
-        "layers and the classifier whole.",
-        f"Full fine-tuning has the learning rate {settings['full_rate']:g}. Who always predicts the most common label "
-        f"has an accuracy of {commonest['accuracy']:.3f}",
+        f"Each run trains a classifier for the labels of {settings['data']} in {settings['steps']} steps. It starts "
+        f"from {start}; the image encoder is frozen.",
+        "Scores are those on the whole validation split at the end of training: the mean over the seeds, with the "
+        "lowest and the highest in brackets.",
+        f"LoRA has rank {settings['rank']} and the learning rate {settings['lora_rate']:g}; the recurrent layers and "
+        "the classifier are trained in full.",
+        f"Full fine-tuning has the learning rate {settings['full_rate']:g}. For comparison, always predicting the "
+        f"most common label gives an accuracy of {commonest['accuracy']:.3f}",
         f"and a macro-F1 of {commonest['macro_f1']:.3f}.",
         "",
         "```",

@@ -88,6 +88,7 @@ WEIGHT_FIELDS = (
     "adversarial_loss_weight",
     "reconstruction_loss_weight",
     "matching_loss_weight",
+    "concept_loss_weight",
     "gradient_reversal_weight",
 )
 
@@ -165,15 +166,16 @@ class FusionCaptionerConfig(PreTrainedConfig):
             Any transformers vision backbone (ResNet-50 by default; ViT, ConvNeXt, EfficientNet, MobileNet, CLIP and
             SigLIP vision towers, ...). A `dict` names its `model_type`.
         audio_config (`PreTrainedConfig` or `dict`, *optional*):
-            Any transformers audio encoder (Whisper, AST, wav2vec2, HuBERT, ...), for tasks that hear; by default none.
+            Any transformers audio encoder (Whisper, AST, wav2vec2, HuBERT, ...), for tasks with sound; none by
+            default.
         num_audio_regions (`int`, defaults to 16): regions that a sound becomes, whatever its length.
         vocab_size (`int`, defaults to 10000): entries of the tokenizer.
         hidden_size (`int`, defaults to 512): width of token states, projected regions and joint representations.
         text_encoder_type (`"lstm"`, `"gru"`, `"transformer"` or `"embedding"`): the causal text encoder;
-            `"embedding"`: each word by itself, without layers.
+            `"embedding"` has no layers: each word is encoded on its own.
         num_text_encoder_layers (`int`, defaults to 1).
         normalize_text_states (`bool`, defaults to `True`): layer normalisation of a recurrent text encoder's states.
-            They begin thirty times as small as what the image brings, and without it captions are learned late.
+            Without it these states begin thirty times smaller than the image's part, and learning is slow.
         fusion_type (`"sum"`, `"concat"`, `"gated"`, `"bilinear"`, `"attention"` or `"co_attention"`):
             how token states and image regions become one representation, see `fusion.py`.
         bilinear_rank (`int`, defaults to 1024): rank of the factorised bilinear pooling.
@@ -185,8 +187,8 @@ class FusionCaptionerConfig(PreTrainedConfig):
             learned several times as late.
         num_attention_heads (`int`, defaults to 8): heads of the fusion and of Transformer layers.
         intermediate_size (`int`, defaults to 2048): width of the feed-forward part of Transformer layers.
-        max_position_embeddings (`int`, defaults to 512): positions that Transformer layers know.
-        max_frames (`int`, defaults to 0): frames of a video that the model can tell apart; 0: still images only.
+        max_position_embeddings (`int`, defaults to 512): maximum number of tokens for Transformer layers.
+        max_frames (`int`, defaults to 0): maximum number of frames of a video; 0: still images only.
         projection_dim (`int`, defaults to 256): width of `image_embeds` and `text_embeds`.
         text_pooling (`"last"` or `"mean"`): what stands for a text, in `text_embeds` and classifiers: the state of the
             last token, or the mean of all tokens' states. With `text_encoder_type` `"embedding"` it must be the mean,
@@ -196,28 +198,32 @@ class FusionCaptionerConfig(PreTrainedConfig):
         dropout, attention_dropout (`float`): on hidden states, and on attention weights.
         image_dropout (`float`, defaults to 0): on the image encoder's features; one mask for all regions of an image,
             as `dropout` has one for all tokens of a text.
-        word_dropout (`float`, defaults to 0): share of input words hidden from the text encoder in training.
+        word_dropout (`float`, defaults to 0): share of input words that are hidden from the text encoder in training.
         modality_dropout (`float`, defaults to 0): share of training rows of which the heads for classification and
             multiple choice hide some modalities, and the captioner the image, so that what is left suffices.
-        class_weights (list of `float`, *optional*): of the classification loss, one a label: weight of the class, or,
-            with several labels a row, of the label's positive examples.
+        class_weights (list of `float`, *optional*): for the classification loss, one per label: weight of the class
+            or, with several labels per row, of the label's positive examples.
         label_smoothing (`float`, defaults to 0.1): of the caption loss.
         caption_loss_weight, contrastive_loss_weight, adversarial_loss_weight, reconstruction_loss_weight,
-        matching_loss_weight (`float`): weight of each loss term; at 0 nothing of the term is built or computed.
+        matching_loss_weight, concept_loss_weight (`float`): weight of each loss term; a term with weight 0 is neither
+            built nor computed.
         contrastive_loss_type (`"info_nce"` or `"hinge"`): symmetric InfoNCE, or the hinge on the hardest negatives.
         contrastive_margin (`float`, defaults to 0.2): margin of the hinge, in cosine similarity.
         matching_type (`"fusion"` or `"word_region"`): what the matching score of a pair is read from: the fused
             states, or how near each word is to the regions that it attends to (see `matching.py`).
-        matching_negatives (`int`, defaults to 1): false pairs that the matching loss draws for each true one: so many
-            other images, and so many other texts.
+        matching_negatives (`int`, defaults to 1): false pairs that the matching loss draws for each true one: this
+            many other images, and as many other texts.
+        concept_token_ids (list of `int`, *optional*): concepts, the tokens that images are searched for: sorted, each
+            once. With `languages` a list for each of them, of the words that its captions have.
+        num_concepts (`int`, defaults to 0): so many of the likeliest concepts of an image become further regions.
         gradient_reversal_weight (`float`, defaults to 1): factor on the reversed gradient of the modality critic.
-        initializer_range (`float`, defaults to 0.02): standard deviation of freshly drawn weights.
-        languages (list of `str`, *optional*): codes of the languages, of a captioner of several; the first is the
-            default of `generate`.
-        language_token_ids (list of `int`, *optional*): of each language the token that follows BOS.
+        initializer_range (`float`, defaults to 0.02): standard deviation of new random weights.
+        languages (list of `str`, *optional*): codes of the languages, if the captioner writes several; the first
+            is the default of `generate`.
+        language_token_ids (list of `int`, *optional*): for each language, the token that follows BOS.
 
     Raises:
-        ValueError: names the field, its value and what would be right.
+        ValueError: a field is wrong; the message names it, its value and the allowed values.
 
     Example:
 
@@ -281,6 +287,9 @@ class FusionCaptionerConfig(PreTrainedConfig):
     matching_loss_weight: float | int = 0.0
     matching_type: Literal["fusion", "word_region"] = "fusion"
     matching_negatives: int = 1
+    concept_loss_weight: float | int = 0.0
+    concept_token_ids: list[int] | list[list[int]] | None = None
+    num_concepts: int = 0
     initializer_range: float | int = 0.02
     languages: list[str] | None = None
     language_token_ids: list[int] | None = None
@@ -400,6 +409,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
                 f"`languages` ({self.languages}) must have one token each in `language_token_ids` "
                 f"({self.language_token_ids})."
             )
+        self._check_concepts()
         if self.matching_loss_weight and not self.contrastive_loss_weight:
             raise ValueError(
                 f"`matching_loss_weight` ({self.matching_loss_weight}) draws hard negatives by image and text "
@@ -409,6 +419,45 @@ class FusionCaptionerConfig(PreTrainedConfig):
             raise ValueError(
                 '`text_pooling` ("last") would make the same of every text, as with `text_encoder_type` "embedding" '
                 'the last token knows no other one; set `text_pooling` to "mean".'
+            )
+
+    @property
+    def concept_ids(self) -> list[int]:
+        """The concepts of all languages, sorted: token ids, in the order of the concept head's scores."""
+        ids: list[Any] = self.concept_token_ids or []
+        return sorted({each for of_language in ids for each in of_language}) if self.languages else ids
+
+    def _check_concepts(self) -> None:
+        if self.num_concepts < 0:
+            raise ValueError(f"`num_concepts` ({self.num_concepts}) must be 0 (none) or positive.")
+        if self.concept_token_ids is not None:
+            lists: list[Any] = self.concept_token_ids if self.languages else [self.concept_token_ids]
+            if len(lists) != len(self.languages or [0]) or not all(isinstance(ids, list) for ids in lists):
+                raise ValueError(
+                    f"`concept_token_ids` ({self.concept_token_ids!s:.60}) must be one list of token ids for each "
+                    f"of the languages ({', '.join(self.languages or [])})."
+                )
+            for ids in lists:
+                if any(isinstance(each, list) for each in ids):
+                    raise ValueError(
+                        f"`concept_token_ids` ({ids!s:.60}) must be one list of token ids, as `languages` is unset."
+                    )
+                if ids != sorted(set(ids)) or (ids and not 0 <= ids[0] <= ids[-1] < self.vocab_size):
+                    raise ValueError(
+                        f"`concept_token_ids` ({ids!s:.60}) must be sorted, each once, at least 0 and below "
+                        f"`vocab_size` ({self.vocab_size})."
+                    )
+        count = len(self.concept_ids)
+        if (self.num_concepts or self.concept_loss_weight) and not count:
+            name = "num_concepts" if self.num_concepts else "concept_loss_weight"
+            raise ValueError(
+                f"`{name}` ({getattr(self, name)}) needs `concept_token_ids` ({self.concept_token_ids}); name the "
+                f"tokens that are concepts, or set `{name}` to 0."
+            )
+        if self.num_concepts > count:
+            raise ValueError(
+                f"`num_concepts` ({self.num_concepts}) must be at most the number of concepts in `concept_token_ids` "
+                f"({count})."
             )
 
 

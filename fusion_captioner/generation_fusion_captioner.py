@@ -18,7 +18,7 @@ class CaptionCache(Cache):
     """
     States of text encoder, fusion and decoder after the tokens so far, and the projected regions of the images.
 
-    States have one row per text (beam or sample) and follow the beams. Projected regions have one row an image: all
+    States have one row per text (beam or sample) and follow the beams. Projected regions have one row per image: all
     beams and samples of an image share them, so they are neither expanded nor reordered.
 
     Args:
@@ -53,16 +53,16 @@ class CaptionCache(Cache):
 
 class HiddenImageGuidance(LogitsProcessor):
     """
-    Classifier-free guidance (Sanchez et al., 2023, eq. 7) away from what the text alone predicts, the image hidden.
+    Classifier-free guidance (Sanchez et al., 2023, eq. 7) away from the prediction with the image hidden.
 
-    The text is read anew for each word: a cache of its own would not follow the beams.
+    The text is read again for each word, because a separate cache would not follow the beams.
 
     Args:
         guidance_scale (`float`): 1 changes nothing, more moves further away.
         model (`FusionCaptionerForConditionalGeneration`).
         prompt_length (`int`): tokens before the first new one.
         attention_mask (`torch.LongTensor` of shape `(T, prompt_length)`, *optional*): of the prompts.
-        negative_ids, negative_mask (`torch.LongTensor`, *optional*): prompts to read in place of the own ones.
+        negative_ids, negative_mask (`torch.LongTensor`, *optional*): prompts to read in place of those of the call.
     """
 
     def __init__(self, guidance_scale, model, prompt_length, attention_mask, negative_ids, negative_mask) -> None:
@@ -110,8 +110,8 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
         """
         Args:
             labels (`torch.LongTensor` of shape `(T, L)`, *optional*): see `_prompts`.
-            language (`str`, *optional*): of a captioner of several languages, that of captions without prompt; by
-                default the first of `config.languages`. (A prompt brings its own, see
+            language (`str`, *optional*): for a captioner of several languages: the language of captions without a
+                prompt; by default the first of `config.languages`. (A prompt already has its language, see
                 [`FusionCaptionerProcessor`].)
             args, kwargs: as for `GenerationMixin.generate`.
         """

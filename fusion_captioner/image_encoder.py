@@ -21,6 +21,8 @@ from .placed_weights import compute_dtype
 
 # Numbers and tensors in the files of the model that is loaded. Where they are not set, its size is not limited.
 FILES_HOLD: ContextVar[tuple[int, int] | None] = ContextVar("files_hold", default=None)
+# What transformers' backbones of several stages call the list of a stage's layers.
+STAGE_LISTS = ("layers", "blocks", "layer")
 # A model may have more weights than its files: tied ones, and buffers.
 WEIGHTS_RATIO, SPARE_ELEMENTS, SPARE_WEIGHTS = 4, 2**26, 1000
 
@@ -77,6 +79,7 @@ class ImageEncoder(nn.Module):
                 block.squeeze_excite = nn.Identity()
         self.frozen = False
         self.fixes_batch_norm = False
+        self.num_frozen_layers = 0
         self.image_size = self._image_size(vision_config)
         self.num_regions, self.hidden_size = self._measure_regions()
 
@@ -133,19 +136,97 @@ class ImageEncoder(nn.Module):
         if mode and not self.frozen:
             use_fast_gradients(self.backbone)
         super().train(mode and not self.frozen)
+        for module in self._frozen_modules():
+            module.training = False
         if self.fixes_batch_norm:
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
 
-    def set_frozen(self, frozen: bool, fixes_batch_norm: bool = False) -> None:
-        """Stop, or resume, the training of every weight and the updates of BatchNorm's statistics; or of the weights
-        alone where `fixes_batch_norm`."""
+    def set_frozen(self, frozen: bool, fixes_batch_norm: bool = False, num_frozen_layers: int = 0) -> None:
+        """
+        Stop, or resume, the training of every weight and the updates of BatchNorm's statistics; or of the weights
+        alone where `fixes_batch_norm`.
+
+        Args:
+            num_frozen_layers: so many of the first `layers`, and what is before them, stay frozen. Their gradients are
+                not computed, which saves most where pictures are large.
+
+        Raises:
+            ValueError: the backbone has fewer layers.
+        """
+        if not 0 <= num_frozen_layers <= self.num_layers:
+            raise ValueError(
+                f"`num_frozen_layers` ({num_frozen_layers}) must be 0 to {self.num_layers}: as many layers has the "
+                f"image encoder ({self.backbone.config.model_type})."
+            )
         self.frozen = frozen
         self.fixes_batch_norm = fixes_batch_norm
+        self.num_frozen_layers = num_frozen_layers
         self.backbone.requires_grad_(not frozen)
+        for module in self._frozen_modules():
+            for weight in module.parameters(recurse=False):
+                weight.requires_grad_(False)
         self.train(not frozen)
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks of the backbone, one behind the other; those of all its stages."""
+        return len(self._blocks())
+
+    def depths(self) -> dict[str, int]:
+        """Of each module of the backbone, by its name: 0 before the first layer, then the number of its layer, and one
+        more behind the last."""
+        number = {prefix: position for position, prefix in enumerate(self._blocks(), start=1)}
+        depths: dict[str, int] = {}
+        depth = 0
+        for name, _ in self.backbone.named_modules():
+            # modules are listed in the order in which data passes them
+            path = name.split(".")
+            here = [number[prefix] for end in range(len(path), 0, -1) if (prefix := ".".join(path[:end])) in number]
+            if here:
+                depth = here[0]
+            elif depth == len(number):
+                depth += 1
+            depths[name] = depth
+        return depths
+
+    def _blocks(self) -> list[str]:
+        """Names of the layers: the elements of the first list of modules; where an element is a stage, which holds a
+        list itself, those of its list."""
+        lists = [(name, module) for name, module in self.backbone.named_modules() if isinstance(module, nn.ModuleList)]
+        if not lists:
+            return []
+        outer, stages = lists[0]
+        blocks = []
+        for number, stage in enumerate(stages):
+            prefix = f"{outer}.{number}"
+            inner = next(
+                (
+                    name
+                    for name, child in stage.named_children()
+                    if name in STAGE_LISTS and len(list(child.children()))
+                ),
+                None,
+            )
+            if inner is None:
+                blocks.append(prefix)
+            else:
+                blocks += [f"{prefix}.{inner}.{place}" for place, _ in stage.get_submodule(inner).named_children()]
+        return blocks
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        """The modules of the frozen layers, and of what is before them; not those that hold trained ones, too."""
+        if not self.num_frozen_layers:
+            return []
+        depths = self.depths()
+        trained = {""}
+        for name, depth in depths.items():
+            if depth > self.num_frozen_layers:
+                path = name.split(".")
+                trained |= {".".join(path[:end]) for end in range(1, len(path) + 1)}
+        return [module for name, module in self.backbone.named_modules() if name not in trained]
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """

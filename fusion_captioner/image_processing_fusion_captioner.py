@@ -93,12 +93,12 @@ class FusionCaptionerImageProcessor(PilBackend):
         super().__init__(**{**kwargs, **_checked({**defaults, **given})})
 
     def belong_to(self, processor: Any) -> None:
-        """Make `save_pretrained` save all of `processor`, which this is a part of."""
+        """Make `save_pretrained` save all of `processor`, of which this is a part."""
         _WHOLES[self] = ref(processor)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """As in transformers; as part of a processor, or beside a captioner's tokenizer, as a pipeline saves it, the
-        processor with its tokenizer and its chat template."""
+        """As in transformers. If it is part of a processor, or a captioner's tokenizer is already in the folder (a
+        pipeline saves it so), the whole processor is saved, with its tokenizer and chat template."""
         processor = _WHOLES[self]() if self in _WHOLES else None
         folder = Path(save_directory)
         beside_model = processor is None and _is_checkpoint(folder)
@@ -132,15 +132,15 @@ class FusionCaptionerImageProcessor(PilBackend):
         input_data_format: str | ChannelDimension | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Reads and prepares one or many images, or videos as lists of frames.
+        """Read and prepare one or several images, or videos as lists of frames.
 
         Args:
             images: an image of any kind that [`load_image`] opens, a list of images, or a list of lists (or an array
-                of one more dimension) for videos: one list of frames a video, as many frames in each. Lists of one
-                image each count as images.
+                of one more dimension) for videos: one list of frames per video, all of the same length. Lists
+                with one image each count as images.
             return_tensors: `"pt"` for torch tensors, `"np"` or None for NumPy arrays.
             input_data_format: `"channels_first"` or `"channels_last"`, how arrays and tensors are laid out; by default
-                their shape tells.
+                it is recognised by their shape.
             kwargs: settings of this class, for this call.
 
         Returns:

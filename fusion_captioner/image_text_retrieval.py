@@ -19,8 +19,9 @@ from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerRetriev
 
 class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
     """
-    Two towers that meet in one space, trained by the contrastive loss (`contrastive_loss_type`: InfoNCE or hinge),
-    and, with a `matching_loss_weight` above 0, a score of fused pairs to re-rank the towers' best candidates by.
+    Two towers that embed images and texts in one space, trained by the contrastive loss (`contrastive_loss_type`:
+    InfoNCE or hinge). With a `matching_loss_weight` above 0 there is also a matching score, which re-ranks the best
+    candidates of the towers.
 
     Texts end in EOS, whose state may stand for all of them (`text_pooling`): `processor(text=..., add_eos=True)`.
 
@@ -66,8 +67,8 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        How well texts and images match when they are fused, which costs more than comparing embeddings and is meant
-        for the best candidates. Texts and images are encoded once, however many pairs they are in.
+        Score how well texts and images match, by looking at both together. This costs more than comparing embeddings,
+        so it is meant for the best candidates. Texts and images that are in several pairs are encoded only once.
 
         Args:
             pairs (`torch.LongTensor` of shape `(N, 2)`): row of the text and row of the image of each pair.
@@ -112,8 +113,8 @@ class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):
             input_ids, attention_mask (`torch.LongTensor` of shape `(T, L)`).
             pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)` or `(B, F, 3, H, W)`), or
             image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)` or `(B, F, P, Dv)`).
-            return_loss (`bool`): whether the texts belong to the images, k to each, those of one image next to each
-                other, and the loss is wanted. Without it any number of texts is compared with any number of images.
+            return_loss (`bool`): compute the loss. The texts must then belong to the images: k texts for each
+                image, next to each other. Without it any number of texts is compared with any number of images.
 
         Raises:
             ValueError: if text or image is missing; with `return_loss`, if the texts do not divide among the images.

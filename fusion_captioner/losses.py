@@ -1,7 +1,8 @@
 """
 The training losses: pure functions of tensors, each returns a scalar.
 
-B: images, T = B·k: texts (the k texts of an image stand together), L: tokens, V: vocabulary, E: projection width
+B: images, T = B·k: texts (the k texts of an image stand together), L: tokens, V: vocabulary, E: projection width,
+K: concepts
 """
 
 from collections.abc import Callable, Mapping
@@ -121,6 +122,21 @@ def matching_loss(match_logits: torch.Tensor, matches: torch.Tensor) -> torch.Te
     kinds = torch.stack((matches.float(), 1 - matches.float()))  # (2, N)
     counts = kinds.sum(dim=1)
     return ((kinds @ losses) / counts.clamp(min=1)).sum() / (counts > 0).sum()
+
+
+def concept_loss(logits: torch.Tensor, true: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """
+    Binary cross-entropy of the concepts of each image (Wu et al., 2016, eq. 1, by the logistic function), its sum
+    divided by the number of true ones: nats for each concept that is named, as the caption loss has them for each
+    word, however many concepts there are. So both begin between 5 and 10, and equal weights are a sensible start.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(B, K)`).
+        true (`torch.BoolTensor` of shape `(B, K)`): concepts that the image's captions name.
+        counted (`torch.BoolTensor` of shape `(B, K)`): the others do not count; without any the loss is 0.
+    """
+    losses = F.binary_cross_entropy_with_logits(logits.float(), true.float(), reduction="none")
+    return (losses * counted).sum() / true.sum().clamp(min=1)
 
 
 def classification_loss(

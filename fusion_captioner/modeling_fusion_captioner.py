@@ -8,7 +8,7 @@ Fusion Captioner: the base model and the captioning head. START HERE. The other 
 
 B: images, T = B·k: texts (the k texts of an image stand together; k = 1 unless said), L: tokens, P: regions,
 Dv: width of a region as the backbone gives it, D: hidden size, E: projection width, V: vocabulary,
-A, Da: regions of a sound, and their width
+A, Da: regions of a sound, and their width, K: concepts
 
 Under teacher forcing every part runs over the whole text in one call; there is no loop over time steps.
 """
@@ -29,12 +29,13 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .alignment import AlignmentLosses
 from .audio_encoder import AudioEncoder
 from .causal_layers import SequenceDropout
+from .concepts import ConceptHead, ConceptRegions
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .decoder import CaptionDecoder
 from .fusion import FUSIONS, count_texts
 from .generation_fusion_captioner import CaptionCache, FusionCaptionerGenerationMixin
 from .image_encoder import ImageEncoder, limited_weights
-from .losses import caption_loss, weighted_sum
+from .losses import caption_loss, concept_loss, weighted_sum
 from .matching import WordRegionMatching
 from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerOutput
 from .placed_weights import compute_dtype, execution_device, own_parameter
@@ -111,6 +112,13 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
         if isinstance(module, WordRegionMatching):
             init.constant_(module.log_scale, math.log(module.SCALE))
             init.constant_(module.threshold, module.THRESHOLD)
+        if isinstance(module, ConceptHead):
+            init.normal_(module.classifier.weight, std=module.STD)
+            init.constant_(module.classifier.bias, module.BIAS)
+            for name, constant in module.constants().items():
+                init.copy_(getattr(module, name), constant)
+        if isinstance(module, ConceptRegions):
+            init.normal_(module.type_embedding)
         if isinstance(module, FusionCaptionerModel) and module.frame_embedding is not None:
             init.zeros_(module.frame_embedding)
         super()._init_weights(module)
@@ -133,18 +141,49 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
         """Stop training the image encoder; its BatchNorm stays in evaluation mode, after `train()` too."""
         self._image_encoder.set_frozen(True)
 
-    def unfreeze_image_encoder(self, fix_batch_norm: bool = False) -> None:
-        """Train the image encoder again; its BatchNorm stays in evaluation mode where `fix_batch_norm`."""
-        self._image_encoder.set_frozen(False, fix_batch_norm)
+    def unfreeze_image_encoder(self, fix_batch_norm: bool = False, num_frozen_layers: int = 0) -> None:
+        """Train the image encoder again; its BatchNorm stays in evaluation mode where `fix_batch_norm`, and its first
+        `num_frozen_layers` stay as they are."""
+        self._image_encoder.set_frozen(False, fix_batch_norm, num_frozen_layers)
 
     def get_image_hidden_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Grid regions `(B, P, Dv)` of `pixel_values (B, 3, H, W)`, or `(B, F, P, Dv)` of `(B, F, 3, H, W)`: what the
         models take as `image_hidden_states` in place of pixels."""
         return self._image_encoder(pixel_values)
 
+    @torch.no_grad()
+    def predict_concepts(
+        self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        How likely each concept is in an image.
+
+        Args:
+            pixel_values, image_hidden_states: see `FusionCaptionerModel.forward`.
+
+        Returns:
+            probabilities `(B, K)`; `config.concept_ids` are the concepts' tokens, in the same order.
+
+        Raises:
+            ValueError: if the model has no concept head.
+
+        Example:
+
+            >>> best = model.predict_concepts(**inputs)[0].topk(5).indices
+            >>> processor.tokenizer.convert_ids_to_tokens([model.config.concept_ids[place] for place in best])
+            ['dog', 'snow', 'brown', 'runs', 'grass']
+        """
+        base: FusionCaptionerModel = self.base_model  # type: ignore[assignment]
+        if base.concept_head is None:
+            raise ValueError(
+                "this model has no concept head, since `num_concepts` and `concept_loss_weight` are 0; train with one "
+                "of them above 0."
+            )
+        return base.concept_head(base.flatten_frames(base.image_regions(pixel_values, image_hidden_states))).sigmoid()
+
 
 class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
-    """Image encoder, text encoder, fusion, projections and, where configured, audio encoder: what all heads share."""
+    """The base of all heads: image encoder, text encoder, fusion, projections and, where configured, audio encoder."""
 
     _auto_class = "AutoModel"
 
@@ -157,6 +196,12 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         )
         self.image_dropout = SequenceDropout(config.image_dropout)
         self.region_projection = nn.Linear(image_width, config.hidden_size)
+        self.concept_head: ConceptHead | None = None
+        self.concept_regions: ConceptRegions | None = None
+        if config.num_concepts or config.concept_loss_weight:
+            self.concept_head = ConceptHead(config, image_width)
+        if config.num_concepts:
+            self.concept_regions = ConceptRegions(config)
         self.audio_encoder: AudioEncoder | None = None
         if config.audio_config is not None:
             self.audio_encoder = AudioEncoder(config.audio_config, config.num_audio_regions)  # type: ignore[arg-type]
@@ -191,20 +236,37 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         frames = own_parameter(self, "frame_embedding")[: image_hidden_states.shape[1]]
         return (image_hidden_states + frames).flatten(1, 2)
 
-    def embed_regions(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
-        """From `image_hidden_states` to regions `(B, P, D)` for the fusion."""
+    def score_concepts(self, image_hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """Logits of the concepts `(B, K)` from `image_hidden_states`; `None` where there is no concept head."""
+        if self.concept_head is None:
+            return None
+        return self.concept_head(self.image_dropout(self.flatten_frames(image_hidden_states.to(self.fusion_dtype))))
+
+    def embed_regions(
+        self, image_hidden_states: torch.Tensor, concept_logits: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """From `image_hidden_states` to regions `(B, P + num_concepts, D)` for the fusion, the concepts that were
+        found last; `concept_logits` spares scoring them here."""
         regions = self.flatten_frames(image_hidden_states.to(self.fusion_dtype))
-        return self.region_projection(self.image_dropout(regions))
+        embedded = self.region_projection(self.image_dropout(regions))
+        if self.concept_head is None or self.concept_regions is None:
+            return embedded
+        logits = self.score_concepts(image_hidden_states) if concept_logits is None else concept_logits
+        concepts = self.concept_regions(logits, self.concept_head.token_ids, self.text_encoder.embedding)
+        return torch.cat((embedded, concepts), dim=1)
 
     def embed_audio(self, audio_hidden_states: torch.Tensor) -> torch.Tensor:
         """From `audio_hidden_states (B, A, Da)` to further regions `(B, A, D)` for the fusion."""
         return self.audio_projection(audio_hidden_states.to(self.fusion_dtype))
 
     def project_regions(
-        self, image_hidden_states: torch.Tensor, audio_hidden_states: torch.Tensor | None = None
+        self,
+        image_hidden_states: torch.Tensor,
+        audio_hidden_states: torch.Tensor | None = None,
+        concept_logits: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """What the fusion needs of images and, where there are any, their sounds: one row an image."""
-        regions = self.embed_regions(image_hidden_states)
+        """What the fusion needs of images and, where there are any, their sounds: one row per image."""
+        regions = self.embed_regions(image_hidden_states, concept_logits)
         if audio_hidden_states is not None:
             if audio_hidden_states.shape[0] != regions.shape[0]:
                 raise ValueError(
@@ -325,13 +387,14 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
                 f"`past_key_values` ({type(cache).__name__}) must be a CaptionCache, as this model returns it; leave "
                 "it out of the first call."
             )
-        regions = None
+        regions, concept_logits = None, None
         if cache is None:
             regions = self.flatten_frames(self.image_regions(pixel_values, image_hidden_states))
             self._check_rows(input_ids, regions)
             if input_features is not None:
                 audio_hidden_states = self.get_audio_hidden_states(input_features)
-            projected = self.project_regions(regions, audio_hidden_states)
+            concept_logits = None if self.concept_regions is None else self.score_concepts(regions)
+            projected = self.project_regions(regions, audio_hidden_states, concept_logits)
             cache = CaptionCache(projected) if use_cache else None
         elif any(
             given is not None for given in (pixel_values, image_hidden_states, input_features, audio_hidden_states)
@@ -367,6 +430,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             embeddings=embeddings,
             image_hidden_states=regions,
             projected_regions=projected,
+            concept_logits=concept_logits,
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             attentions=(weights,) if weights is not None else None,
@@ -497,7 +561,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         image_hidden_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        How sure the matching head is that each text, ending in EOS, belongs to its image.
+        Probability, by the matching head, that each text belongs to its image. Texts must end in EOS.
 
         Args:
             input_ids, attention_mask, pixel_values, image_hidden_states: see `FusionCaptionerModel.forward`.
@@ -595,7 +659,14 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
 
         loss, loss_terms = None, None
         if labels is not None:
-            loss_terms = self._loss_terms(outputs, hidden_states, logits, labels, attention_mask, num_items_in_batch)
+            loss_terms = self._loss_terms(outputs, hidden_states, logits, labels, attention_mask)
+            if self.config.concept_loss_weight:
+                loss_terms["concept"] = self._concept_term(
+                    outputs, input_ids, labels, attention_mask, image_hidden_states
+                )
+            if num_items_in_batch is not None:
+                share = (labels[:, 1:] != -100).sum() / num_items_in_batch
+                loss_terms = {name: term * share for name, term in loss_terms.items()}
             loss = weighted_sum(loss_terms, self.config)
         return FusionCaptionerOutput(
             loss=loss,
@@ -608,9 +679,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             text_embeds=outputs.text_embeds,
         )
 
-    def _loss_terms(
-        self, outputs, hidden_states, logits, labels, attention_mask, num_items_in_batch
-    ) -> dict[str, torch.Tensor]:
+    def _loss_terms(self, outputs, hidden_states, logits, labels, attention_mask) -> dict[str, torch.Tensor]:
         if labels.shape != (logits if logits is not None else hidden_states).shape[:2]:
             raise ValueError(
                 f"`labels` {tuple(labels.shape)} must have the shape of `input_ids` "
@@ -628,10 +697,18 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             terms["caption"] = caption_loss(scores, targets[labelled], self.config.label_smoothing)
         if outputs.image_embeds is not None:
             terms |= self.alignment(outputs, attention_mask, self.model.fuse)
-        if num_items_in_batch is not None:
-            share = labelled.sum() / num_items_in_batch
-            terms = {name: term * share for name, term in terms.items()}
         return terms
+
+    def _concept_term(self, outputs, input_ids, labels, attention_mask, image_hidden_states) -> torch.Tensor:
+        logits = outputs.concept_logits
+        if logits is None:
+            logits = self.model.score_concepts(outputs.image_hidden_states)
+        # of the images as they were given: frames are told apart in those of `outputs`, which never show nothing
+        shown = None if image_hidden_states is None else image_hidden_states.flatten(1).any(dim=1)
+        targets = self.model.concept_head.targets(  # type: ignore[union-attr]
+            input_ids, labels, attention_mask, shown, len(logits)
+        )
+        return concept_loss(logits, *targets)
 
 
 def auto_classes() -> dict[str, type[FusionCaptionerPreTrainedModel]]:

@@ -1,7 +1,8 @@
 """
 What the models return. Classification and multiple choice return transformers' own outputs.
 
-B: images, T: texts, L: tokens, P: regions, Dv: width of a region, D: hidden size, E: projection width, V: vocabulary
+B: images, T: texts, L: tokens, P: regions, Dv: width of a region, D: hidden size, E: projection width, V: vocabulary,
+K: concepts
 """
 
 from dataclasses import dataclass
@@ -22,10 +23,11 @@ class FusionCaptionerModelOutput(ModelOutput):
         image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)`): grid regions of the backbone, for video those
             of all frames.
         projected_regions (tuple of `torch.FloatTensor`): what the fusion made of the regions.
+        concept_logits (`torch.FloatTensor` of shape `(B, K)`): scores of the concepts, with `num_concepts` above 0.
         image_embeds (`torch.FloatTensor` of shape `(B, E)`): projected and normalised.
         text_embeds (`torch.FloatTensor` of shape `(T, E)`): projected and normalised.
-        attentions (tuple of one `torch.FloatTensor` of shape `(T, heads, L, P)`): where each token looked; the regions
-            of a sound, where there is one, come after those of the image.
+        attentions (tuple of one `torch.FloatTensor` of shape `(T, heads, L, P)`): where each token looked. After the
+            image's regions come its concepts, `num_concepts` of them, and then the regions of a sound.
         past_key_values (`CaptionCache`).
         hidden_states (tuple of `torch.FloatTensor` of shape `(T, L, D)`): text states and joint representations, with
             `output_hidden_states=True`.
@@ -36,6 +38,7 @@ class FusionCaptionerModelOutput(ModelOutput):
     embeddings: torch.Tensor | None = None
     image_hidden_states: torch.Tensor | None = None
     projected_regions: tuple[torch.Tensor, ...] | None = None
+    concept_logits: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
     attentions: tuple[torch.Tensor, ...] | None = None

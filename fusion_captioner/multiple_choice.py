@@ -15,8 +15,8 @@ from .optional_modalities import OptionalModalitiesModel, classification_layers
 
 class FusionCaptionerForMultipleChoice(OptionalModalitiesModel):
     """
-    A score for each choice, from the fused state of its text: the question, subtitles where there are any, and the
-    choice. The image is encoded once for all of them; without image or sound the texts alone decide.
+    A score for each choice, from the fused state of its text: the question, subtitles if there are any, and the
+    choice. The image is encoded once for all choices. Without image and sound, only the texts are scored.
 
     Example:
 
@@ -49,15 +49,15 @@ class FusionCaptionerForMultipleChoice(OptionalModalitiesModel):
     ) -> MultipleChoiceModelOutput:
         """
         Args:
-            input_ids, attention_mask (`torch.LongTensor` of shape `(B, N, L)`): a choice of padding alone is none.
+            input_ids, attention_mask (`torch.LongTensor` of shape `(B, N, L)`): a choice of only padding is none.
             pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)` or `(B, F, 3, H, W)`, *optional*), or
             image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)` or `(B, F, P, Dv)`).
             input_features (`torch.FloatTensor` with B rows, *optional*): sounds, as the audio encoder takes them.
-            has_image, has_audio (`torch.BoolTensor` of shape `(B,)`, *optional*): false where a row has none.
+            has_image, has_audio (`torch.BoolTensor` of shape `(B,)`, *optional*): False for rows without one.
             labels (`torch.LongTensor` of shape `(B,)`, *optional*): number of the right choice, -100 where unknown.
 
         Returns:
-            `logits` of shape `(B, N)`: lowest where there is no choice.
+            `logits` of shape `(B, N)`: the lowest number where there is no choice.
 
         Raises:
             ValueError: if `input_ids` is missing or has another shape, a question has no choice, or a label is none of

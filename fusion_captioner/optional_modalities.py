@@ -152,7 +152,8 @@ class OptionalModalitiesModel(FusionCaptionerPreTrainedModel):
                 held[:, 1] = present["text"]
         shown = dict(zip(self.placeholders, held.unbind(dim=1)))
 
-        sizes = {"image": base.image_encoder.num_regions, "audio": self.config.num_audio_regions}
+        image_size = base.image_encoder.num_regions + self.config.num_concepts
+        sizes = {"image": image_size, "audio": self.config.num_audio_regions}
         regions = [
             self._fill(name, embedded.get(name), shown[name], sizes[name])
             for name in ("image", "audio")

@@ -15,9 +15,9 @@ from .optional_modalities import OptionalModalitiesModel, classification_layers
 
 class FusionCaptionerForSequenceClassification(OptionalModalitiesModel):
     """
-    A label, several labels or a number for each row, by `problem_type` as transformers' heads have it; where that is
-    not set, one label makes it `"regression"`, integer `labels` `"single_label_classification"`, and other ones
-    `"multi_label_classification"`.
+    A label, several labels or a number for each row. `problem_type` says which, as for the heads of transformers. If
+    it is not set, it becomes `"regression"` with `num_labels` 1, `"single_label_classification"` with integer
+    `labels`, and `"multi_label_classification"` otherwise.
 
     Example:
 
@@ -57,8 +57,8 @@ class FusionCaptionerForSequenceClassification(OptionalModalitiesModel):
             pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)` or `(B, F, 3, H, W)`, *optional*), or
             image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)` or `(B, F, P, Dv)`).
             input_features (`torch.FloatTensor` with B rows, *optional*): sounds, as the audio encoder takes them.
-            has_image, has_audio (`torch.BoolTensor` of shape `(B,)`, *optional*): false where a row has none.
-            labels: `(B,)` class numbers, -100 where there is none; `(B, C)` of 0 and 1 for several labels a row; or
+            has_image, has_audio (`torch.BoolTensor` of shape `(B,)`, *optional*): False for rows without one.
+            labels: `(B,)` class numbers, -100 where there is none; `(B, C)` of 0 and 1 for several labels per row; or
                 `(B,)`, for C above 1 `(B, C)`, values for regression.
 
         Raises:

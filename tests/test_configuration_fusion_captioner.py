@@ -11,6 +11,8 @@ from transformers import AutoConfig, ResNetConfig, ViTConfig, WhisperConfig
 from fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.checkpoints.converting import efficientnet_lite_config
 
+LANGUAGES = {"languages": ["en", "de"], "language_token_ids": [3, 4]}
+
 
 @pytest.mark.parametrize(
     ("fields", "words"),
@@ -38,6 +40,19 @@ from fusion_captioner.checkpoints.converting import efficientnet_lite_config
         ({"class_weights": [0.0, 0.0]}, ["class_weights", "one above 0"]),
         ({"class_weights": [1.0], "num_labels": 1}, ["class_weights", "regression", "leave them out"]),
         ({"class_weights": [1.0, 2.0], "problem_type": "regression"}, ["class_weights", "regression"]),
+        ({"num_concepts": -1}, ["num_concepts", "(-1)", "positive"]),
+        ({"num_concepts": 2}, ["num_concepts", "(2)", "concept_token_ids", "None"]),
+        ({"concept_loss_weight": 0.5}, ["concept_loss_weight", "(0.5)", "concept_token_ids"]),
+        ({"concept_loss_weight": 0.5, "concept_token_ids": []}, ["concept_loss_weight", "concept_token_ids"]),
+        ({"concept_token_ids": [7, 5]}, ["concept_token_ids", "[7, 5]", "sorted"]),
+        ({"concept_token_ids": [5, 5]}, ["concept_token_ids", "[5, 5]", "each once"]),
+        ({"concept_token_ids": [5, 50], "vocab_size": 50}, ["concept_token_ids", "[5, 50]", "vocab_size", "(50)"]),
+        ({"concept_token_ids": [-1, 5]}, ["concept_token_ids", "[-1, 5]", "at least 0"]),
+        ({"concept_token_ids": [5, 6], "num_concepts": 3}, ["num_concepts", "(3)", "concept_token_ids", "(2)"]),
+        ({"concept_token_ids": [[5, 6]]}, ["concept_token_ids", "`languages` is unset"]),
+        ({"concept_token_ids": [5, 6], **LANGUAGES}, ["concept_token_ids", "one list", "en, de"]),
+        ({"concept_token_ids": [[5, 6]], **LANGUAGES}, ["concept_token_ids", "one list", "en, de"]),
+        ({"concept_token_ids": [[5], [6, 6]], **LANGUAGES}, ["concept_token_ids", "[6, 6]", "each once"]),
         ({"audio_config": {"model_type": "wisper"}}, ["audio_config", "wisper", "wav2vec2"]),
         ({"audio_config": {"d_model": 8}}, ["audio_config", "model_type", "whisper"]),
         ({"vision_config": {"model_type": "resnest"}}, ["vision_config", "resnest", "vit"]),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import VISION_CONFIGS, calibrate, randomize
+from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig, SwinConfig
 
 from fusion_captioner.depthwise_convolution import DepthwiseConv2d
@@ -115,6 +116,66 @@ def test_a_frozen_encoder_keeps_its_weights_and_batch_statistics() -> None:
     assert all(parameter.requires_grad for parameter in image_encoder.parameters())
     assert image_encoder(pictures()).requires_grad
     assert not unchanged()
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "last"),
+    [
+        ("resnet", 2, "pooler"),
+        ("convnext", 4, "layernorm"),
+        ("efficientnet", 7, "encoder.top_conv"),
+        ("mobilenet_v2", 16, "conv_1x1"),
+        ("vit", 1, "layernorm"),
+    ],
+)
+def test_layers_are_counted_in_every_backbone(kind: str, layers: int, last: str) -> None:
+    image_encoder = encoder(kind)
+    depths = image_encoder.depths()
+    assert image_encoder.num_layers == layers
+    first = next(name for name, module in image_encoder.backbone.named_modules() if isinstance(module, nn.Conv2d))
+    assert (depths[first], depths[last]) == (0, layers + 1)
+    assert set(range(1, layers + 1)) <= set(depths.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "layers"),
+    [
+        ("resnet", {"depths": [1, 2]}, 3),
+        ("convnext", {"depths": [1, 2, 1, 1]}, 5),
+        ("efficientnet", {}, 7),
+        ("vit", {"num_hidden_layers": 3}, 3),
+        ("swin", {"embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4, "patch_size": 4}, 3),
+    ],
+)
+def test_layers_are_numbered_in_the_order_in_which_they_are_computed(kind: str, fields: dict, layers: int) -> None:
+    config = VISION_CONFIGS.get(kind, {"image_size": 32}) | fields
+    image_encoder = ImageEncoder(AutoConfig.for_model(kind, **config)).eval()
+    depths = image_encoder.depths()
+    computed: list[int] = []
+    for name, module in image_encoder.backbone.named_modules():
+        if list(module.parameters(recurse=False)):
+            module.register_forward_pre_hook(lambda *_, depth=depths[name]: computed.append(depth))
+    image_encoder(torch.randn(1, 3, *image_encoder.image_size))
+    assert image_encoder.num_layers == layers
+    assert computed == sorted(computed) and {*range(layers + 1)} <= {*computed}
+
+
+def test_the_first_layers_stay_frozen() -> None:
+    image_encoder = encoder()
+    image_encoder.set_frozen(False, num_frozen_layers=1)
+    image_encoder.train()
+    statistics = {name: value.clone() for name, value in image_encoder.named_buffers() if "running_mean" in name}
+    assert statistics
+    image_encoder(pictures()).sum().backward()
+    depths = image_encoder.depths()
+    for name, weight in image_encoder.backbone.named_parameters():
+        assert (weight.grad is None) is (depths[name.rpartition(".")[0]] <= 1), name
+    changed = {
+        name
+        for name, value in image_encoder.named_buffers()
+        if name in statistics and not torch.equal(value, statistics[name])
+    }
+    assert {depths[name.removeprefix("backbone.").rpartition(".")[0]] for name in changed} == {2}
 
 
 @pytest.mark.parametrize("training", [False, True])

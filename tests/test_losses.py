@@ -7,6 +7,7 @@ import torch
 
 from fusion_captioner.losses import (
     caption_loss,
+    concept_loss,
     hardest_negative_loss,
     info_nce_loss,
     matching_loss,
@@ -131,6 +132,21 @@ def test_true_pairs_weigh_as_much_as_false_ones_in_matching() -> None:
     assert loss.item() == pytest.approx((true + sum(false) / 3) / 2, abs=1e-6)
     assert matching_loss(logits[:1], torch.tensor([1])).item() == pytest.approx(true, abs=1e-6)
     assert matching_loss(logits[1:], torch.zeros(3)).item() == pytest.approx(sum(false) / 3, abs=1e-6)
+
+
+def test_concepts_are_binary_cross_entropy_per_true_concept() -> None:
+    logits = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]], requires_grad=True)
+    true = torch.tensor([[True, False, False], [False, True, False]])
+    counted = torch.tensor([[True, True, False], [False, True, True]])
+    loss = concept_loss(logits, true, counted)
+    by_hand = [math.log1p(math.exp(value)) for value in (-1.0, -2.0, -3.0, -1.0)]
+    assert loss.item() == pytest.approx(sum(by_hand) / 2, abs=1e-6)
+    loss.backward()
+    assert torch.equal(logits.grad != 0, counted)
+    logits.grad = None
+    nothing = concept_loss(logits, torch.zeros_like(true), torch.zeros_like(true))
+    nothing.backward()
+    assert nothing.item() == 0 and not logits.grad.any()
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])

@@ -58,6 +58,8 @@ AUDIO_CONFIGS = {
         "num_conv_pos_embedding_groups": 2,
     },
 }
+# of a model that searches images for some of its words
+CONCEPTS = {"concept_token_ids": [*range(5, 45, 3)], "num_concepts": 3, "concept_loss_weight": 1.0}
 Head = TypeVar("Head", bound=FusionCaptionerPreTrainedModel)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import EfficientNetConfig, EfficientNetModel
 
+from fusion_captioner.checkpoints.loading import reason_of
 from fusion_captioner.files import atomic_folder, check_output_folder, write_json
 
 # Per variant: the channels of the seven stages after the stem's 32, and the blocks in each.
@@ -138,10 +139,10 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     try:
         state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises what the bytes of some other file make it stumble on
-        first_line = (str(error).strip().splitlines() or [""])[0]
+        first_line = (reason_of(error).strip().splitlines() or [""])[0]
         raise ValueError(
-            f"`state_dict_path` ({path}) is not a PyTorch state dict ({type(error).__name__} {first_line}); name the "
-            ".pth of EfficientNet-Lite."
+            f"`state_dict_path` ({path}) is not a PyTorch state dict ({first_line}); name the .pth of "
+            "EfficientNet-Lite."
         ) from error
     if not isinstance(state_dict, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state_dict.items()

@@ -3,9 +3,11 @@ one line that names it, none of its code is run, and it gets no more memory than
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -64,14 +66,14 @@ def load_head(
     **config_fields: Any,
 ) -> tuple[Head, FusionCaptionerProcessor]:
     """
-    Model, in evaluation mode, and processor from a folder or the Hub.
+    Load a model, in evaluation mode, and its processor from a folder or the Hub.
 
     Args:
         head: class of the model.
         name, revision: as for `from_pretrained`.
-        may_lack_weights: draw weights that the checkpoint lacks at random, with transformers' warning: training goes
-            on from it with another part. By default that is an error.
-        trained_to: what such a model does, for the message about weights that are lacking.
+        may_lack_weights: weights that the checkpoint lacks are random, with a warning of transformers, so that
+            training can start from it with another head. By default missing weights are an error.
+        trained_to: what such a model does, for the message about missing weights.
         trust_remote_code: run the Python code of a tokenizer that is not transformers' own.
         config_fields: fields of the saved config to change, such as `dropout`.
 
@@ -93,14 +95,17 @@ def load_head(
                         FusionCaptionerConfig.from_pretrained(name, revision=revision)
                     )
                 FILES_HOLD.set(None)
-            loaded: Any = head.from_pretrained(
-                name,
-                revision=revision,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-                **config_fields,
-            )
+            with warnings.catch_warnings():
+                # of a pickle in an unusual form; what is wrong with it is one line below
+                warnings.filterwarnings("ignore", category=UserWarning, module="torch._weights_only_unpickler")
+                loaded: Any = head.from_pretrained(
+                    name,
+                    revision=revision,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    trust_remote_code=False,
+                    **config_fields,
+                )
         finally:
             FILES_HOLD.reset(limit)
     except SafetensorError as error:
@@ -140,7 +145,7 @@ def load_head(
 
 def check_finite(model: torch.nn.Module, name: str) -> None:
     """
-    Refuse weights that are no numbers: such a model captions nothing, and says nothing of why.
+    Refuse weights that are not finite: such a model writes no captions and gives no reason.
 
     Args:
         name: of the model, for the message.
@@ -223,7 +228,7 @@ def check_captioner(name: str) -> None:
     try:
         FusionCaptionerConfig.from_dict(config)
     except Exception as error:  # configs of backbones compute with values of any type
-        raise ValueError(f"{folder / 'config.json'}: {_reason(error)}") from error
+        raise ValueError(f"{folder / 'config.json'}: {reason_of(error)}") from error
     # transformers ignores a damaged `generation_config.json` silently, and reports others without their names
     documents = {file.name: _read_object(file) for file in sorted(folder.glob("*.json"))}
     _check_numbers(folder / "generation_config.json", documents.get("generation_config.json", {}))
@@ -321,14 +326,17 @@ def _cannot_load(name: str, part: str, error: Exception) -> str:
             f"{name}: its {part} needs Python code of its own, which is not run; read the code, and add "
             "--trust-remote-code if you trust it."
         )
+    reason = reason_of(error)
     if _is_folder(name):
-        return f"{name}: its {part} cannot be loaded ({_reason(error)}); save or download the captioner again."
-    return (
-        f"{name}: is no folder here, and its {part} cannot be loaded from the Hub ({_reason(error)}); check the name."
-    )
+        return f"{name}: its {part} cannot be loaded ({reason}); save or download the captioner again."
+    return f"{name}: is no folder here, and its {part} cannot be loaded from the Hub ({reason}); check the name."
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be loaded, without what a library advises that would be unsafe."""
+    if isinstance(error, UnpicklingError):
+        # torch's own text advises to run the code of the file
+        return "a pickle that holds code, or no weights; it was not run"
     if isinstance(error, OSError | ValueError | RuntimeError) and str(error):
         return str(error)
     return f"{type(error).__name__} {error}".strip()

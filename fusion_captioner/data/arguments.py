@@ -19,8 +19,14 @@ class DataArguments(CaptionSource):
     Args:
         more_train_sources: folders, or Hub names, whose split `train` is trained on in addition to that of `source`;
             of several `languages` their captions are in the first.
+        hide_images: train on the captions alone, with no image in front of them; `source`, or that of each language,
+            may then be a `.gz` file of lines `image id<TAB>caption`. The language is learned first in this way, from
+            more texts than there are images for; a second run starts from it and sees images. There is no evaluation.
         streaming: read the training images as they come, in an order shuffled in part, and keep no copy of them; needs
             `training.max_steps`. The images of `eval_split` are held in memory, a file's as its path.
+        question_sources: folders of questions with answers that are learned together with the captions, each the
+            fields of [`PromptDataArguments`] that say where questions and answers are. The question is the prompt, as
+            a chat gives it; so words that no caption has get pictures. They are not evaluated.
         train_split, eval_split: names of the splits; `eval_split` unset: no evaluation.
         captions_per_image: captions of an image in one row, drawn anew each epoch, or `"all"`: each a row.
         augmentations: what is done to training images at random, of `flip`, `crop` and `colour`; see
@@ -34,6 +40,8 @@ class DataArguments(CaptionSource):
         languages: captions of several languages: code → where its captions are, a source such as the folder or file
             of an other layout, or fields of `CaptionSource` that differ from those of this section. Images are the
             same if their ids are. The first language is the captioner's default.
+        concept_min_images: images that have a word in a caption for it to be a concept, where the model looks for
+            concepts (`num_concepts` or `concept_loss_weight`) and `model.config.concept_token_ids` names none.
     """
 
     source: str = ""
@@ -41,6 +49,10 @@ class DataArguments(CaptionSource):
         default_factory=dict, metadata={"example": "{en: captions.json, zh: captions_zh.json}"}
     )
     more_train_sources: list[str] = field(default_factory=list)
+    hide_images: bool = False
+    question_sources: list[dict[str, Any]] = field(
+        default_factory=list, metadata={"example": "[{source: visual7w, choices_column: choices}]"}
+    )
     train_split: str = "train"
     eval_split: str | None = "val"
     captions_per_image: int | str = 1
@@ -50,9 +62,12 @@ class DataArguments(CaptionSource):
     max_train_images: int | None = None
     max_eval_images: int | None = None
     metric_tokenizer: str = "auto"
+    concept_min_images: int = 25
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.concept_min_images < 1:
+            raise ValueError(f"`data.concept_min_images` ({self.concept_min_images}) must be at least 1.")
         if self.feature_batch_size < 1:
             raise ValueError(f"`data.feature_batch_size` ({self.feature_batch_size}) must be at least 1.")
         find_tokenizer(self.metric_tokenizer, "data.metric_tokenizer")
@@ -72,6 +87,25 @@ class DataArguments(CaptionSource):
             )
         if not isinstance(self.more_train_sources, list):
             raise ValueError(f"`data.more_train_sources` ({self.more_train_sources!r}) must be a list of folders.")
+        for number, fields_of in enumerate(self.question_sources):
+            known = {"source", "question_column", "answer_column", "choices_column", "label_column"}
+            if not isinstance(fields_of, dict) or "source" not in fields_of or set(fields_of) - known:
+                raise ValueError(
+                    f"`data.question_sources` ({number}: {fields_of!r}) must have a `source`, and of the other fields "
+                    f"only {', '.join(sorted(known - {'source'}))}."
+                )
+        if self.question_sources and self.streaming:
+            raise ValueError(
+                "`data.question_sources` and `data.streaming` cannot be used together; unset one of them."
+            )
+        if self.hide_images:
+            for name in ("eval_split", "feature_cache", "augmentations", "more_train_sources", "question_sources"):
+                if value := getattr(self, name):
+                    raise ValueError(
+                        f"`data.{name}` ({value!r}) is for images, and `data.hide_images` hides them; unset it."
+                    )
+            if self.streaming:
+                raise ValueError("`data.streaming` and `data.hide_images` cannot be used together; unset one of them.")
         for language, where in self.languages.items():
             # transformers is imported with it, and captions can be scored without
             from fusion_captioner.processing_fusion_captioner import language_token

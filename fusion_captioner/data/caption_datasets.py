@@ -273,7 +273,9 @@ def load_languages(data: "DataArguments") -> datasets.DatasetDict:
         ValueError: a photo is in one split in one language and in another split in another language; and what
             [`load_caption_dataset`] raises.
     """
-    loaded = {language: load_caption_dataset(_of_language(data, where)) for language, where in data.languages.items()}
+    loaded = {
+        language: load_caption_dataset(source_of_language(data, where)) for language, where in data.languages.items()
+    }
     split_of: dict[str, str] = {}
     parts: dict[str, datasets.Dataset] = {}
     for split in dict.fromkeys(split for splits in loaded.values() for split in splits):
@@ -310,7 +312,7 @@ def _image_paths(rows: datasets.Dataset) -> list[str | None]:
     return pc.struct_field(column, "path").to_pylist()
 
 
-def _of_language(data: "DataArguments", where: str | dict[str, Any]) -> CaptionSource:
+def source_of_language(data: "DataArguments", where: str | dict[str, Any]) -> CaptionSource:
     """The source of a language; a relative path is looked for in the folder `data.source` first."""
     fields = {"source": where} if isinstance(where, str) else dict(where)
     if "source" in fields and data.path.is_dir() and (data.path / fields["source"]).exists():

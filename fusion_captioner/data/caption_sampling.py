@@ -19,6 +19,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from fusion_captioner.data.augmentation import draws_flip, swap_sides
 from fusion_captioner.data.feature_shards import ImageFeatures
 
+# Columns with an entry for each caption of an image, beside `captions`.
+OF_CAPTIONS = ("prompts", "languages")
+
 
 def draw_captions(captions: Sequence[str], count: int, seed: int, epoch: int, image_id: str) -> list[str]:
     """`count` captions of one image for one epoch; see [`draw_numbers`]."""
@@ -47,7 +50,7 @@ class CaptionDataset(torch.utils.data.Dataset):
 
     A row has `image_id`, `captions` (list of str, as many in every row) and either `image` (undecoded) or
     `image_hidden_states` (float16 array of shape (P, Dv), P: regions, Dv: their width; a view of the feature cache);
-    and `prompt` and `languages` (of each caption), where `rows` has such a column.
+    `prompt`, and `prompts` and `languages` of each caption, where `rows` has such a column.
 
     For the Trainer: set `remove_unused_columns=False`, and add [`SetCaptionEpoch`] to the callbacks.
 
@@ -62,6 +65,7 @@ class CaptionDataset(torch.utils.data.Dataset):
             images; what they draw is a function of seed, epoch and image id, too.
         mirrored_features: cached features of the mirrored images, read in place of `features` where `flip`, if it is
             among the augmentations, draws so. Other augmentations do nothing to cached features.
+        hidden_width: Dv, of `rows` without images: each row then has a region of zeros, which shows nothing.
 
     Raises:
         ValueError: `captions_per_image` is neither `"all"` nor a positive number, or cached features lack an image.
@@ -75,6 +79,7 @@ class CaptionDataset(torch.utils.data.Dataset):
         features: ImageFeatures | None = None,
         augmentations: Sequence[str] = (),
         mirrored_features: ImageFeatures | None = None,
+        hidden_width: int | None = None,
     ) -> None:
         _check_captions_per_image(captions_per_image)
         self.captions_per_image = captions_per_image
@@ -83,9 +88,10 @@ class CaptionDataset(torch.utils.data.Dataset):
         self._cached = features
         self.mirrored_features = mirrored_features
         self.augmentations = tuple(augmentations)
-        self._further = [name for name in ("prompt", "languages") if name in rows.column_names]
+        self._further = [name for name in ("prompt", *OF_CAPTIONS) if name in rows.column_names]
         self._texts = rows.select_columns(["captions", "image_id", *self._further])
-        self._images = rows.select_columns(["image"])
+        self._hidden = None if hidden_width is None else torch.zeros(1, hidden_width, dtype=torch.float16)
+        self._images = rows.select_columns(["image"] if hidden_width is None else [])
         for cached in (features, mirrored_features):
             if cached is not None:
                 cached.require(self._texts["image_id"])
@@ -150,19 +156,23 @@ class CaptionDataset(torch.utils.data.Dataset):
             else:
                 drawn = [wanted[position] - self._first_caption[numbers[position]]]
             row = {name: texts[name][position] for name in self._further}
-            if "languages" in row:
-                row["languages"] = [row["languages"][number] for number in drawn]
+            for name in set(OF_CAPTIONS) & set(row):
+                row[name] = [row[name][number] for number in drawn]
             rows.append({"image_id": image_id, "captions": [captions[number] for number in drawn]} | row)
-        if (cached := self.features) is not None:
+        if self._hidden is not None:
+            for row in rows:
+                row["image_hidden_states"] = self._hidden
+        elif (cached := self.features) is not None:
             for row in rows:
                 features = cached
                 if (
                     self.mirrored_features is not None
                     and "flip" in self.augmentations
-                    and draws_flip(row["captions"], Random(self._drawn_with(row["image_id"])))
+                    and draws_flip(row["captions"] + row.get("prompts", []), Random(self._drawn_with(row["image_id"])))
                 ):
                     features = self.mirrored_features
-                    row["captions"] = swap_sides(row["captions"])
+                    for name in {"captions", "prompts"} & set(row):
+                        row[name] = swap_sides(row[name])
                 row["image_hidden_states"] = features[row["image_id"]]
         else:
             for row, image in zip(rows, self._images[numbers]["image"], strict=True):

@@ -65,8 +65,9 @@ class ImageCollator:
                 continue
             if "augmentations" in row:
                 names, seed = row["augmentations"]
-                picture, captions = augment(picture, row["captions"], names, seed)
-                row = {**row, "captions": captions}
+                asked = row.get("prompts", [])
+                picture, texts = augment(picture, row["captions"] + asked, names, seed)
+                row = {**row, "captions": texts[: len(row["captions"])], "prompts": texts[len(row["captions"]) :]}
             pictures.append(picture)
             kept.append(row)
         if not pictures:
@@ -83,7 +84,8 @@ class CaptionCollator(ImageCollator):
 
     Args:
         processor: a `FusionCaptionerProcessor`.
-        prompt: text in front of every caption; it is not learned. A row may bring its own as `prompt`.
+        prompt: text in front of every caption; it is not learned. A row may bring its own as `prompt`, or
+            one for each caption as `prompts`.
         max_length: tokens at most, prompt and caption together; by default the tokenizer's `model_max_length`.
         dtype: of `pixel_values` and `image_hidden_states`.
         skip_bad_images: leave an image that cannot be decoded out of its batch, with a warning, instead of raising.
@@ -141,7 +143,11 @@ class CaptionCollator(ImageCollator):
                 "(`captions_per_image`)."
             )
         captions = [caption for row in kept for caption in row["captions"]]
-        prompts = [row.get("prompt", self.prompt) for row in kept for _ in row["captions"]]
+        prompts = [
+            prompt
+            for row in kept
+            for prompt in row.get("prompts") or [row.get("prompt", self.prompt)] * len(row["captions"])
+        ]
         language = [each for row in kept for each in row["languages"]] if "languages" in kept[0] else None
         texts = self.processor(
             text=prompts, text_target=captions, language=language, max_length=self.max_length, return_tensors="pt"

@@ -1,5 +1,6 @@
 """Rows of an imagefolder whose lines are more than captions: an image, and fields of which a task makes its inputs."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,12 +33,16 @@ class FolderRow(NamedTuple):
     fields: dict[str, Any]
 
     def text(self, column: str) -> str:
-        """The text in a field, white space made single blanks.
+        """The text in a field, white space made single blanks; a number as it is written, and "" for null.
 
         Raises:
             ValueError: the field is not there, or holds no text.
         """
         value = self.value(column)
+        if value is None:
+            return ""
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return str(value)
         if not isinstance(value, str):
             raise ValueError(f"{self.where}: {column!r} is {value!r}, no text; correct it, or name another column.")
         return " ".join(value.split())

@@ -160,7 +160,7 @@ def choose_splits(
 
 
 def split_in_name(name: str) -> str | None:
-    """The split that the name of a file tells: `coco_karpathy_train.json` → `train`; None: none, or several."""
+    """The split in the name of a file: `coco_karpathy_train.json` → `train`; None: none, or several."""
     words = re.split(r"[\W_]+", Path(name).stem)
     found = [word for word in words if any(pattern.fullmatch(word.lower()) for pattern in SPLITS.values())]
     return found[0] if len(found) == 1 else None

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from fusion_captioner.data.arguments import PromptDataArguments
+from fusion_captioner.data.arguments import DataArguments, PromptDataArguments
 from fusion_captioner.data.caption_datasets import load_caption_dataset
 from fusion_captioner.data.caption_folder import FEATURES as CAPTION_FEATURES
 from fusion_captioner.data.choice_questions import UNKNOWN, check_choices
@@ -87,6 +87,34 @@ def load_captions(data: PromptDataArguments, splits: Mapping[str, int | None]) -
                 desc=f"naming images of {Path(source).name}",
             )
     return result
+
+
+def add_questions(rows: datasets.Dataset, data: DataArguments) -> datasets.Dataset:
+    """
+    The training rows of captions, and those of `data.question_sources`: an image with its answers as `captions`.
+
+    The column `prompts` has the question of each answer, as a chat gives it, and "" of each caption. Of several
+    languages the answers are in the first.
+    """
+    parts = [rows.add_column("prompts", [[""] * len(texts) for texts in rows["captions"]])]  # type: ignore[call-arg]
+    for where in data.question_sources:
+        asked = PromptDataArguments(
+            **where, train_split="train", eval_split=None, skip_bad_images=data.skip_bad_images
+        )
+        images: dict[str, dict[str, Any]] = {}
+        for row in load_prompted_texts(asked, {"train": None})["train"]:
+            image_id = f"{Path(asked.source).name}/{row['image_id']}"
+            image = images.setdefault(
+                image_id, {"image": row["image"], "image_id": image_id, "captions": [], "prompts": []}
+            )
+            image["captions"] += row["captions"]
+            image["prompts"].append(row["turns"])
+        for image in images.values():
+            image["prompts"] = render_prompts([turns for turns in image["prompts"]])
+            if data.languages:
+                image["languages"] = [next(iter(data.languages))] * len(image["captions"])
+        parts.append(datasets.Dataset.from_list(list(images.values()), features=parts[0].features))
+    return datasets.concatenate_datasets(parts)
 
 
 def fold_of_images(image_ids: Sequence[str], folds: int) -> dict[str, int]:

@@ -55,9 +55,9 @@ def export_captioner(
     Args:
         model, processor: the captioner. It takes images of the image processor's `size`, and no videos.
         runtime: `"onnx"` or `"openvino"`.
-        folder: is made where it does not exist.
-        calibration: names of images like those to be captioned, some hundreds: the export is int8 then. By default
-            it is float32.
+        folder: created if it does not exist.
+        calibration: files of some hundreds of images like those to be captioned, for an int8 export. By default the
+            export is float32.
 
     Returns:
         the folder.

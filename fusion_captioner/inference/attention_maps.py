@@ -86,8 +86,8 @@ def explain_captions(
         model: a `FusionCaptionerForConditionalGeneration`.
         processor: its processor.
         images: photos, as the processor takes them.
-        method: name of a function in `attributions.ATTRIBUTIONS`. What speaks against a word counts as nothing; the
-            map of a word that no region speaks for is even.
+        method: name of a function in `attributions.ATTRIBUTIONS`. Evidence against a word counts as 0. If no region
+            supports a word, its map is uniform.
         texts: captions to explain, one per image; by default the model writes them.
         settings: for `generate`.
 
@@ -155,8 +155,8 @@ def explain_caption(caption: ReadCaption, processor: Any, photo: Image.Image, me
 
 
 def shares(attributions: torch.Tensor) -> torch.Tensor:
-    """Rows of numbers as rows of shares, which add up to 1: what is negative counts as 0, and a row without anything
-    positive is even."""
+    """Rows of numbers as shares that add up to 1 in each row. Negative numbers count as 0; a row without
+    positive numbers becomes uniform."""
     positive = attributions.clamp(min=0)
     positive = torch.where(positive.sum(dim=-1, keepdim=True) > 0, positive, 1.0)
     return positive / positive.sum(dim=-1, keepdim=True)

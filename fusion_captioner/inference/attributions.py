@@ -63,6 +63,7 @@ def attention(caption: ReadCaption) -> torch.Tensor:
     """The attention that each word was written from, the mean over the heads and over the word's tokens."""
     with torch.no_grad():
         weights = _attentions(caption, caption.regions)[1][0].float().mean(dim=0)  # (L, P)
+        weights = weights[:, : caption.regions.shape[1]]  # concepts have no place in the picture
     # the token before wrote the token
     return torch.stack([weights[[place - 1 for place in places]].mean(dim=0) for places in caption.positions])
 
@@ -75,7 +76,8 @@ def attention_gradient(caption: ReadCaption) -> torch.Tensor:
     with _gradients():
         logits, weights = _attentions(caption, caption.regions.detach().requires_grad_())
         gradients = _gradients_of_words(caption.of_words(logits)[0], weights)  # (N, 1, heads, L, P)
-        return (gradients * weights).clamp(min=0).mean(dim=2).sum(dim=2).squeeze(1).detach().float()
+        relevance = (gradients * weights).clamp(min=0).mean(dim=2).sum(dim=2).squeeze(1).detach().float()
+        return relevance[:, : caption.regions.shape[1]]  # concepts have no place in the picture
 
 
 def integrated_gradients(caption: ReadCaption, steps: int = 8) -> torch.Tensor:
@@ -145,7 +147,7 @@ def cover(pixel_values: torch.Tensor, marked: torch.Tensor, cover: torch.Tensor 
 
 
 def _attentions(caption: ReadCaption, regions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits, and attention weights `(1, heads, L, P)`."""
+    """Logits, and attention weights `(1, heads, L, P + num_concepts)`: the regions come first, concepts after them."""
     outputs = caption.read(regions, output_attentions=True)
     if outputs.attentions is None:
         raise ValueError(

@@ -15,7 +15,7 @@ BUNDLED_EXPORT = os.path.join(DEFAULT_CHECKPOINT, "onnx")
 
 
 class Captioner(Protocol):
-    """What captioning needs, on any runtime."""
+    """What a captioner offers, on any runtime."""
 
     @property
     def image_settings(self) -> Mapping[str, Any]: ...
@@ -42,8 +42,8 @@ def load_on_runtime(
     trust_remote_code: bool = False,
 ) -> Captioner:
     """
-    The captioner of a checkpoint, on torch, or of an export, on its runtime without torch. The bundled captioner is
-    both: by default its int8 export runs on ONNX Runtime.
+    Load a captioner: a checkpoint on torch, or an export on its own runtime without torch. The bundled captioner has
+    both forms; by default its int8 export runs on ONNX Runtime.
 
     Args:
         model: folder or Hub name of a checkpoint, or folder of an export.
@@ -54,7 +54,7 @@ def load_on_runtime(
         trust_remote_code: run the code of a checkpoint's tokenizer.
 
     Raises:
-        ValueError: `model` is for another runtime, or `dtype` is given for an export, which has its own type; and what
+        ValueError: `model` is for another runtime, or `dtype` is given for an export, whose type is fixed; and what
             loading raises.
     """
     folder = BUNDLED_EXPORT if runtime in (None, "onnx") and _is_bundled(model) else model

@@ -84,7 +84,7 @@ class ExportedCaptioner:
 
     def beginning(self, language: str | None = None) -> list[int]:
         """
-        The tokens that every text begins with: BOS, and the token of its language, if there are several.
+        The tokens that every text begins with: BOS and, if the captioner has several languages, the language's token.
 
         Raises:
             ValueError: the captioner does not know the language.
@@ -140,7 +140,7 @@ class ExportedCaptioner:
         **settings: Any,
     ) -> np.ndarray:
         """
-        What transformers' `generate` gives for the same arguments.
+        Generate tokens as `generate` of transformers does for the same arguments.
 
         Args:
             pixel_values: float32 (B, 3, H, W).
@@ -221,7 +221,7 @@ class ExportedCaptioner:
             images: of any kind, see [`load_image`].
             prompt: the words that captions begin with, or a question: one for all, or one per image.
             language: of the captions, by default the first of `languages`.
-            bad_words: words and phrases that captions do not have; see [`bad_words_ids`].
+            bad_words: words and phrases that captions must not contain; see [`bad_words_ids`].
             seed, settings: as in `generate`.
         """
         if bad_words:

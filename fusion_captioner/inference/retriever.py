@@ -93,7 +93,7 @@ class Retriever:
         """Embeddings `(T, E)` in float32, of length 1.
 
         Args:
-            truncation: cut off what is longer than the tokenizer's maximum, as training does with captions.
+            truncation: truncate texts that are longer than the tokenizer's maximum, as training does with captions.
 
         Raises:
             ValueError: a text is too long, and `truncation` is off.
@@ -102,7 +102,7 @@ class Retriever:
 
     @torch.inference_mode()
     def match(self, texts: Sequence[str], pictures: Sequence[Image.Image], batch_size: int = 16) -> np.ndarray:
-        """Matching logits `(T, B)` of all pairs: how well they go together when they are fused."""
+        """Matching logits `(T, B)` of all pairs: how well each text fits each image, by the matching head."""
         tokens = self._tokens(texts, truncation=True)
         states = self.model.get_text_features(**tokens, return_dict=True).last_hidden_state
         scores = []

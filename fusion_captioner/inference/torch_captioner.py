@@ -14,13 +14,13 @@ from fusion_captioner.inference.bad_words import bad_words_ids
 
 class TorchCaptioner:
     """
-    A captioner from a folder or the Hub.
+    A captioner on torch, loaded from a folder or the Hub.
 
     Args:
         name, revision, trust_remote_code: see `load_captioner`.
         num_threads: of torch, in the whole program; by default they stay as they are.
         dtype: of the image encoder: `"float32"`, `"bfloat16"`, or `"auto"`, which is what [`faster_dtype`] finds. The
-            decoder stays in float32: its few rows gain little, and its states would add up the rounding.
+            decoder stays in float32: it would gain little, and rounding errors would add up in its states.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class TorchCaptioner:
 
     @property
     def image_settings(self) -> dict[str, Any]:
-        """What images are made into, as in `ExportedCaptioner.image_settings`."""
+        """Settings of the image preprocessing, as in `ExportedCaptioner.image_settings`."""
         return {name: getattr(self.processor.image_processor, name) for name in SETTINGS}
 
     @torch.inference_mode()

@@ -56,14 +56,14 @@ def answer_scores(
     ```
 
     Args:
-        predictions, references: one answer a question each, N.
-        kinds: the kind of each question, such as `closed` and `open`; "": of none.
+        predictions, references: one answer per question, N each.
+        kinds: the kind of each question, such as `closed` or `open`; "" for no kind.
 
     Returns:
-        `"exact_match"` and `"token_f1"`; and the same of the questions of each kind, `"closed_exact_match"`, ...
+        `"exact_match"` and `"token_f1"`, and the same for the questions of each kind: `"closed_exact_match"`, ...
 
     Raises:
-        ValueError: numbers that differ or are 0, or something that is no text.
+        ValueError: different numbers of answers, none at all, or an answer that is not a string.
     """
     values = {"exact_match": exact_matches(predictions, references), "token_f1": token_f1(predictions, references)}
     scores = {name: float(value.mean()) for name, value in values.items()}

@@ -57,10 +57,10 @@ def score_captions(
     Args:
         predictions: one caption per image: strings, or token sequences where `tokenizer` is `None`.
         references: for each image its reference captions, at least one.
-        metrics: which of `"CIDEr"`, `"BLEU"`, `"ROUGE-L"`, `"METEOR-exact-stem"` and `"METEOR"`; the last runs Java.
+        metrics: which of `"CIDEr"`, `"BLEU"`, `"ROUGE-L"`, `"METEOR-exact-stem"` and `"METEOR"`, which needs Java.
         document_frequencies: for CIDEr, of another corpus; by default those of `references`, as coco-caption has it.
         tokenizer: name of a tokenizer in `tokenization.TOKENIZERS`, a callable from string to tokens, or `None` for
-            captions that are tokens already. `"auto"`, the default, serves every language.
+            captions that are already tokenized. `"auto"`, the default, serves every language.
         per_image: also return the scores of each image.
 
     Returns:

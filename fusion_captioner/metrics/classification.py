@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 def classification_scores(
     predictions: ArrayLike, labels: ArrayLike, names: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Scores of one class a row.
+    """Accuracy, F1 and scores of each class, for one class per row.
 
     Args:
         predictions, labels: class numbers, N each.
@@ -46,16 +46,16 @@ def classification_scores(
 def multi_label_scores(
     logits: ArrayLike, labels: ArrayLike, names: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Scores of several labels a row, or none.
+    """Scores for rows with any number of labels.
 
     Args:
-        logits: (N, C), above 0 where a row is thought to have the label.
+        logits: (N, C), above 0 where the label is predicted.
         labels: (N, C), 1 where it has it, else 0.
         names: of the C labels, in the order of their numbers (`config.id2label`).
 
     Returns:
-        `"micro_f1"`, of all decisions together; `"macro_f1"`, the mean F1 of the labels that rows have or are thought
-        to have; `"exact_match"`, the share of rows with every label right; and `"auroc"`, the mean over the labels
+        `"micro_f1"`, of all decisions together; `"macro_f1"`, the mean F1 of the labels that occur or are
+        predicted; `"exact_match"`, the share of rows with every label right; and `"auroc"`, the mean over the labels
         that some rows have and some have not, if there are any. For every label what `classification_scores` reports
         and, where it is defined, its `"auroc"`.
 
@@ -133,9 +133,9 @@ def auroc_interval(
 
     Args:
         scores, labels: see `auroc`.
-        groups: what each row belongs to, such as a patient; whole groups are drawn, since their rows are alike.
+        groups: the group of each row, such as a patient; whole groups are drawn, because their rows are similar.
         level: share of the samples inside the interval.
-        samples: how many are drawn; those without both kinds of label are drawn again.
+        samples: number of bootstrap samples; one that lacks a kind of label is drawn again.
         seed: of the draws.
 
     Returns:

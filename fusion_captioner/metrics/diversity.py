@@ -24,7 +24,7 @@ FUNCTION_WORDS = frozenset(
 def caption_diversity(
     captions: Sequence[Caption], tokenizer: Tokenizer | str | None = tokenize_caption
 ) -> dict[str, float | int]:
-    """Numbers on a model's captions of different images.
+    """Diversity and length of a model's captions of different images.
 
     Args:
         captions: one caption per image: strings, or sequences of words where `tokenizer` is `None`.

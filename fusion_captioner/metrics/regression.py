@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 def regression_scores(predictions: ArrayLike, values: ArrayLike) -> dict[str, float]:
     """
     Args:
-        predictions, values: as many numbers, N of them.
+        predictions, values: N numbers each.
 
     Returns:
         `"pearson"`, the correlation, 0 where either side is constant and it is not defined; `"mae"` and `"rmse"`, the

@@ -18,12 +18,12 @@ def retrieval_recall(
 ) -> dict[str, float]:
     """Share of queries with a right answer among the first K (Hodosh, Young & Hockenmaier 2013, section 4.2).
 
-    An image is answered rightly by any of its texts, a text by its image alone. A wrong candidate of the same score as
-    the right one comes before it, so that scores that say nothing earn nothing.
+    For an image, each of its texts is a right answer; for a text, only its image is. A wrong candidate with the same
+    score as the right one comes before it, so that equal scores for all candidates earn nothing.
 
     Args:
         similarity: scores of shape (I, T), higher is better.
-        text_images: for each of the T texts the row of its image; any number of texts an image, at least one.
+        text_images: for each of the T texts the row of its image; an image has one or more texts.
         fold_size: images to search among: all (the 1k protocol on 1,000 images, the 5k protocol on 5,000), or the mean
             over folds of so many images in their order with their texts (COCO's 1k protocol: 5 folds of 1,000 of
             5,000).

@@ -149,7 +149,7 @@ def check_index_folder(folder: Path) -> None:
 
 
 class ImageIndex:
-    """An index that exists.
+    """An existing index on disk.
 
     Args:
         folder: of the index.

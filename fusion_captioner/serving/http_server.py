@@ -47,7 +47,7 @@ def run_server(app: ASGIApp, listener: socket.socket, about: str, shutdown_secon
 
     Args:
         listener: of [`bind`].
-        about: what is served, for the line on stderr that tells the address.
+        about: what is served, for the line on stderr with the address.
         shutdown_seconds: that running requests have.
     """
     host, port = listener.getsockname()[:2]

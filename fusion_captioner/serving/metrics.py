@@ -11,7 +11,7 @@ class Metrics:
     """
     Args:
         paths: of the server; requests for others are counted together, so that no client can make up labels.
-        waiting: tells how many images wait.
+        waiting: returns the number of waiting images.
     """
 
     def __init__(self, paths: frozenset[str], waiting: Callable[[], int]) -> None:

@@ -1,5 +1,5 @@
 """The settings of a training run, read from YAML and flags: `task`, and sections `model`, `data`, `tokenizer` and
-`training`. `data` and `training` are described beside each task, see `tasks/`."""
+`training`. `data` and `training` are described with each task, see `tasks/`."""
 
 import re
 import sys

@@ -16,6 +16,7 @@ from fusion_captioner.checkpoints.loading import check_finite
 from fusion_captioner.data.caption_sampling import SetCaptionEpoch
 from fusion_captioner.data.collating import CaptionCollator, ImageCollator
 from fusion_captioner.files import write_digests, write_json
+from fusion_captioner.image_encoder import ImageEncoder
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.callbacks import MovingAverage, StopEarly, UnfreezeImageEncoder, WarnOfWarmUp, wins_tie
@@ -60,7 +61,9 @@ class BaseTrainer(Trainer):
         self.score_signature = ""
         self.add_callback(SetCaptionEpoch())
         self.add_callback(WarnOfWarmUp())
-        self.add_callback(UnfreezeImageEncoder(self.args.train_image_encoder_from_step, self.args.fix_batch_norm))
+        self.add_callback(
+            UnfreezeImageEncoder(self.args.train_image_encoder_from_step, **self.args.unfrozen_image_encoder)
+        )
         self.moving_average = MovingAverage(self.args.ema_decay) if self.args.ema_decay else None
         if self.moving_average is not None:
             self.add_callback(self.moving_average)
@@ -86,25 +89,44 @@ class BaseTrainer(Trainer):
         return build_model_card(model, self.card_text, **metadata)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """`Trainer`'s optimiser; where the image encoder is trained, its weights are separate groups."""
+        """`Trainer`'s optimiser; where the image encoder is trained, its weights are separate groups: one a layer,
+        where the learning rate decays from layer to layer."""
         if self.optimizer is not None or not self.args.trains_image_encoder:
             return super().create_optimizer(model)
         # the optimiser must hold the weights that are unfrozen later; it skips weights without a gradient
-        self.model.unfreeze_image_encoder()
+        self.model.unfreeze_image_encoder(**self.args.unfrozen_image_encoder)
         optimizer = super().create_optimizer(model)
-        encoder = {id(weight) for name, weight in self.model.named_parameters() if "image_encoder." in name}
-        rate = self.args.image_encoder_learning_rate
+        rates = self._image_encoder_rates()
         groups = []
         for group in optimizer.param_groups:
-            of_encoder = [weight for weight in group["params"] if id(weight) in encoder]
-            others = [weight for weight in group["params"] if id(weight) not in encoder]
-            groups.append({**group, "params": others})
-            if of_encoder:
-                groups.append({**group, "params": of_encoder, "lr": group["lr"] if rate is None else rate})
+            groups.append({**group, "params": [weight for weight in group["params"] if id(weight) not in rates]})
+            by_rate: dict[float, list[torch.nn.Parameter]] = {}
+            for weight in group["params"]:
+                if id(weight) in rates:
+                    by_rate.setdefault(rates[id(weight)], []).append(weight)
+            groups += [{**group, "params": weights, "lr": rate} for rate, weights in by_rate.items()]
         optimizer.param_groups.clear()
         for group in groups:
             optimizer.add_param_group(group)
         return optimizer
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """`Trainer`'s, without the scales of the image encoder's normalisation layers: backbones have more names for
+        these than it knows."""
+        dimensions = {name: weight.dim() for name, weight in model.named_parameters()}
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if "image_encoder." not in name or dimensions[name] > 1]
+
+    def _image_encoder_rates(self) -> dict[int, float]:
+        """The learning rate of each weight of the image encoder, by the weight's `id`."""
+        rate, decay = self.args.image_encoder_learning_rate, self.args.image_encoder_layer_decay
+        encoder: ImageEncoder = self.model.base_model.image_encoder  # type: ignore[assignment]
+        depths = encoder.depths()
+        return {
+            id(weight): (self.args.learning_rate if rate is None else rate)
+            * decay ** (encoder.num_layers + 1 - depths[name.rpartition(".")[0]])
+            for name, weight in encoder.backbone.named_parameters()
+        }
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {**inputs, "return_dict": True}  # whatever the config says
@@ -210,7 +232,7 @@ class BaseTrainer(Trainer):
         super().log(logs, start_time)
 
     def _further_scores(self) -> list[str]:
-        """Scores of the task beside the one that chooses the best checkpoint, of which higher is better."""
+        """Further scores that choose the best checkpoint when the first one is equal; higher is better."""
         chosen = str(self.args.metric_for_best_model).removeprefix("eval_")
         return [f"eval_{name}" for name in self.card_text.metrics if name not in (chosen, "mae")]
 

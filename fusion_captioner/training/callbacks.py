@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,16 +26,16 @@ class UnfreezeImageEncoder(TrainerCallback):
 
     Args:
         from_step (`int`, *optional*): the first step that trains it; `None`: it is never trained.
-        fix_batch_norm (`bool`): whether its BatchNorm stays in evaluation mode while it is trained.
+        settings: of [`~fusion_captioner.FusionCaptionerPreTrainedModel.unfreeze_image_encoder`].
     """
 
-    def __init__(self, from_step: int | None, fix_batch_norm: bool = False) -> None:
+    def __init__(self, from_step: int | None, **settings: Any) -> None:
         self.from_step = from_step
-        self.fix_batch_norm = fix_batch_norm
+        self.settings = settings
 
     def _apply(self, model: FusionCaptionerPreTrainedModel, step: int, train_data: Dataset) -> None:
         if self.from_step is not None and step >= self.from_step:
-            model.unfreeze_image_encoder(self.fix_batch_norm)
+            model.unfreeze_image_encoder(**self.settings)
             if isinstance(train_data, CaptionDataset):
                 train_data.stop_reading_features()
         else:

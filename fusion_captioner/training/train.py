@@ -12,6 +12,7 @@ import datasets
 from transformers import set_seed
 
 from fusion_captioner.checkpoints.loading import load_config
+from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.data.feature_cache import cached_features
 from fusion_captioner.data.feature_shards import ImageFeatures
 from fusion_captioner.data.row_batches import rows_with_features
@@ -68,7 +69,10 @@ def train(run: RunArguments, command: str, resume: bool = False) -> dict[str, fl
     processor = build_processor(run.model, run.tokenizer, texts, task.max_text_length, task.languages)
     if isinstance(splits["train"], datasets.Dataset):  # a stream would be read once more for that
         _log_cut_texts(task.whole_texts(splits["train"]), processor)
-    model = build_model(task.model_class, run.model, processor, **task.config_fields(splits["train"]))
+    fields = task.config_fields(splits["train"])
+    if lacks_concepts(run.model.config, task.config):
+        fields["concept_token_ids"] = task.concept_token_ids(splits["train"], processor)
+    model = build_model(task.model_class, run.model, processor, **fields)
     features: dict[str, ImageFeatures] = {}
     if data.feature_cache is not None:
         splits, features = _cache_features(task, splits, model, processor)
@@ -95,6 +99,13 @@ def train(run: RunArguments, command: str, resume: bool = False) -> dict[str, fl
                 text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
                 (output / name).write_text(text, encoding="utf-8")
     return metrics
+
+
+def lacks_concepts(fields: dict[str, Any], start: FusionCaptionerConfig | None) -> bool:
+    """Whether fields of a recipe ask for concepts, and neither they nor the checkpoint to start from name any."""
+    asked = fields.get("num_concepts") or fields.get("concept_loss_weight")
+    known = fields.get("concept_token_ids") or (start is not None and start.concept_token_ids)
+    return bool(asked) and not known
 
 
 def _log_cut_texts(texts: Iterable[str], processor: FusionCaptionerProcessor) -> None:

@@ -1,7 +1,7 @@
 """The section `training`: settings of every training run, and those of captioning."""
 
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from transformers import TrainingArguments
@@ -42,6 +42,17 @@ class BaseTrainingArguments(TrainingArguments):
     image_encoder_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the image encoder; by default that of the rest."}
     )
+    image_encoder_layer_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "Factor on the image encoder's learning rate from each of its layers to the one before it (Clark "
+            "et al., 2020): the first layers know what all pictures have in common, and change least."
+        },
+    )
+    frozen_image_encoder_layers: int = field(
+        default=0,
+        metadata={"help": "So many of the first layers are not trained when the image encoder is; this saves time."},
+    )
     train_image_encoder_from_step: int | None = field(
         default=None,
         metadata={"help": "Optimiser step at which the image encoder is unfrozen; 0: from the start; unset: never."},
@@ -80,6 +91,11 @@ class BaseTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`train_image_encoder_from_step` ({self.train_image_encoder_from_step}) must be a step, 0 or later."
             )
+        if not 0 < self.image_encoder_layer_decay <= 1:
+            raise ValueError(
+                f"`image_encoder_layer_decay` ({self.image_encoder_layer_decay}) must be above 0 and at most 1 (off), "
+                "such as 0.85."
+            )
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise ValueError(
                 f"`early_stopping_patience` ({self.early_stopping_patience}) counts evaluations, and `eval_strategy` "
@@ -102,6 +118,11 @@ class BaseTrainingArguments(TrainingArguments):
     def trains_image_encoder(self) -> bool:
         """Whether the image encoder is trained at any step of the run."""
         return self.train_image_encoder_from_step is not None
+
+    @property
+    def unfrozen_image_encoder(self) -> dict[str, Any]:
+        """How the image encoder is trained; see [`unfreeze_image_encoder`]."""
+        return {"fix_batch_norm": self.fix_batch_norm, "num_frozen_layers": self.frozen_image_encoder_layers}
 
 
 @dataclass

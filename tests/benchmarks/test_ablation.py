@@ -51,7 +51,7 @@ def test_every_row_is_a_change_of_its_own(tmp_path: Path) -> None:
         for name in ablation.ROWS
     }
     for name, run in runs.items():
-        FusionCaptionerConfig(**run.model.config)
+        FusionCaptionerConfig(**run.model.config, concept_token_ids=[*range(30)])  # chosen from the captions
         training = run.training
         assert (training.max_steps, training.seed, training.logging_steps, training.eval_strategy) == (7, 3, 9, "no")
         assert training.output_dir == str(tmp_path / f"{name}-3") and not training.load_best_model_at_end
@@ -66,9 +66,12 @@ def test_every_row_is_a_change_of_its_own(tmp_path: Path) -> None:
     assert runs["attention"].training.ema_decay == 0.9 and changes["no_residual"] == {("decoder_residual", False)}
     assert runs["small_vocabulary"].tokenizer.vocab_size == 1500 and runs["byte_bpe"].tokenizer.kind == "byte_bpe"
     assert changes["matching"] == {("contrastive_loss_weight", 0.1), ("matching_loss_weight", 0.1)}
+    assert changes["concepts"] == {("concept_loss_weight", 1.0), ("num_concepts", 20)}
     assert (runs["plain"].model.preset, runs["plain"].model.config) == ("plain", {"hidden_size": 512})
     assert {run.model.config.get("fusion_type", "sum") for run in runs.values()} == set(FUSIONS)
-    weights = {f"{name}_loss_weight" for name in ("contrastive", "matching", "reconstruction", "adversarial")}
+    weights = {
+        f"{name}_loss_weight" for name in ("contrastive", "matching", "reconstruction", "adversarial", "concept")
+    }
     assert weights <= {field for change in changes.values() for field, _ in change}
 
 

@@ -98,6 +98,15 @@ def test_a_template_leaves_empty_fields_and_hidden_words_out(tmp_path: Path) -> 
         load(source, text_template=["{weight}"])
 
 
+def test_numbers_are_texts_and_null_is_none(tmp_path: Path) -> None:
+    source = write_labelled(tmp_path / "data", train=2, validation=2, age=[70, None], dose=[0.5, 0])
+    splits, _ = load(source, text_template=["age {age}.", "dose {dose}."])
+    assert splits["train"]["text"] == ["age 70. dose 0.5.", "dose 0."]
+    change(source, "train", 1, age=True)
+    with pytest.raises(ValueError, match=r"line 2: 'age' is True, no text"):
+        load(source, text_template=["age {age}."])
+
+
 def test_a_bad_image_and_an_image_outside_are_named_or_left_out(tmp_path: Path) -> None:
     source = write_labelled(tmp_path / "data", train=4, validation=4)
     (source / "train" / "1.png").write_text("no picture")

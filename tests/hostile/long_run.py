@@ -2,7 +2,7 @@
 
     python tests/hostile/long_run.py [--mutations 10000] [--special 200] [--kills 50] [--seed 0]
 
-Exit status 1 if anything was lost or doubled, a traceback was printed, or captioning a folder took 1 GB or more.
+Exit status 1 if anything was lost or duplicated, a traceback was printed, or captioning a folder took 1 GB or more.
 """
 
 import argparse
@@ -264,7 +264,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     draw = random.Random(options.seed)
-    print("| attack | number | what happened | lost, doubled, traceback |\n|---|---|---|---|", flush=True)
+    print("| attack | number | what happened | lost, duplicated, traceback |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         faults = run_mutations(folder, options) + run_special(folder, options, draw) + run_kills(folder, options, draw)

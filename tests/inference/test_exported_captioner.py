@@ -78,6 +78,16 @@ def test_tokens_are_those_of_torch(
 
 
 @pytest.mark.parametrize(
+    ("fusion_type", "runtime"), [("attention", "onnx"), ("co_attention", "openvino"), ("sum", "onnx")]
+)
+def test_concepts_are_exported(tmp_path: Path, fusion_type: str, runtime: str) -> None:
+    model = tiny_model(fusion_type=fusion_type, num_concepts=3, concept_token_ids=[5, 7, 11, 12, 13, 14])
+    exported = ExportedCaptioner(export_captioner(model, tiny_processor(), runtime, tmp_path), num_threads=1)
+    assert_same_tokens(model, exported, pixels(3))
+    assert_same_tokens(model, exported, pixels(2), **prompts())
+
+
+@pytest.mark.parametrize(
     ("vision", "runtime"),
     [("vit", "onnx"), ("efficientnet", "openvino"), ("efficientnet", "onnx")],
 )

@@ -1,5 +1,6 @@
 """One captioner of several languages: data, tokens, both stages of training, scores, saving and generation."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -169,3 +170,50 @@ def test_a_checkpoint_that_lacks_a_language_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"`data\.languages` \(en, zh, de\): .* does not know en, zh, de"):
         train_from_yaml(second, ["--training.output_dir", str(tmp_path / "other")])
+
+
+def test_the_language_is_learned_first_without_images(tmp_path: Path) -> None:
+    root = write_languages(tmp_path / "data")
+    lines = [f"{number}\ta {colour} square\n" for number, colour in enumerate(["red", "blue"] * 8)]
+    (root / "texts.txt.gz").write_bytes(gzip.compress("".join(lines).encode()))
+    for photo in (root / "images").iterdir():
+        photo.rename(photo.with_suffix(".hidden"))
+    texts = {"languages": NAMES | {"en": "texts.txt.gz"}, "hide_images": True, "eval_split": None}
+    first = write_recipe(tmp_path / "first.yaml", root, data=texts, training={"num_train_epochs": 30})
+    train_from_yaml(first)
+    out = tmp_path / "out"
+    processor, model = AutoProcessor.from_pretrained(out), AutoModelForImageTextToText.from_pretrained(out)
+    hidden = model.hidden_image(1)
+    for language, beginning in {"en": "a ", "zh": "一个", "de": "ein "}.items():
+        written = model.generate(image_hidden_states=hidden, language=language)
+        assert processor.batch_decode(written, skip_special_tokens=True)[0].startswith(beginning)
+    for photo in (root / "images").iterdir():
+        photo.rename(photo.with_suffix(".png"))
+    second = write_recipe(
+        tmp_path / "second.yaml",
+        root,
+        model={"from_checkpoint": str(out)},
+        data={"languages": NAMES},
+        training={"max_steps": 1, "output_dir": str(tmp_path / "second")},
+    )
+    assert "eval_CIDEr_zh" in train_from_yaml(second)
+
+
+@pytest.mark.parametrize(
+    ("data", "training", "words"),
+    [
+        ({}, {}, ["`data.eval_split` ('val') is for images"]),
+        ({"eval_split": None, "augmentations": ["flip"]}, {}, ["`data.augmentations` (['flip']) is for images"]),
+        ({"eval_split": None}, {"stage": "self_critical"}, ["`data.hide_images` (True) is for cross-entropy"]),
+        ({"eval_split": None, "source": "bad.gz"}, {}, ["bad.gz", "no UTF-8 text packed by gzip"]),
+    ],
+)
+def test_wrong_settings_of_hidden_images(tmp_path: Path, data: dict, training: dict, words: list[str]) -> None:
+    root = write_data(tmp_path / "data")
+    (root / "bad.gz").write_bytes(b"no gzip")
+    if "source" in data:
+        data = data | {"source": str(root / data["source"])}
+    recipe = write_recipe(tmp_path / "recipe.yaml", root, data={"hide_images": True, **data}, training=training)
+    with pytest.raises(ValueError) as caught:
+        train_from_yaml(recipe, ["--training.eval_strategy", "no", "--training.load_best_model_at_end", "false"])
+    assert all(word in str(caught.value) for word in words), caught.value

@@ -55,6 +55,36 @@ def test_restval_is_part_of_train_unless_the_recipe_says_otherwise(
     assert f"split `{'train' if splits is None else splits['train']}`" in card
 
 
+def test_concepts_are_chosen_from_the_captions_and_kept_by_what_starts_from_it(tmp_path: Path, trainers: list) -> None:
+    things = ["dog", "cat", "bird", "horse", "boat", "train"]
+    data = write_data(tmp_path / "data", train=12, val=1)
+    annotations = json.loads((data / "dataset_flickr8k.json").read_text())
+    for number, image in enumerate(annotations["images"]):
+        texts = [f"{word} {things[number % 6]} on grass" for word in ("a", "the", "one")]
+        image["sentences"] = [{"raw": text} for text in texts]
+    (data / "dataset_flickr8k.json").write_text(json.dumps(annotations))
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml", data, data={"concept_min_images": 2, "eval_split": None}, training={"max_steps": 1}
+    )
+    asked = ["--model.config.concept_loss_weight", "1.0", "--model.config.num_concepts", "2"]
+    train_from_yaml(recipe, asked)
+    model, processor = trainers[0].model, trainers[0].processing_class
+    assert set(processor.tokenizer.convert_ids_to_tokens(model.config.concept_ids)) == set(things)
+    further = [
+        *asked,
+        "--model.from_checkpoint",
+        str(tmp_path / "out"),
+        "--training.output_dir",
+        str(tmp_path / "more"),
+    ]
+    train_from_yaml(recipe, [*further, "--data.concept_min_images", "1000"])
+    assert trainers[1].model.config.concept_ids == model.config.concept_ids
+    with pytest.raises(ValueError, match=r"none is in 1000 images \(`data.concept_min_images`\)"):
+        train_from_yaml(
+            recipe, [*asked, "--training.output_dir", str(tmp_path / "none"), "--data.concept_min_images", "1000"]
+        )
+
+
 def test_a_table_without_splits_is_trained_on_with_a_part_held_out(tmp_path: Path, trainers: list) -> None:
     root = tmp_path / "photos"
     names = [noise(root / "Images" / f"{number}.JPG", number).name for number in range(12)]

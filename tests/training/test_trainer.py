@@ -221,6 +221,49 @@ def test_the_image_encoder_is_frozen_until_its_step_and_has_its_own_rate(tmp_pat
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+def test_layers_of_the_image_encoder_have_rates_of_their_own_and_the_first_stay_frozen(tmp_path: Path) -> None:
+    trainer = build(
+        tmp_path / "out",
+        tmp_path,
+        num_train_epochs=1,
+        train_image_encoder_from_step=0,
+        image_encoder_learning_rate=1e-4,
+        image_encoder_layer_decay=0.5,
+        frozen_image_encoder_layers=1,
+        lr_scheduler_type="constant",
+    )
+    encoder = trainer.model.model.image_encoder
+    before = {name: weight.clone() for name, weight in encoder.backbone.named_parameters()}
+    trainer.train()
+    depths = encoder.depths()
+    trained = {
+        depths[name.rpartition(".")[0]]
+        for name, weight in before.items()
+        if not torch.equal(weight, dict(encoder.backbone.named_parameters())[name])
+    }
+    assert encoder.num_layers == 2 and trained == {2}
+    assert sorted({group["lr"] for group in trainer.optimizer.param_groups}) == [0.5e-4, 1e-2]
+
+
+def test_scales_of_the_image_encoders_normalisation_have_no_weight_decay(tmp_path: Path) -> None:
+    trainer = build(tmp_path / "out", tmp_path, train_image_encoder_from_step=0, weight_decay=0.1)
+    backbone = trainer.model.model.image_encoder.backbone
+    scales = [module.weight for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    groups = trainer.create_optimizer().param_groups
+    decay = {weight: group["weight_decay"] for group in groups for weight in group["params"]}
+    assert scales and all(decay[weight] == 0 for weight in scales)
+    kernels = [weight for weight in backbone.parameters() if weight.dim() == 4]
+    assert kernels and all(decay[weight] == 0.1 for weight in kernels)
+
+
+def test_more_layers_than_the_image_encoder_has_cannot_be_frozen(tmp_path: Path) -> None:
+    settings = {"train_image_encoder_from_step": 0, "frozen_image_encoder_layers": 3}
+    with pytest.raises(ValueError, match=r"`num_frozen_layers` \(3\) must be 0 to 2"):
+        build(tmp_path / "out", tmp_path, **settings).train()
+    with pytest.raises(ValueError, match=r"`image_encoder_layer_decay` \(1.5\) must be above 0 and at most 1"):
+        build(tmp_path / "out", tmp_path, image_encoder_layer_decay=1.5)
+
+
 class Inputs:
     """Notes, call by call, what the model was given: `(training, optimiser step, name of the images)`."""
 

@@ -23,6 +23,14 @@ class SelfCriticalArguments(FusionCaptionerTrainingArguments):
             "example": "{CIDEr: 1.0}",
         },
     )
+    document_frequencies: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Captions whose n-grams the reward CIDEr counts, instead of the training set's: a `.gz` file of "
+            "lines `image id<TAB>caption`, or a folder or file of any layout; with several languages by language.",
+            "example": "captions.txt.gz",
+        },
+    )
     samples_per_image: int = field(default=5, metadata={"help": "Captions sampled per image; at least 2."})
     candidates: Literal["samples", "beams"] = field(
         default="samples",
@@ -49,6 +57,11 @@ class SelfCriticalArguments(FusionCaptionerTrainingArguments):
         unknown = sorted(set(self.rewards) - set(REWARDS))
         if unknown or not self.rewards:
             raise ValueError(f"`rewards` ({self.rewards}) must map some of these to weights: {', '.join(REWARDS)}.")
+        if self.document_frequencies is not None and "CIDEr" not in self.rewards:
+            raise ValueError(
+                f"`document_frequencies` ({self.document_frequencies}) are for the reward CIDEr, and `rewards` has "
+                f"{', '.join(self.rewards)}; unset them."
+            )
         if self.samples_per_image < 2:
             raise ValueError(
                 f"`samples_per_image` ({self.samples_per_image}) must be at least 2: each sample is compared with "

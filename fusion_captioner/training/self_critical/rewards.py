@@ -1,32 +1,40 @@
 """Rewards of sampled captions in self-critical training: one class per reward, and a closed dict of them."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from fusion_captioner.data.references import read_corpus
 from fusion_captioner.metrics.bleu import sentence_bleu
-from fusion_captioner.metrics.cider import CiderD
+from fusion_captioner.metrics.cider import CiderD, DocumentFrequencies
 from fusion_captioner.metrics.tokenization import Tokenizer, tokenize_caption
 from fusion_captioner.training.self_critical.discriminator import DiscriminatorReward
 from fusion_captioner.training.self_critical.sampled_captions import END, ImageKey, Reward, SampledCaptions
 
 
-def _reference_tokens(
-    references: Mapping[ImageKey, Sequence[str]], tokenizer: Tokenizer
-) -> list[list[list[Hashable]]]:
+def _reference_tokens(references: Mapping[Any, Sequence[str]], tokenizer: Tokenizer) -> list[list[list[Hashable]]]:
     return [[[*tokenizer(caption), END] for caption in captions] for captions in references.values()]
 
 
 class CiderReward(Reward):
-    """CIDEr-D with the document frequencies of the training set (Rennie et al., 2017), each language with its own."""
+    """CIDEr-D with the document frequencies of the training set (Rennie et al., 2017), each language with its own; or
+    with those of the corpora that `document_frequencies` names."""
 
     def __init__(self, references, model, settings, tokenizer=tokenize_caption) -> None:
         groups: dict[str, dict] = {}
         for image, captions in references.items():
             groups.setdefault(_language(image), {})[image] = captions
+        corpora = _corpora(settings.document_frequencies, groups)
         self._scorers = {
-            language: CiderD(_reference_tokens(group, tokenizer), tokenizer=None) for language, group in groups.items()
+            language: CiderD(
+                _reference_tokens(group, tokenizer),
+                _frequencies(corpora[language], tokenizer) if language in corpora else None,
+                tokenizer=None,
+            )
+            for language, group in groups.items()
         }
         self._index = {image: index for group in groups.values() for index, image in enumerate(group)}
 
@@ -39,6 +47,25 @@ class CiderReward(Reward):
                 images = [self._index[samples.image_ids[row]] for row in rows]
                 rewards[rows] = scorer.score([tokens[row] for row in rows], images)
         return rewards
+
+
+def _corpora(named: str | dict[str, str] | None, languages: Collection[str]) -> dict[str, str]:
+    """Language → the corpus that `document_frequencies` names for it."""
+    if isinstance(named, str) and len(languages) == 1:
+        return dict.fromkeys(languages, named)
+    corpora = {"": named} if isinstance(named, str) else named or {}
+    if not set(corpora) <= set(languages):
+        choices = ", ".join(languages)
+        raise ValueError(
+            f"`document_frequencies` ({named}) must be "
+            + (f"sources by language, of {choices}." if choices else "one source: the data has no languages.")
+        )
+    return corpora
+
+
+def _frequencies(source: str, tokenizer: Tokenizer) -> DocumentFrequencies:
+    tokens = _reference_tokens(read_corpus(source), tokenizer)
+    return DocumentFrequencies.from_references(tokens, Path(source).name, tokenizer=None)
 
 
 def _language(image: ImageKey) -> str:

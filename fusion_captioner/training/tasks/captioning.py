@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import datasets
@@ -12,7 +13,10 @@ from fusion_captioner.data.arguments import DataArguments
 from fusion_captioner.data.caption_datasets import captions_of, load_split, load_splits
 from fusion_captioner.data.caption_sampling import CaptionDataset, StreamedCaptionDataset
 from fusion_captioner.data.collating import CaptionCollator, SelfCriticalCollator
+from fusion_captioner.data.concept_words import choose_concepts
 from fusion_captioner.data.feature_shards import ImageFeatures
+from fusion_captioner.data.prompted_texts import add_questions
+from fusion_captioner.data.references import load_texts
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.training.model_card import TrainingRecord, public_name
@@ -50,6 +54,13 @@ class CaptioningTask(Task[DataArguments]):
                 f"`training.max_steps` ({training.max_steps}) must be positive with `data.streaming`, since the "
                 "length of a stream is not known; set the number of steps to train."
             )
+        if isinstance(training, SelfCriticalArguments):
+            for name in ("question_sources", "hide_images"):
+                if value := getattr(data, name):
+                    raise ValueError(
+                        f"`data.{name}` ({value}) is for cross-entropy, and `training.stage` is 'self_critical'; "
+                        "unset one of them."
+                    )
         if data.feature_cache is not None and training.train_image_encoder_from_step == 0:
             raise ValueError(
                 f"`data.feature_cache` ({data.feature_cache}) holds features of a frozen image encoder, and "
@@ -58,7 +69,12 @@ class CaptioningTask(Task[DataArguments]):
             )
 
     def load_run(self) -> dict[str, Any]:
-        return load_splits(self.data)
+        if self.data.hide_images:
+            return {"train": load_texts(self.data)}
+        splits = load_splits(self.data)
+        if self.data.question_sources:
+            splits["train"] = add_questions(splits["train"], self.data)
+        return splits
 
     def load_split(self, split: str, limit: int | None) -> datasets.Dataset:
         return load_split(self.data, split, limit)
@@ -68,7 +84,23 @@ class CaptioningTask(Task[DataArguments]):
             logger.info(
                 "reading all captions of the stream once, to train the tokenizer; `tokenizer.path` avoids that"
             )
-        return captions_of(rows)
+        return chain(captions_of(rows), chain.from_iterable(rows["prompts"]) if self.data.question_sources else ())
+
+    def concept_token_ids(
+        self, rows: datasets.Dataset | datasets.IterableDataset, processor: FusionCaptionerProcessor
+    ) -> list[int] | list[list[int]]:
+        """Words on which the captions of an image agree."""
+        if self.data.question_sources:  # answers do not describe their image
+            described = (number for number, prompts in enumerate(rows["prompts"]) if not any(prompts))
+            rows = rows.select(list(described))  # type: ignore[union-attr]
+        texts = rows.select_columns(["captions", *(["languages"] if self.languages else [])])
+        chosen = choose_concepts(texts, processor.tokenizer, self.data.concept_min_images, processor.languages)
+        lists: dict[str, Any] = dict(
+            zip(processor.languages or ["the captions"], chosen if self.languages else [chosen])
+        )
+        counts = ", ".join(f"{len(ids)} words of {name}" for name, ids in lists.items())
+        logger.info("concepts: %s (`data.concept_min_images`)", counts)
+        return chosen
 
     def trainer(
         self,
@@ -78,7 +110,8 @@ class CaptioningTask(Task[DataArguments]):
         splits: Mapping[str, Any],
         features: Mapping[str, ImageFeatures],
     ) -> FusionCaptionerTrainer:
-        parts = caption_datasets(self.data, splits, features, arguments.seed)
+        hidden_width = model.model.image_encoder.hidden_size if self.data.hide_images else None
+        parts = caption_datasets(self.data, splits, features, arguments.seed, hidden_width)
         check_caption_length(model, arguments)
         if "train" in parts:
             keep_generation_settings(model, arguments)
@@ -134,7 +167,11 @@ def check_augmentations(data: DataArguments, training: BaseTrainingArguments) ->
 
 
 def caption_datasets(
-    data: DataArguments, splits: Mapping[str, Any], features: Mapping[str, ImageFeatures], seed: int
+    data: DataArguments,
+    splits: Mapping[str, Any],
+    features: Mapping[str, ImageFeatures],
+    seed: int,
+    hidden_width: int | None = None,
 ) -> dict[str, CaptionDataset | StreamedCaptionDataset]:
     """The rows of `train` and `eval`, with captions drawn for each epoch, for the data loader."""
     parts: dict[str, CaptionDataset | StreamedCaptionDataset] = {}
@@ -144,7 +181,7 @@ def caption_datasets(
     elif train is not None:
         mirrored = features.get(MIRRORED)
         parts["train"] = CaptionDataset(
-            train, data.captions_per_image, seed, features.get("train"), data.augmentations, mirrored
+            train, data.captions_per_image, seed, features.get("train"), data.augmentations, mirrored, hidden_width
         )
     if "eval" in splits:
         parts["eval"] = CaptionDataset(splits["eval"], 1, seed, features.get("eval"))

@@ -147,8 +147,9 @@ class RetrievalTask(Task[DataArguments]):
     @classmethod
     def check(cls, data: DataArguments, training: RetrievalTrainingArguments) -> None:
         check_augmentations(data, training)
-        if data.languages:
-            raise ValueError(f"`data.languages` ({', '.join(data.languages)}) is for captioning; leave it out.")
+        for name in ("languages", "question_sources", "hide_images"):
+            if value := getattr(data, name):
+                raise ValueError(f"`data.{name}` ({value}) is for captioning; leave it out.")
         if data.streaming:
             raise ValueError("`data.streaming` (True) is for captioning, and `task` is 'retrieval'; unset it.")
         if data.metric_tokenizer != "auto":

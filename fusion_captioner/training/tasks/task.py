@@ -36,6 +36,7 @@ class Task(ABC, Generic[Data]):
         trained_to: completes the sentence "this model was trained to ...".
 
     Attributes:
+        config: as given.
         max_text_length: maximum length of a text in tokens, for a new tokenizer.
         languages: codes of the languages of the texts, if there are several.
         mirrored: roles of the rows whose images are also wanted mirrored, in the cache of features.
@@ -49,6 +50,7 @@ class Task(ABC, Generic[Data]):
 
     def __init__(self, data: Data, config: FusionCaptionerConfig | None = None) -> None:
         self.data = data
+        self.config = config
         self.max_text_length = 512
         self.languages: Sequence[str] = ()
         self.mirrored: Sequence[str] = ()
@@ -92,6 +94,17 @@ class Task(ABC, Generic[Data]):
     def config_fields(self, rows: Any) -> dict[str, Any]:
         """Fields of the model's config that follow from the training rows."""
         return {}
+
+    def concept_token_ids(self, rows: Any, processor: FusionCaptionerProcessor) -> list[int] | list[list[int]]:
+        """The concepts of a model that looks for some, where its config names none.
+
+        Raises:
+            ValueError: the task has no captions to choose them from.
+        """
+        raise ValueError(
+            "`model.config` sets `num_concepts` or `concept_loss_weight`, and only the task `captioning` chooses "
+            "concepts; name them by `model.config.concept_token_ids`, or start from a captioner that has some."
+        )
 
     @abstractmethod
     def trainer(

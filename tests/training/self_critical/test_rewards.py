@@ -1,9 +1,12 @@
+import gzip
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from tiny_captioner import tiny_model
 
-from fusion_captioner.metrics.cider import cider_d
+from fusion_captioner.metrics.cider import DocumentFrequencies, cider_d
 from fusion_captioner.metrics.tokenization import find_tokenizer
 from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
 from fusion_captioner.training.self_critical.rewards import BleuReward, CiderReward, MatchingReward
@@ -17,7 +20,7 @@ REFERENCES = {
 ARGUMENTS = SelfCriticalArguments()
 
 
-def sampled(texts: list[str], image_ids: list[str], ended: list[bool] | None = None) -> SampledCaptions:
+def sampled(texts: list[str], image_ids: list, ended: list[bool] | None = None) -> SampledCaptions:
     empty = torch.zeros(len(texts), 1, dtype=torch.long)
     return SampledCaptions(image_ids, texts, ended or [True] * len(texts), empty, empty, torch.zeros(1, 1, 1))
 
@@ -28,6 +31,46 @@ def test_cider_is_that_of_the_words_and_their_end() -> None:
     tokens = [[*text.split(), END] for text in texts]
     references = [[[*caption.lower().replace(" .", "").split(), END] for caption in r] for r in REFERENCES.values()]
     np.testing.assert_allclose(rewards, cider_d(tokens, references, tokenizer=None)[1])
+
+
+CORPUS = {"1": ["a dog runs", "a brown dog"], "2": ["a dog sleeps"], "3": ["a boat"], "4": ["snow"], "5": ["a dog"]}
+
+
+def corpus_file(folder: Path, text: str | None = None) -> str:
+    lines = "".join(f"{image}\t{caption}\n" for image, captions in CORPUS.items() for caption in captions)
+    path = folder / "captions.txt.gz"
+    path.write_bytes(gzip.compress((lines if text is None else text).encode()))
+    return str(path)
+
+
+def test_cider_takes_the_document_frequencies_of_another_corpus(tmp_path: Path) -> None:
+    texts = ["a brown dog runs through the snow", "two children play", "a man rides a horse"]
+    samples = sampled(texts, list(REFERENCES))
+    settings = SelfCriticalArguments(document_frequencies=corpus_file(tmp_path))
+    rewards = CiderReward(REFERENCES, tiny_model(), settings)(samples)
+    tokens = [[*text.split(), END] for text in texts]
+    references = [[[*caption.lower().replace(" .", "").split(), END] for caption in r] for r in REFERENCES.values()]
+    corpus = [[[*caption.split(), END] for caption in captions] for captions in CORPUS.values()]
+    frequencies = DocumentFrequencies.from_references(corpus, "corpus", tokenizer=None)
+    np.testing.assert_allclose(rewards, cider_d(tokens, references, frequencies, tokenizer=None)[1])
+    assert np.abs(rewards - CiderReward(REFERENCES, tiny_model(), ARGUMENTS)(samples)).max() > 1e-2
+    # a language with a corpus, beside one that counts its own references
+    by_language = {("en", image): captions for image, captions in REFERENCES.items()} | {("de", "x"): ["ein Hund"]}
+    settings.document_frequencies = {"en": corpus_file(tmp_path)}
+    of_english = CiderReward(by_language, tiny_model(), settings)(
+        sampled(texts, [("en", each) for each in REFERENCES])
+    )
+    np.testing.assert_allclose(of_english, rewards)
+    settings.document_frequencies = corpus_file(tmp_path)
+    with pytest.raises(ValueError, match=r"`document_frequencies` .* sources by language, of en, de"):
+        CiderReward(by_language, tiny_model(), settings)
+
+
+@pytest.mark.parametrize("text", ["1\ta dog\n2 a boat\n", "1\t \n", ""])
+def test_a_corpus_of_other_lines_is_refused(tmp_path: Path, text: str) -> None:
+    settings = SelfCriticalArguments(document_frequencies=corpus_file(tmp_path, text))
+    with pytest.raises(ValueError, match=r"captions.txt.gz: .*`image id<TAB>caption`"):
+        CiderReward(REFERENCES, tiny_model(), settings)
 
 
 @pytest.mark.parametrize("kind", [CiderReward, BleuReward])

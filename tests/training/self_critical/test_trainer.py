@@ -323,6 +323,7 @@ def test_the_stage_is_chosen_in_the_recipe(tmp_path: Path) -> None:
         ({"candidates": "greedy"}, ["`candidates`", "samples", "beams"]),
         ({"sampling_temperature": 0}, ["`sampling_temperature`"]),
         ({"cross_entropy_weight": 1}, ["`cross_entropy_weight`"]),
+        ({"document_frequencies": "texts.gz", "rewards": {"BLEU-4": 1.0}}, ["`document_frequencies`", "CIDEr"]),
         ({"discriminator_learning_rate": 0}, ["`discriminator_learning_rate`"]),
     ],
 )

@@ -1,0 +1,125 @@
+"""
+Concepts: words of the vocabulary that an image's regions predict, and what the fusion is given of the likeliest.
+
+B: images, T = B·k: texts, L: tokens, P: regions, Dv: width of a region, D: hidden size, K: concepts,
+N: concepts that become regions
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from .configuration_fusion_captioner import FusionCaptionerConfig
+
+
+class ConceptHead(nn.Module):
+    """
+    Which concepts an image shows, from its regions (as a CNN is trained for the words of captions in Wu et al., 2016,
+    section 3.1). Each region is scored, and scores are pooled half by their mean and half by a smooth maximum, the
+    log-sum-exp of Pinheiro & Collobert (2015, eq. 6): many concepts fill a region, some the whole image.
+    """
+
+    # Of the smooth maximum: the larger, the nearer to the maximum
+    SHARPNESS = 2.0
+    # What the scores begin at: a concept is in few images
+    STD, BIAS = 0.01, -3.5
+
+    token_ids: torch.Tensor
+    in_language: torch.Tensor
+
+    def __init__(self, config: FusionCaptionerConfig, image_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.norm = nn.LayerNorm(image_width)
+        self.classifier = nn.Linear(image_width, len(config.concept_ids))
+        for name, constant in self.constants().items():
+            self.register_buffer(name, constant, persistent=False)
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """What follows from the config: `token_ids (K,)`, and `in_language`, 1 where a language has the concept,
+        `(languages, K)`; a model without languages has one."""
+        token_ids = torch.tensor(self.config.concept_ids, dtype=torch.long, device="cpu")
+        ids: list[Any] = self.config.concept_token_ids or []
+        lists = ids if self.config.languages else [ids]
+        in_language = [torch.isin(token_ids, torch.tensor(each, dtype=torch.long, device="cpu")) for each in lists]
+        return {"token_ids": token_ids, "in_language": torch.stack(in_language).float()}
+
+    def forward(self, regions: torch.Tensor) -> torch.Tensor:
+        """From regions `(B, P, Dv)` to logits `(B, K)` in float32."""
+        scores = self.classifier(self.norm(regions)).float()  # (B, P, K)
+        smooth = (self.SHARPNESS * scores).logsumexp(dim=1) - math.log(scores.shape[1])
+        return (scores.mean(dim=1) + smooth / self.SHARPNESS) / 2
+
+    @torch.no_grad()
+    def targets(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        shown: torch.Tensor | None,
+        images: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Which concepts the captions of each image name.
+
+        Texts behind a prompt count nothing, since an answer does not describe its image. With several languages a
+        concept counts for an image only if the language of one of its captions has it: an English caption does not
+        tell that a German word is wrong.
+
+        Args:
+            input_ids, labels, attention_mask (`torch.LongTensor` of shape `(T, L)`): as the captioner takes them.
+            shown (`torch.BoolTensor` of shape `(B,)`, *optional*): false where an image is hidden, which counts
+                nothing.
+            images (`int`): B.
+
+        Returns:
+            true concepts, and concepts that count, both of shape `(B, K)` and type bool.
+        """
+        language_ids = self.config.language_token_ids or []
+        is_prompt = labels.eq(-100).long().cummin(dim=1).values.bool()  # up to the first label, which may never come
+        if attention_mask is not None:
+            is_prompt &= attention_mask.bool()
+        is_caption = (labels != -100).any(dim=1) & (is_prompt.sum(dim=1) <= 1 + bool(language_ids))
+        if shown is not None:
+            is_caption &= shown.repeat_interleave(len(labels) // images)
+        words = labels.masked_fill((labels == -100) | ~is_caption.unsqueeze(1), self.config.vocab_size)
+        named = torch.zeros(images, self.config.vocab_size + 1, dtype=torch.bool, device=labels.device)
+        true = named.scatter_(1, words.view(images, -1), True)[:, self.token_ids]
+        languages = is_caption.unsqueeze(1)
+        if language_ids:
+            known = torch.tensor(language_ids, device=labels.device)
+            languages = languages & (input_ids.unsqueeze(-1) == known).any(dim=1)  # (T, languages)
+        of_image = languages.view(images, -1, languages.shape[1]).any(dim=1).float()
+        return true, true | (of_image @ self.in_language > 0)
+
+
+class ConceptRegions(nn.Module):
+    """
+    The likeliest concepts as further regions (in the place of LightCap's concepts, Wang et al., 2023, section 3.2):
+    the word's embedding, normalised, times the concept's probability, and a vector that tells words from places. The
+    probability passes the gradient of whatever is learned to the scores; the choice itself has none.
+    """
+
+    def __init__(self, config: FusionCaptionerConfig) -> None:
+        super().__init__()
+        self.count = config.num_concepts
+        self.norm = nn.LayerNorm(config.hidden_size)
+        # as long as a normalised word, so that its share of the sum is the probability, whatever the fusion's norm
+        self.type_embedding = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(self, logits: torch.Tensor, token_ids: torch.Tensor, embedding: nn.Module) -> torch.Tensor:
+        """
+        Args:
+            logits (`torch.FloatTensor` of shape `(B, K)`), token_ids (`torch.LongTensor` of shape `(K,)`): of all
+                concepts.
+            embedding: the word embedding, which is learned from here too.
+
+        Returns:
+            regions `(B, N, D)`, the likeliest concept first.
+        """
+        best, places = logits.topk(self.count, dim=1)  # (B, N)
+        # of all concepts first, so that an export holds their words and not the whole vocabulary's
+        words = self.norm(embedding(token_ids))[places]
+        return best.sigmoid().unsqueeze(-1).to(words.dtype) * words + self.type_embedding
