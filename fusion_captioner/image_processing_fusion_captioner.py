@@ -20,8 +20,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
-from .image_loading import images_to_pixel_values
-from .image_resizing import RESIZE_MODES
+from .image_loading import RESIZE_MODES, images_to_pixel_values
 
 
 class FusionCaptionerImageProcessorKwargs(TypedDict, total=False):

@@ -18,8 +18,7 @@ import torch
 from PIL import Image
 
 from fusion_captioner import image_decoding, image_downloads
-from fusion_captioner.image_loading import images_to_pixel_values, load_image, load_resized_image
-from fusion_captioner.image_resizing import resize_image
+from fusion_captioner.image_loading import load_image, normalization, resize_image, write_normalized
 
 
 def quarters(width: int = 64, height: int = 48) -> Image.Image:
@@ -238,28 +237,39 @@ def test_picture_given_as_pil_is_not_changed():
     assert image.size == (1600, 1200)
 
 
-def test_pixel_values_are_the_usual_formula():
+def test_squash_keeps_everything_and_crop_keeps_the_middle():
+    stripes = Image.new("RGB", (90, 30), "red")
+    stripes.paste("green", (30, 0, 60, 30))
+    stripes.paste("blue", (60, 0, 90, 30))
+    squashed = resize_image(stripes, (15, 15))
+    assert squashed.size == (15, 15)
+    assert [squashed.getpixel((x, 7)) for x in (1, 7, 13)] == [(255, 0, 0), (0, 128, 0), (0, 0, 255)]
+    cropped = resize_image(stripes, (15, 15), "crop")
+    assert [cropped.getpixel((x, 7)) for x in (2, 7, 12)] == [(0, 128, 0)] * 3
+    assert resize_image(stripes.rotate(90, expand=True), (10, 20), "crop").size == (20, 10)
+
+
+@pytest.mark.parametrize("size", [(7, 3), (3, 7), (224, 224), (641, 479)])
+def test_crop_works_for_odd_sizes(size: tuple[int, int]):
+    for width, height in ((1, 1), (5, 1000), (1023, 767)):
+        assert resize_image(Image.new("RGB", (width, height)), size, "crop").size == size[::-1]
+
+
+def test_crop_equals_short_side_then_centre_crop():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8))
+    reference = image.resize((50, 30), Image.Resampling.BICUBIC).crop((10, 0, 40, 30))
+    assert distance(resize_image(image, (30, 30), "crop"), reference) < 1e-9
+
+
+def test_write_normalized_is_the_usual_formula():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8))
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    settings = {"do_resize": False, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
-    settings |= {"image_mean": mean, "image_std": std, "resize_mode": "squash", "resample": 3}
-    pixel_values = images_to_pixel_values([image], settings)[0]
+    out = np.empty((3, 5, 7), np.float32)
+    write_normalized(image, out, *normalization(mean, std, 1 / 255))
     expected = (np.asarray(image).astype(np.float64) / 255 - mean) / std
-    np.testing.assert_allclose(pixel_values, expected.transpose(2, 0, 1), atol=2e-6)
-    pixel_values = images_to_pixel_values([image], settings | {"do_rescale": False, "do_normalize": False})[0]
-    np.testing.assert_array_equal(pixel_values, np.asarray(image).transpose(2, 0, 1))
-
-
-@pytest.mark.parametrize("size", [(480, 640), (427, 640), (30, 40), (1224, 1632)])
-def test_a_picture_that_was_resized_before_gives_the_same_pixel_values(size: tuple[int, int]):
-    """A folder's pictures are resized in threads that read ahead, those of training and of the library at once."""
-    pixels = np.random.default_rng(0).integers(0, 256, (size[0] // 8 + 1, size[1] // 8 + 1, 3), dtype=np.uint8)
-    content = encoded(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC), "JPEG")
-    settings = {"do_resize": True, "size": {"height": 224, "width": 224}, "resize_mode": "crop", "resample": 3}
-    settings |= {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": False}
-    resized = load_resized_image(content, settings)
-    assert resized.size == (224, 224)
-    np.testing.assert_array_equal(*(images_to_pixel_values([image], settings) for image in (content, resized)))
+    np.testing.assert_allclose(out, expected.transpose(2, 0, 1), atol=2e-6)
+    write_normalized(image, out, *normalization(None, None, None))
+    np.testing.assert_array_equal(out, np.asarray(image).transpose(2, 0, 1))
 
 
 def broken_files() -> dict[str, bytes]:

@@ -488,7 +488,6 @@ def test_the_code_is_saved_too(tmp_path: Path):
         "image_downloads.py",
         "image_loading.py",
         "image_processing_fusion_captioner.py",
-        "image_resizing.py",
         "processing_fusion_captioner.py",
         "text_rows.py",
     }

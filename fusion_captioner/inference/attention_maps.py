@@ -12,9 +12,8 @@ import regex
 import torch
 from PIL import Image
 
-from fusion_captioner.image_loading import ImageSource, load_image, target_size
+from fusion_captioner.image_loading import ImageSource, load_image, seen_box, target_size
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
-from fusion_captioner.image_resizing import seen_box
 from fusion_captioner.inference.attributions import ATTRIBUTIONS, ReadCaption
 from fusion_captioner.metrics.tokenization import SPACELESS_SCRIPTS
 

@@ -41,7 +41,6 @@ PROCESSOR_FILES = {
     "image_downloads.py",
     "image_loading.py",
     "image_processing_fusion_captioner.py",
-    "image_resizing.py",
     "processing_fusion_captioner.py",
     "text_rows.py",
 }
