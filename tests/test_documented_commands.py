@@ -51,6 +51,7 @@ NOT_RUN = {
     "docker ": "needs Docker, and builds an image of several GB",
     "accelerate launch ": "needs several GPUs or machines",
     "torchrun ": "starts processes, as tests/training/test_two_processes.py and tests/commands/test_caption.py do",
+    "fusion-captioner caption s3://": "needs a store; tests/inference/test_ray_engine.py runs the engine",
     "python benchmarks/": "takes minutes to hours; tests/benchmarks runs their parts",
 }
 # One step on two images.
