@@ -15,10 +15,27 @@ from fusion_captioner.serving.page_texts import TEXTS, language_of
 from fusion_captioner.serving.photo_search import PhotoSearch
 
 RESULTS = 12
-SHOWN_SIDE = 640
+SHOWN_SIDE = 480
 TABLE = "captions.csv"
 
-text = gr.I18n(**TEXTS, **{"zh-CN": TEXTS["zh"], "zh-TW": TEXTS["zh"]})
+# Gradio removes the outline of what has the keyboard's focus
+STYLE = """
+:focus-visible { outline: 3px solid #d97706 !important; outline-offset: 2px; }
+@media (max-width: 40rem) { .found .grid-container { grid-template-columns: 1fr 1fr; } }
+"""
+
+
+def _shown_texts(language: str) -> dict[str, str]:
+    # Gradio's own words have keys as well, such as "number": ours must not meet them
+    return {f"page_{key}": words for key, words in TEXTS[language].items() if isinstance(words, str)}
+
+
+_i18n = gr.I18n(en=_shown_texts("en"), **{code: _shown_texts("zh") for code in ("zh", "zh-CN", "zh-TW")})
+
+
+def text(key: str) -> Any:
+    """The words with this key in `TEXTS`, in the language of the browser."""
+    return _i18n(f"page_{key}")
 
 
 def _said(function: Callable) -> Callable:
@@ -61,7 +78,7 @@ def build_page(
         folder, files: the folder that is captioned, and its photos; without them, photos are uploaded.
     """
     with gr.Blocks(title="Fusion Captioner", analytics_enabled=False) as page:
-        gr.Markdown("# Fusion Captioner")
+        gr.Markdown(text("title"))
         with gr.Tab(text("tab_caption")):
             _caption_tab(photos)
         with gr.Tab(text("tab_folder")):
@@ -74,9 +91,25 @@ def build_page(
 
 
 def launch_options() -> dict[str, Any]:
-    """What the page needs of `launch`: nothing is fetched from other servers."""
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    return {"i18n": text, "theme": theme, "footer_links": [], "ssr_mode": False, "max_file_size": "50mb"}
+    """What the page needs of `launch`: nothing is fetched from other servers, and every text has a contrast of 4.5."""
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    theme = gr.themes.Default(primary_hue="blue", **fonts)
+    theme.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+    )
+    return {
+        "i18n": _i18n,
+        "theme": theme,
+        "css": STYLE,
+        "footer_links": [],
+        "ssr_mode": False,
+        "max_file_size": "50mb",
+    }
 
 
 def _photo_input() -> gr.Image:
@@ -88,7 +121,8 @@ def _caption_tab(photos: PagePhotos) -> None:
     def describe(path: str | None, request: gr.Request) -> tuple[Any, str]:
         photo = load_image(_required(path, "no_photo", request))
         found = photos.alternatives(photo)
-        choices = [(f"{each.text} ({each.probability:.2%})", each.text) for each in found]
+        total = sum(each.probability for each in found)
+        choices = [(f"{each.text} ({each.probability / total:.0%})", each.text) for each in found]
         return gr.Radio(choices=choices, value=found[0].text), photos.word_maps(
             photo, found[0].text, _language(request)
         )
@@ -124,7 +158,8 @@ def _folder_tab(photos: PagePhotos, folder: Path | None, files: list[str]) -> No
             captions += [list(pair) for pair in found]
             problems += wrong
             progress((len(captions) + len(problems), len(chosen)))
-        return captions, 0, "\n".join(problems)
+        written = TEXTS[_language(request)]["written_count"].format(count=len(captions), total=len(chosen))
+        return captions, 0, "\n".join([written, *problems])
 
     def show(captions: list[list[str]], place: int) -> tuple[Any, str, str]:
         if not captions:
@@ -136,7 +171,8 @@ def _folder_tab(photos: PagePhotos, folder: Path | None, files: list[str]) -> No
 
     def kept(captions: list[list[str]], place: int, caption: str) -> list[list[str]]:
         """The captions with a correction of the one that is shown."""
-        return [[path, caption.strip() if number == place else old] for number, (path, old) in enumerate(captions)]
+        corrected = " ".join(caption.split())  # a caption is one line
+        return [[path, corrected if number == place else old] for number, (path, old) in enumerate(captions)]
 
     def go(step: int) -> Callable:
         def move(captions: list[list[str]], place: int, caption: str) -> tuple[Any, ...]:
@@ -175,24 +211,26 @@ def _folder_tab(photos: PagePhotos, folder: Path | None, files: list[str]) -> No
     if folder is not None:
         gr.Markdown(f"{folder} ({len(files)})")
     start = gr.Button(text("caption_all"), variant="primary")
-    problems = gr.Textbox(label=text("problems"), interactive=False, lines=2)
-    number = gr.Textbox(label=text("number"), interactive=False)
-    with gr.Row():
-        shown = gr.Image(label=text("photo"), interactive=False, buttons=[], min_width=280)
-        with gr.Column(min_width=280):
-            caption = gr.Textbox(label=text("caption"), lines=2, interactive=True)
-            with gr.Row():
-                back = gr.Button(text("previous"), min_width=120)
-                forth = gr.Button(text("next"), min_width=120)
-    form = gr.Radio([(text("csv"), "csv"), (text("sidecars"), "sidecars")], value="csv", label=text("form"))
-    replaces = gr.Checkbox(label=text("replace"))
-    button = gr.Button(text("save"))
-    said = gr.Textbox(label=text("saved"), interactive=False)
-    result = gr.File(label=text("download"), interactive=False, visible=folder is None)
+    written = gr.Textbox(label=text("written"), interactive=False, lines=2)
+    with gr.Column(visible=False) as correction:
+        with gr.Row():
+            shown = gr.Image(label=text("photo"), interactive=False, buttons=[], min_width=280)
+            with gr.Column(min_width=280):
+                number = gr.Textbox(label=text("number"), interactive=False)
+                caption = gr.Textbox(label=text("caption"), interactive=True)
+                with gr.Row():
+                    back = gr.Button(text("previous"), min_width=120)
+                    forth = gr.Button(text("next"), min_width=120)
+        form = gr.Radio([(text("csv"), "csv"), (text("sidecars"), "sidecars")], value="csv", label=text("form"))
+        replaces = gr.Checkbox(label=text("replace"))
+        button = gr.Button(text("save"), variant="primary")
+        said = gr.Textbox(label=text("saved"), interactive=False)
+        result = gr.File(label=text("download"), interactive=False, visible=folder is None)
 
     shows = [shown, caption, number]
-    started = start.click(caption_all, [uploads], [captions, place, problems], api_name="caption_folder")
-    started.then(show, [captions, place], shows, api_visibility="private")
+    started = start.click(caption_all, [uploads], [captions, place, written], api_name="caption_folder")
+    opened = started.then(show, [captions, place], shows, api_visibility="private")
+    opened.then(lambda captions: gr.Column(visible=bool(captions)), [captions], [correction], api_visibility="private")
     for press, step in ((back.click, -1), (forth.click, 1), (caption.submit, 1)):
         press(go(step), [captions, place, caption], [captions, place, *shows], api_visibility="private")
     button.click(save, [captions, place, caption, form, replaces], [captions, said, result], api_name="save_captions")
@@ -235,5 +273,5 @@ def _search_tab(search: PhotoSearch | None) -> None:
 
     query = gr.Textbox(label=text("query"))
     button = gr.Button(text("search"), variant="primary")
-    results = gr.Gallery(label=text("results"), columns=3, interactive=False)
+    results = gr.Gallery(label=text("results"), columns=3, height="auto", elem_classes="found", interactive=False)
     gr.on([button.click, query.submit], find, [query], [results], api_name="search")

@@ -4,7 +4,8 @@ from typing import Any
 
 TEXTS: dict[str, dict[str, Any]] = {
     "en": {
-        "title": "Fusion Captioner",
+        "title": "# Fusion Captioner\n\nA caption for a photo, and for each of its words the places of the photo that "
+        "it depends on.",
         "tab_caption": "Caption",
         "tab_folder": "Folder",
         "tab_question": "Question",
@@ -12,7 +13,7 @@ TEXTS: dict[str, dict[str, Any]] = {
         "photo": "Photo",
         "describe": "Write the caption",
         "caption": "Caption",
-        "alternatives": "Captions with their probabilities",
+        "alternatives": "Captions, each with its probability among these",
         "words": "Choose a word to see what it depends on",
         "map_occlusion": "Covering the bright places makes the word less likely",
         "map_attention": "Attention while the word was written",
@@ -35,7 +36,8 @@ TEXTS: dict[str, dict[str, Any]] = {
         "saved": "Result",
         "download": "Download",
         "saved_count": "{count} captions are saved in {place}.",
-        "problems": "Photos that could not be read",
+        "written": "Progress",
+        "written_count": "{count} of {total} photos have a caption.",
         "question": "Question",
         "ask": "Ask",
         "answer": "Answer",
@@ -51,7 +53,7 @@ TEXTS: dict[str, dict[str, Any]] = {
         "no_captions": "There is nothing to save yet; write the captions first.",
     },
     "zh": {
-        "title": "Fusion Captioner 图像描述",
+        "title": "# Fusion Captioner 图像描述\n\n为照片生成描述，并显示每个词依据照片的哪些区域。",
         "tab_caption": "描述",
         "tab_folder": "文件夹",
         "tab_question": "提问",
@@ -59,7 +61,7 @@ TEXTS: dict[str, dict[str, Any]] = {
         "photo": "照片",
         "describe": "生成描述",
         "caption": "描述",
-        "alternatives": "候选描述及其概率",
+        "alternatives": "候选描述，及其在候选中的概率",
         "words": "选择一个词，查看它依据的区域",
         "map_occlusion": "遮住明亮的区域会使该词的概率下降",
         "map_attention": "写出该词时的注意力",
@@ -78,7 +80,8 @@ TEXTS: dict[str, dict[str, Any]] = {
         "saved": "结果",
         "download": "下载",
         "saved_count": "{count} 条描述已保存到 {place}。",
-        "problems": "无法读取的照片",
+        "written": "进度",
+        "written_count": "{total} 张照片中，{count} 张已有描述。",
         "question": "问题",
         "ask": "提问",
         "answer": "回答",

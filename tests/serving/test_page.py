@@ -27,8 +27,8 @@ def test_a_photo_gets_captions_and_maps(client, photo_folder: Path) -> None:
 
 
 def test_a_folder_is_captioned_corrected_and_saved(client, photo_folder: Path) -> None:
-    assert client.predict(None, api_name="/caption_folder") == ""
-    said = client.predict("two dogs", "csv", False, api_name="/save_captions")
+    assert client.predict(None, api_name="/caption_folder").startswith("3 of 3 photos")
+    said = client.predict("two\n dogs ", "csv", False, api_name="/save_captions")
     said = said[0] if isinstance(said, tuple | list) else said
     assert said.startswith("3 captions") and "captions.csv" in said
     rows = list(csv.DictReader((photo_folder / "captions.csv").open(encoding="utf-8")))
