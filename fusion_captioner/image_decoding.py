@@ -40,11 +40,19 @@ BAND_MARGIN = 1.5
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
 
+# Formats that are not opened: what they hold may be of any size or format, whatever their header says (icons, IPTC,
+# BLP, OLE files, compressed FITS), or is a document, a film, data, or a drawing that Windows would run
+REFUSED_FORMATS = {
+    *("BLP", "BUFR", "FITS", "FPX", "GRIB", "HDF5", "ICNS", "ICO", "IPTC", "MIC", "MPEG", "PDF", "WMF"),
+}
+
+TILE_WIDTH, TILE_LENGTH, ROWS_PER_STRIP, BITS_PER_SAMPLE = 322, 323, 278, 258  # tags of TIFF
+
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 # Bytes per pixel that Pillow holds, by mode (4 where not named), and that a format's decoder takes at most, measured
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
-_FORMAT_BYTES = {"WEBP": 16, "AVIF": 10, "JPEG2000": 20, "HEIF": 12, "DDS": 8, "SGI": 6}
+_FORMAT_BYTES = {"WEBP": 16, "AVIF": 10, "JPEG2000": 20, "HEIF": 12, "DDS": 8}
 
 
 class ImageTooLargeError(ValueError):
@@ -101,7 +109,8 @@ def decode_image(source: str | bytes, name: str, target_size: tuple[int, int] | 
         with _budget.taking(size):
             picture = _upright_rgb(image, name, target_size)
             if target_size is not None and size > LARGE_BYTES:
-                image.close()
+                if picture is not image:
+                    image.close()
                 _give_back_freed_memory()
             return picture
 
@@ -115,11 +124,11 @@ def _give_back_freed_memory() -> None:
 def _open(source: str | bytes, name: str) -> Image.Image:
     """The image file with its header read."""
     try:
-        return Image.open(source if isinstance(source, str) else BytesIO(source))
+        return open_header(source)
     except Image.UnidentifiedImageError as error:
         if is_heif(source):
             return _open_heif(source, name)
-        raise ValueError(f"{name}: not an image, or one of a format that Pillow cannot read") from error
+        raise ValueError(f"{name}: not an image, or one of a format that is not read") from error
     except Image.DecompressionBombError as error:
         try:  # by its own plugin, since Pillow's limit is below what cameras write
             return JpegImagePlugin.JpegImageFile(source if isinstance(source, str) else BytesIO(source))
@@ -129,13 +138,39 @@ def _open(source: str | bytes, name: str) -> Image.Image:
         raise _unreadable(error, name) from error
 
 
+def open_header(source: str | bytes) -> Image.Image:
+    """
+    An image file, by path or content, of which nothing but the header is read.
+
+    Raises:
+        PIL.UnidentifiedImageError: it is none, or of one of the `REFUSED_FORMATS`.
+        Exception: what else Pillow's plugins meet in a damaged header.
+    """
+    Image.preinit()
+    common = tuple(kind for kind in ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM") if kind in Image.OPEN)
+    try:
+        return Image.open(source if isinstance(source, str) else BytesIO(source), formats=common)
+    except Image.UnidentifiedImageError:
+        Image.init()  # which takes a while
+    head = _head(source, 16)
+    for kind in REFUSED_FORMATS & Image.OPEN.keys():
+        accepts = Image.OPEN[kind][1]
+        if accepts is not None and accepts(head) is True:  # other plugins could take it for theirs
+            raise Image.UnidentifiedImageError(kind)
+    others = tuple(kind for kind in Image.ID if kind not in (*common, *REFUSED_FORMATS))
+    return Image.open(source if isinstance(source, str) else BytesIO(source), formats=others)
+
+
+def _head(source: str | bytes, count: int) -> bytes:
+    if not isinstance(source, str):
+        return source[:count]
+    with open(source, "rb") as file:
+        return file.read(count)
+
+
 def is_heif(source: str | bytes) -> bool:
     """Whether a file, by path or content, is a photo in HEIF, which phones write and Pillow alone does not read."""
-    if isinstance(source, str):
-        with open(source, "rb") as file:
-            head = file.read(12)
-    else:
-        head = source[:12]
+    head = _head(source, 12)
     return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 
 
@@ -155,16 +190,51 @@ def _decoded_bytes(image: Image.Image) -> int:
     pixels = image.width * image.height
     per_pixel = max(_MODE_BYTES.get(image.mode, 4), _FORMAT_BYTES.get(image.format or "", 0))
     size = pixels * per_pixel
-    if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+    tile = getattr(image, "tile", None)
+    if tile and tile[0][0] in Image.DECODERS:  # written in Python, which holds the pixels twice
+        size += 4 * pixels
+    if image.format in ("JPEG", "MPO") and (image.info.get("progressive") or not _is_in_one_scan(image)):
         # its coefficients are held, at full size even where it is decoded small; of colours often fewer than of light
         scale = getattr(image, "decoderconfig", (1,))[0] or 1
         layers = getattr(image, "layer", None) or [(0, 1, 1)] * 3
         blocks = max(h for _, h, *_ in layers) * max(v for _, _, v, *_ in layers)
         size += int(2 * pixels * scale**2 * sum(h * v for _, h, v, *_ in layers) / blocks)
     if image.format == "TIFF":
-        # a strip of rows beside the picture, which may be all of it; and a second picture where it is turned
-        size += pixels * (len(image.getbands()) + (4 if _orientation(image) != 1 else 0))
+        size += _block_bytes(image) + pixels * (4 if _orientation(image) != 1 else 0)
     return size
+
+
+def _block_bytes(image: Image.Image) -> int:
+    """Bytes that a TIFF's strip of rows takes beside the picture, which may be all of it, or its tile, which may be
+    larger than the picture."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+
+    def number(tag: int, default: int) -> int:
+        return value if isinstance(value := tags.get(tag), int) else default
+
+    if TILE_WIDTH in tags or TILE_LENGTH in tags:
+        pixels = number(TILE_WIDTH, MAX_IMAGE_PIXELS) * number(TILE_LENGTH, MAX_IMAGE_PIXELS)
+    else:
+        pixels = image.width * min(number(ROWS_PER_STRIP, image.height), image.height)
+    bits = tags.get(BITS_PER_SAMPLE, 8)
+    bits = max(bits) if isinstance(bits, tuple) else bits
+    bands = len(image.getbands())
+    if image.info.get("compression") in ("jpeg", "tiff_jpeg"):  # its coefficients, and RGBA made of them
+        return pixels * (2 * bands + 4)
+    return int(pixels * max(bands * bits / 8, 1))
+
+
+def _is_in_one_scan(image: Image.Image) -> bool:
+    """Whether the first scan of a JPEG has all its layers: if not, all coefficients are held until the last one."""
+    file, layers = image.fp, len(image.layer)  # type: ignore[attr-defined]
+    if (
+        image.format == "MPO"
+    ):  # whose file is back at its beginning; now it is where a JPEG's is: behind the first head
+        file.seek(0)
+        JpegImagePlugin.JpegImageFile(file)
+    size = 6 + 2 * layers
+    file.seek(-size - 2, 1)
+    return file.read(size + 2)[:5] == b"\xff\xda" + size.to_bytes(2, "big") + bytes([layers])
 
 
 def _check_file(path: str, name: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, JpegImagePlugin
 
-from fusion_captioner.image_decoding import MAX_IMAGE_PIXELS, is_heif
+from fusion_captioner.image_decoding import MAX_IMAGE_PIXELS, REFUSED_FORMATS, is_heif, open_header
 from fusion_captioner.image_loading import is_url, load_image
 from fusion_captioner.printing import error_text, print_note
 
@@ -23,8 +23,6 @@ HEADER_THREADS = 8
 MISSING_IMAGE = "image file is missing"
 HUB_SCHEME = "hf://"
 HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
-# What Pillow registers endings for, and what is not a photo: documents, films, data, drawings that are programs
-NO_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 
 def find_images(sources: list[str]) -> Iterator[str]:
@@ -88,9 +86,9 @@ def _images_in(folder: Path, name: str) -> list[str]:
 
 
 def photo_suffixes() -> set[str]:
-    """Endings of the files that Pillow can read and that are pictures."""
+    """Endings of the files that are read as pictures."""
     extensions = Image.registered_extensions()  # which loads the formats
-    return {suffix for suffix, kind in extensions.items() if kind in Image.OPEN and kind not in NO_PHOTOS}
+    return {suffix for suffix, kind in extensions.items() if kind in Image.OPEN.keys() - REFUSED_FORMATS - {"EPS"}}
 
 
 class ImageFolder:
@@ -181,13 +179,13 @@ def image_problem(image: str | bytes) -> str | None:
     if size == 0:
         return "image file is empty (0 bytes)"
     try:
-        with Image.open(image if isinstance(image, str) else BytesIO(image)):
+        with open_header(image):
             return None
     except Image.DecompressionBombError as error:
         return None if _is_large_jpeg(image) else f"image is too large ({error}); make it smaller"
     except Image.UnidentifiedImageError:
         if not is_heif(image):
-            return "not an image that Pillow can read"
+            return "not an image, or one of a format that is not read"
         return (
             None if find_spec("pillow_heif") else "an HEIC photo; pip install 'fusion-captioner[heic]', which reads it"
         )

@@ -148,11 +148,14 @@ def save_csv(file: Path, captions: Sequence[tuple[str, str]], replace_existing: 
         captions: name of the photo, and its caption.
 
     Raises:
-        FileExistsError: there is such a file with other content, and `replace_existing` is false.
+        FileExistsError: there is such a file with other content, and `replace_existing` is false; or it is a link.
     """
     table = Csv(captions=1)
     rows = [table.header, *(table.row(name, [text]) for name, text in captions)]
-    return _save(file, b"".join(rows).decode(), replace_existing)
+    content = b"".join(rows).decode()
+    _check(file, content, replace_existing)
+    write_text(file, content)
+    return file
 
 
 def save_sidecars(folder: Path, captions: Sequence[tuple[str, str]], replace_existing: bool) -> list[Path]:
@@ -164,25 +167,21 @@ def save_sidecars(folder: Path, captions: Sequence[tuple[str, str]], replace_exi
         captions: name of the photo below the folder, and its caption.
 
     Raises:
-        FileExistsError: there is such a file with other content, and `replace_existing` is false.
+        FileExistsError: there is such a file with other content, and `replace_existing` is false; or it is a link.
         ValueError: two photos differ only by their ending, so that they would share a file.
     """
     files = {(folder / name).with_suffix(".txt"): text for name, text in captions}
     if len(files) < len(captions):
         raise ValueError(f"{folder}: photos that differ by their ending alone would share a file; save a CSV instead.")
-    if not replace_existing:
-        for file, text in files.items():
-            _check_unchanged(file, f"{text}\n")
-    return [_save(file, f"{text}\n", True) for file, text in files.items()]
+    for file, text in files.items():
+        _check(file, f"{text}\n", replace_existing)
+    for file, text in files.items():
+        write_text(file, f"{text}\n")
+    return list(files)
 
 
-def _save(file: Path, content: str, replace_existing: bool) -> Path:
-    if not replace_existing:
-        _check_unchanged(file, content)
-    write_text(file, content)
-    return file
-
-
-def _check_unchanged(file: Path, content: str) -> None:
-    if file.exists() and file.read_text(encoding="utf-8", errors="replace") != content:
+def _check(file: Path, content: str, replace_existing: bool) -> None:
+    if file.is_symlink():  # strangers' photos may come with one, and what it leads to would be written
+        raise FileExistsError(f"{file}: is a link, through which nothing is written; move it.")
+    if not replace_existing and file.exists() and file.read_text(encoding="utf-8", errors="replace") != content:
         raise FileExistsError(f"{file}: exists already with other content; allow the page to replace it, or move it.")

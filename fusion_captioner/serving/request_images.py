@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from io import BytesIO
 from typing import Any
 
 from PIL import Image
 
-from fusion_captioner.image_decoding import ImageTooLargeError
+from fusion_captioner.image_decoding import ImageTooLargeError, open_header
 from fusion_captioner.image_downloads import download
 from fusion_captioner.image_loading import is_url, load_resized_image, read_data_url
 from fusion_captioner.inference.launched_process import usable_cores
@@ -83,7 +82,7 @@ class RequestImages:
 
     def _read(self, content: bytes, name: str) -> Image.Image:
         try:
-            with Image.open(BytesIO(content)) as image:
+            with open_header(content) as image:
                 pixels = image.width * image.height
         except Image.DecompressionBombError as error:
             raise ImageTooLargeError(f"{name}: too large ({error}); make the image smaller") from error

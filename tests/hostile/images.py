@@ -1,7 +1,10 @@
 """Generators of hostile images: small files that are large pictures, and files damaged at random."""
 
+import gzip
 import random
-from collections.abc import Iterator
+import struct
+import zlib
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -27,6 +30,109 @@ BOMBS: dict[str, tuple[str, str, dict]] = {
 }
 
 
+def _saved(side: int, mode: str, kind: str) -> bytes:
+    buffer = BytesIO()
+    Image.new(mode, (side, side)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def _icon(side: int) -> bytes:
+    """A PNG in an icon that says 16 x 16."""
+    png = _saved(side, "RGBA", "PNG")
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(png), 22) + png
+
+
+def _icons(side: int) -> bytes:
+    """A PNG where a Mac's icon of 128 x 128 belongs."""
+    png = _saved(side, "RGBA", "PNG")
+    return b"icns" + struct.pack(">I", 16 + len(png)) + b"ic07" + struct.pack(">I", 8 + len(png)) + png
+
+
+def iptc(content: bytes) -> bytes:
+    """Any file in an IPTC record that says 16 x 16."""
+    fields = [(3, 60, b"\1\0"), (3, 20, b"\0\x10"), (3, 30, b"\0\x10"), (3, 120, b"\0\5")]
+    fields += [(8, 10, content[start : start + 30_000]) for start in range(0, len(content), 30_000)]
+    return b"".join(bytes([0x1C, record, tag]) + struct.pack(">H", len(data)) + data for record, tag, data in fields)
+
+
+def _blizzard(side: int) -> bytes:
+    """A JPEG in a texture that says 16 x 16."""
+    jpeg = _saved(side, "RGB", "JPEG")
+    offsets = struct.pack("<16I", 160, *[0] * 15) + struct.pack("<16I", len(jpeg), *[0] * 15)
+    return b"BLP1" + struct.pack("<iIIIii", 0, 0, 16, 16, 4, 0) + offsets + struct.pack("<I", 0) + jpeg
+
+
+def _stars(side: int) -> bytes:
+    """Side x side bytes, compressed, in a table of a telescope that says 16 x 16."""
+    cards = ["SIMPLE  = T", "BITPIX  = 16", "NAXIS   = 0", "END"]
+    table = ["XTENSION= 'BINTABLE'", "BITPIX  = 8", "NAXIS   = 2", "NAXIS1  = 8", "NAXIS2  = 1", "ZIMAGE  = T"]
+    table += ["ZCMPTYPE= 'GZIP_1  '", "ZBITPIX = 8", "ZNAXIS  = 2", "ZNAXIS1 = 16", "ZNAXIS2 = 16", "END"]
+    heads = ["".join(card.ljust(80) for card in part).ljust(2880).encode() for part in (cards, table)]
+    return b"".join(heads) + b"\0" * 8 + gzip.compress(b"\0" * side**2)
+
+
+def _tiff(tags: dict[int, tuple[int, int]], bits: tuple[int, ...], content: bytes) -> bytes:
+    """A deflated TIFF: tags as type and value, bits per sample."""
+    tags = {259: (3, 8), 277: (3, len(bits)), 258: (3, 400), **tags}
+    entries = (
+        struct.pack("<HHII", tag, kind, len(bits) if tag == 258 else 1, value)
+        for tag, (kind, value) in sorted(tags.items())
+    )
+    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + b"".join(entries) + bytes(4)
+    return (head.ljust(400, b"\0") + struct.pack(f"<{len(bits)}H", *bits)).ljust(512, b"\0") + content
+
+
+def _deflated_zeros(count: int) -> bytes:
+    deflate = zlib.compressobj()
+    parts = [deflate.compress(bytes(min(2**20, count - start))) for start in range(0, count, 2**20)]
+    return b"".join(parts) + deflate.flush()
+
+
+def _tile(side: int) -> bytes:
+    """16 x 16 pixels in a tile of side x side."""
+    content = _deflated_zeros(4 * side**2)
+    sizes = {256: (4, 16), 257: (4, 16), 322: (4, side), 323: (4, side), 324: (4, 512), 325: (4, len(content))}
+    return _tiff({**sizes, 262: (3, 2), 338: (3, 2)}, (8, 8, 8, 8), content)
+
+
+def _strip(side: int) -> bytes:
+    """16 bits per value, in one strip."""
+    content = _deflated_zeros(8 * side**2)
+    sizes = {256: (4, side), 257: (4, side), 278: (4, side), 273: (4, 512), 279: (4, len(content))}
+    return _tiff({**sizes, 262: (3, 2), 338: (3, 2)}, (16, 16, 16, 16), content)
+
+
+def _scans(side: int) -> bytes:
+    """A JPEG that is not progressive, and of which each colour has a scan of its own."""
+    content = _saved(16, "RGB", "JPEG")
+    head, frame = content[: content.index(b"\xff\xda")], content.index(b"\xff\xc0") + 5
+    head = head[:frame] + struct.pack(">HH", side, side) + head[frame + 4 :]
+    tables = {1: 0, 2: 0x11, 3: 0x11}
+    parts = (b"\xff\xda\0\x08" + bytes([1, layer, table, 0, 63, 0]) + bytes(200) for layer, table in tables.items())
+    return head + b"".join(parts) + b"\xff\xd9"
+
+
+def _one_colour(side: int) -> bytes:
+    """QOI, of runs of 62 pixels, which Pillow reads in Python."""
+    return b"qoif" + struct.pack(">IIBB", side, side, 4, 0) + b"\xfd" * (side**2 // 62 + 1) + b"\0\0\0\0\0\0\0\1"
+
+
+# Files whose header says less than they take: in formats that are not read, and in formats that are
+CONTAINERS: dict[str, Callable[[int], bytes]] = {
+    "icon.ico": _icon,
+    "icons.icns": _icons,
+    "record.jpg": lambda side: iptc(_saved(side, "RGBA", "PNG")),
+    "texture.jpg": _blizzard,
+    "stars.png": _stars,
+}
+UNDERSTATED: dict[str, Callable[[int], bytes]] = {
+    "tile.tif": _tile,
+    "strip.tif": _strip,
+    "scans.jpg": _scans,
+    "one_colour.qoi": _one_colour,
+}
+
+
 def peak_kib(pid: int | str = "self") -> int:
     """The most memory that a process has held since it began its program. (`ru_maxrss` also counts its parent's.)"""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
@@ -34,7 +140,10 @@ def peak_kib(pid: int | str = "self") -> int:
 
 
 def write_bomb(folder: Path, name: str, side: int) -> Path:
-    """A file of `BOMBS` of side x side pixels, all alike."""
+    """A file of `BOMBS`, `CONTAINERS` or `UNDERSTATED` of side x side pixels, all alike."""
+    if make := (CONTAINERS | UNDERSTATED).get(name):
+        (folder / name).write_bytes(make(side))
+        return folder / name
     mode, kind, options = BOMBS[name]
     options = dict(options)
     if options.pop("turned", False):
@@ -92,7 +201,7 @@ def good_files() -> list[bytes]:
         ("RGB", "BMP", {}),
         ("RGB", "PPM", {}),
         ("RGB", "JPEG2000", {}),
-        ("RGB", "ICO", {}),
+        ("RGB", "PCX", {}),
         ("RGB", "AVIF", {}),
     ):
         buffer = BytesIO()

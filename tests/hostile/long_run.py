@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,10 +17,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(Path(__file__).parent)]
 
-from images import BOMBS, good_files, peak_kib, write_bomb  # noqa: E402
+from images import BOMBS, CONTAINERS, UNDERSTATED, good_files, peak_kib, write_bomb  # noqa: E402
 from tiny_captioner import noise, tiny_processor  # noqa: E402
 from tiny_models import tiny_head, tiny_model  # noqa: E402
 from tiny_recipe import losses, write_data, write_recipe  # noqa: E402
@@ -40,9 +41,12 @@ def start(command: list[str], log: Path) -> subprocess.Popen:
 
 
 def end(process: subprocess.Popen) -> None:
-    """Kill the command and all that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kill the command and all that it started: the workers of `torchrun` are in groups of their own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    process.kill()
     process.wait()
 
 
@@ -67,7 +71,7 @@ def special_files(folder: Path, count: int, draw: random.Random) -> int:
         kind = kinds[number % len(kinds)]
         path = folder / f"{kind}{number}.png"
         if kind == "bomb":
-            name = draw.choice(list(BOMBS))
+            name = draw.choice([*BOMBS, *CONTAINERS, *UNDERSTATED])
             write_bomb(folder, name, draw.choice((3000, 5000, 8000))).rename(folder / f"{number}_{name}")
         elif kind == "empty":
             path.touch()
@@ -183,6 +187,8 @@ def run_kills(folder: Path, options: argparse.Namespace, draw: random.Random) ->
             return [*launcher, "caption", str(photos), *tail, *(["--resume"] if resume else [])]
 
         def captioned_once(out: Path = out) -> str | None:
+            if not out.is_file():
+                return "no captions"
             names = [json.loads(line)["image"] for line in out.read_text(encoding="utf-8").splitlines()]
             return None if len(names) == len(set(names)) == 60 else f"{len(names)} lines of {len(set(names))} images"
 

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from images import BOMBS, good_files, mutated_files, write_bomb
+from images import BOMBS, CONTAINERS, UNDERSTATED, good_files, iptc, mutated_files, write_bomb
 from PIL import Image
 
-from fusion_captioner.image_decoding import MAX_DECODED_BYTES
+from fusion_captioner.data.image_files import image_problem
+from fusion_captioner.image_decoding import MAX_DECODED_BYTES, REFUSED_FORMATS, ImageTooLargeError
 from fusion_captioner.image_loading import load_image, load_resized_image
 
 SETTINGS = {"do_resize": True, "size": {"height": 32, "width": 32}, "resize_mode": "squash", "resample": 3}
@@ -23,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fusion_captioner import image_decoding
 from fusion_captioner.image_loading import load_resized_image
 image_decoding.MAX_DECODED_BYTES = {limit}
+image_decoding.LARGE_BYTES //= 4
 load_resized_image(sys.argv[1], {settings})
 before = peak_kib()
 def load(path):
@@ -52,7 +54,46 @@ def test_large_pictures_take_a_bounded_share_of_memory(tmp_path: Path):
     ]
     *errors, grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert int(grown) < limit / 1024**2 + 80
-    assert len(errors) == 3 and all(f"MiB to decode (the limit is {limit // 1024**2})" in error for error in errors)
+    assert len(errors) == 2 and all(f"MiB to decode (the limit is {limit // 1024**2})" in error for error in errors)
+
+
+@pytest.mark.parametrize(("name", "limit"), zip(UNDERSTATED, (3, 9, 2, 6), strict=True))  # bytes per pixel
+def test_what_a_header_understates_is_counted(name: str, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fusion_captioner.image_decoding.MAX_DECODED_BYTES", 704**2 * limit)
+    with pytest.raises(ImageTooLargeError, match="MiB to decode"):
+        load_resized_image(str(write_bomb(tmp_path, name, 704)), SETTINGS)
+    assert load_resized_image(str(write_bomb(tmp_path, name, 160)), SETTINGS).size == (32, 32)
+
+
+@pytest.mark.parametrize("name", [*CONTAINERS, "drawing.jpg"])
+def test_a_format_that_holds_any_other_is_not_opened(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`drawing.jpg` holds one that Pillow has Ghostscript run."""
+    path = tmp_path / name
+    path.write_bytes(CONTAINERS[name](64) if name in CONTAINERS else iptc(b"%!PS-Adobe-3.0 EPSF-3.0\n"))
+    Image.init()
+    opened = []
+    for kind in REFUSED_FORMATS & Image.OPEN.keys():
+        monkeypatch.setitem(Image.OPEN, kind, (lambda *_: opened.append(1), Image.OPEN[kind][1]))
+    for source in (str(path), path.read_bytes()):
+        with pytest.raises(ValueError, match="of a format that is not read"):
+            load_resized_image(source, SETTINGS)
+        assert image_problem(source) == "not an image, or one of a format that is not read"
+    assert not opened
+
+
+def test_a_photo_with_a_preview_is_in_one_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """MPO, which phones write; two pictures of which neither takes what one of several scans would."""
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (800, 600)).save(path, "MPO", save_all=True, append_images=[Image.new("RGB", (80, 60))])
+    monkeypatch.setattr("fusion_captioner.image_decoding.MAX_DECODED_BYTES", 800 * 600 * 5)
+    assert load_image(str(path), (600, 800)).size == (800, 600)
+
+
+def test_a_large_progressive_photo_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One that needs no conversion is the picture itself; it was closed with the file."""
+    monkeypatch.setattr("fusion_captioner.image_decoding.LARGE_BYTES", 1000)
+    picture = load_resized_image(str(write_bomb(tmp_path, "progressive.jpg", 400)), SETTINGS)
+    assert picture.size == (32, 32) and picture.getpixel((3, 3)) == (0, 0, 0)
 
 
 def test_a_photo_of_200_megapixels_is_read(tmp_path: Path):

@@ -105,3 +105,16 @@ def test_both_languages_say_everything() -> None:
     assert language_of("zh-CN,zh;q=0.9,en;q=0.8") == "zh"
     assert language_of("fr-FR, zh-TW;q=0.5") == "zh"
     assert language_of("") == language_of("fr") == "en"
+
+
+def test_nothing_is_written_through_links(tmp_path: Path):
+    folder, outside = tmp_path / "photos", tmp_path / "outside.txt"
+    folder.mkdir()
+    (folder / "b.txt").symlink_to(outside)  # leads nowhere: writing would make that file
+    (folder / "captions.csv").symlink_to(outside)
+    for replace_existing in (False, True):
+        with pytest.raises(FileExistsError, match=r"b\.txt: is a link"):
+            save_sidecars(folder, [("a.png", "one"), ("b.png", "two")], replace_existing)
+        with pytest.raises(FileExistsError, match=r"captions\.csv: is a link"):
+            save_csv(folder / "captions.csv", [("a.png", "one")], replace_existing)
+    assert not outside.exists() and not (folder / "a.txt").exists()
