@@ -80,11 +80,11 @@ def _can_be_packed(parameter: nn.Parameter) -> bool:
         and parameter.device.type == "cpu"
         and parameter.dim() == 2
         and parameter.numel() >= MIN_WEIGHTS
-        and _can_be_multiplied(parameter.dtype)
+        and can_be_multiplied(parameter.dtype)
     )
 
 
-def _can_be_multiplied(dtype: torch.dtype) -> bool:
+def can_be_multiplied(dtype: torch.dtype) -> bool:
     """Whether packed weights of this type can be multiplied on this processor."""
     is_bfloat16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return dtype == torch.float32 or is_bfloat16
@@ -106,7 +106,7 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
         weights is None
         or weight not in weights
         or torch.is_grad_enabled()
-        or (dtype != weight.dtype and not _can_be_multiplied(dtype))
+        or (dtype != weight.dtype and not can_be_multiplied(dtype))
         or (inputs.dtype != weight.dtype and inputs.dtype != dtype)
         or not MIN_ROWS * inputs.shape[-1] <= inputs.numel() <= MAX_ROWS * inputs.shape[-1]
     ):

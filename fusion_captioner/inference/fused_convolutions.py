@@ -36,11 +36,11 @@ class FusedConvolution(nn.Module):
     """
 
     def __init__(
-        self, convolution: nn.Conv2d, normalization: nn.Module, activation: nn.Module | None, dtype: torch.dtype
+        self, convolution: nn.Conv2d, normalization: nn.BatchNorm2d, activation: nn.Module | None, dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.dtype = dtype
-        folded = fuse_conv_bn_eval(convolution, normalization)
+        folded: Any = fuse_conv_bn_eval(convolution, normalization)
         padding = folded._reversed_padding_repeated_twice[::-2]  # rows, columns
         self.settings = (padding, list(folded.stride), list(folded.dilation), folded.groups)
         weight = folded.weight.detach().to(dtype, memory_format=torch.channels_last)
@@ -73,7 +73,8 @@ def fuse_convolutions(encoder: ImageEncoder, dtype: torch.dtype = torch.float32)
         whether anything was fused.
     """
     weights = list(encoder.parameters())
-    if not causal_layers.CAN_PACK or any(each.device.type != "cpu" or each.dtype != torch.float32 for each in weights):
+    is_able = causal_layers.CAN_PACK and causal_layers.can_be_multiplied(dtype)
+    if not is_able or any(each.device.type != "cpu" or each.dtype != torch.float32 for each in weights):
         return False
     encoder.eval()
     pixel_values = torch.rand(1, 3, *encoder.image_size, generator=torch.Generator().manual_seed(0))
