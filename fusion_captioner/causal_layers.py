@@ -30,12 +30,13 @@ MIN_ROWS, MAX_ROWS = 4, 192
 MIN_WEIGHTS = 2**16
 
 CAN_PACK = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-# Weights that may be packed in this call: `None` before their first use, then themselves, then the packed copy.
-_PACKED: ContextVar[dict[torch.Tensor, torch.Tensor | None] | None] = ContextVar("packed", default=None)
+# Weights that may be packed: `None` before their first use, then themselves, then the packed copy.
+PackedWeights = dict[torch.Tensor, torch.Tensor | None]
+_PACKED: ContextVar[PackedWeights | None] = ContextVar("packed", default=None)
 
 
 @contextmanager
-def packed_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
+def packed_weights(modules: Iterable[nn.Module], kept: PackedWeights | None = None) -> Iterator[None]:
     """
     Inside, linear and recurrent layers within `modules` multiply few rows by packed copies of their weights.
 
@@ -43,17 +44,22 @@ def packed_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
     `nn.Linear` is made for many rows; with a few it is faster on weights that are laid out for it
     (`benchmarks/packed_linear.py` measures by how much). A copy is made at a weight's second use: what is used once,
     as projections of an image are, is not worth it. Under autocast the copy has its type, and so half the bytes to
-    read at each step. None outlives the call, so that no change of a weight is missed.
+    read at each step. None outlives the call, so that no change of a weight is missed, unless the caller keeps them.
 
     The weights must not change inside. Weights that are quantised, offloaded or not on a CPU are left alone.
+
+    Args:
+        modules: may share layers.
+        kept: copies for further calls, where the weights do not change between them either; empty at first.
     """
     layers = [layer for module in modules for layer in module.modules()]
     linears = [layer for layer in layers if type(layer) in (nn.Linear, PackedLinear)]
     recurrents = [layer for layer in layers if type(layer) in (nn.LSTM, nn.GRU)]
     parameters = (parameter for layer in (*linears, *recurrents) for parameter in layer.parameters(recurse=False))
-    weights: dict[torch.Tensor, torch.Tensor | None] = {
-        weight: None for weight in parameters if _can_be_packed(weight)
-    }
+    weights = {} if kept is None else kept
+    for weight in parameters:
+        if weight not in weights and _can_be_packed(weight):
+            weights[weight] = None
     token = _PACKED.set(weights)
     # at rest the layers are torch's own, which tools for quantisation look for by their exact type
     linears = [layer for layer in linears if type(layer) is nn.Linear and layer.weight in weights]
@@ -74,11 +80,11 @@ def _can_be_packed(parameter: nn.Parameter) -> bool:
         and parameter.device.type == "cpu"
         and parameter.dim() == 2
         and parameter.numel() >= MIN_WEIGHTS
-        and _can_be_multiplied(parameter.dtype)
+        and can_be_multiplied(parameter.dtype)
     )
 
 
-def _can_be_multiplied(dtype: torch.dtype) -> bool:
+def can_be_multiplied(dtype: torch.dtype) -> bool:
     """Whether packed weights of this type can be multiplied on this processor."""
     is_bfloat16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return dtype == torch.float32 or is_bfloat16
@@ -100,7 +106,7 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
         weights is None
         or weight not in weights
         or torch.is_grad_enabled()
-        or (dtype != weight.dtype and not _can_be_multiplied(dtype))
+        or (dtype != weight.dtype and not can_be_multiplied(dtype))
         or (inputs.dtype != weight.dtype and inputs.dtype != dtype)
         or not MIN_ROWS * inputs.shape[-1] <= inputs.numel() <= MAX_ROWS * inputs.shape[-1]
     ):

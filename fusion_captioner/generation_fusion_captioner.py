@@ -5,12 +5,13 @@ call, and the cache is a `CaptionCache`."""
 # GenerationMixin types `self` as the finished model, which a mixin is not yet.
 
 from functools import wraps
+from typing import Any
 
 import torch
 from transformers import Cache, GenerationMixin, LogitsProcessor
 from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
-from .causal_layers import State, packed_weights
+from .causal_layers import PackedWeights, State, packed_weights
 from .fusion import count_texts
 
 
@@ -102,7 +103,13 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
 
     Pixels become regions before anything else happens. Regions are left out of the expansion to beams and samples:
     rows of text, `k` times as many as images, find their image by their order.
+
+    Attributes:
+        kept_weights (`dict`, *optional*): packed weights that outlive a call of `generate`. Set it to an empty dict
+            where no weight will change any more.
     """
+
+    kept_weights: PackedWeights | None = None
 
     # the function inside transformers' `no_grad`, which `generate.__wrapped__` is for those who want gradients
     @wraps(GenerationMixin.generate.__wrapped__)
@@ -126,7 +133,8 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
         if labels is not None:
             kwargs |= self._prompts(kwargs["input_ids"], kwargs.get("attention_mask"), labels)
         # what each step multiplies by
-        with packed_weights((self.model.text_encoder, self.model.fusion, self.decoder, self.lm_head)):
+        layers = (self.model.text_encoder, self.model.fusion, self.decoder, self.lm_head)
+        with packed_weights(layers, self.kept_weights):
             return super().generate(*args, **kwargs)
 
     def _beginnings(self, inputs, language_token_id):
@@ -227,6 +235,78 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
+
+    def _sample(
+        self,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        synced_gpus=False,
+        streamer=None,
+        **model_kwargs,
+    ):
+        """
+        transformers' greedy search and sampling, token for token. On a CPU, where only the tokens are wanted, a step
+        calls the layers and nothing else: what transformers does around them takes longer than their products.
+        """
+        cache = model_kwargs.get("past_key_values")
+        if (
+            not isinstance(cache, CaptionCache)
+            or input_ids.device.type != "cpu"
+            or synced_gpus
+            or generation_config.return_dict_in_generate
+            or generation_config.is_assistant
+            or not self._is_called_as_defined()
+        ):
+            return super()._sample(
+                input_ids,
+                logits_processor,
+                stopping_criteria,
+                generation_config,
+                synced_gpus,
+                streamer,
+                **model_kwargs,
+            )
+        ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+        pad_id = generation_config._pad_token_tensor
+        running = torch.ones(len(input_ids), dtype=torch.long)
+        logits = self._prefill(input_ids, generation_config, model_kwargs).logits[:, -1]
+        mask = model_kwargs.get("attention_mask")
+        if mask is not None and mask.all():
+            mask = None
+        while True:
+            scores = logits.to(copy=True, dtype=torch.float32)
+            for processor in logits_processor:
+                scores = processor(input_ids, scores)
+            if generation_config.do_sample:
+                tokens = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
+            else:
+                tokens = scores.argmax(dim=-1)
+            if ends:
+                tokens = tokens * running + pad_id * (1 - running)
+            tokens = tokens[:, None]
+            input_ids = torch.cat((input_ids, tokens), dim=1)
+            running = running & ~stopping_criteria(input_ids, None)
+            if streamer is not None:
+                streamer.put(tokens[:, 0])
+            if not running.any():
+                break
+            if mask is not None:
+                mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
+            logits = self.next_logits(tokens, mask, cache)
+        if streamer is not None:
+            streamer.end()
+        return input_ids
+
+    def _is_called_as_defined(self) -> bool:
+        """Whether [`next_logits`] does what a call of the model does: subclasses and offloading bring a `forward` of
+        their own, tools and users hang hooks on the models."""
+        defines = next(each for each in type(self).__mro__ if "forward" in vars(each))
+        models: list[Any] = [self, self.model]
+        return "next_logits" in vars(defines) and not any(
+            "forward" in vars(model) or model._forward_hooks or model._forward_pre_hooks for model in models
+        )
 
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, **kwargs):
         """As in transformers; the images travel in the cache, or, without one, as regions at every step."""

@@ -679,6 +679,16 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             text_embeds=outputs.text_embeds,
         )
 
+    def next_logits(self, token_ids: torch.Tensor, mask: torch.Tensor | None, cache: CaptionCache) -> torch.Tensor:
+        """What `forward` gives, and does to the cache, for one more token of each text: `(T, 1)` → `(T, V)`."""
+        text_states, embeddings, cache.text_state = self.model.text_encoder(token_ids, mask, cache.text_state, True)
+        fused, _, cache.fusion_state = self.model.fusion(
+            text_states, *cache.projected_regions, attention_mask=mask, state=cache.fusion_state
+        )
+        cache.seen_tokens += 1
+        hidden_states, cache.decoder_state = self.decoder(fused, embeddings, mask, cache.decoder_state, True)
+        return self.lm_head(hidden_states)[:, -1]
+
     def _loss_terms(self, outputs, hidden_states, logits, labels, attention_mask) -> dict[str, torch.Tensor]:
         if labels.shape != (logits if logits is not None else hidden_states).shape[:2]:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Generation: the cache changes nothing but the time, every image is encoded once, rows do not disturb each other."""
 
 import itertools
+from functools import wraps
 
 import pytest
 import torch
@@ -68,6 +69,39 @@ def test_with_and_without_the_cache_the_words_are_the_same(fusion_type: str, lay
             )
             assert torch.equal(cached.sequences, uncached.sequences), mode
             torch.testing.assert_close(torch.stack(cached.logits), torch.stack(uncached.logits))
+
+
+@pytest.mark.parametrize(("fusion_type", "layer_type"), MODELS)
+@pytest.mark.parametrize("mode", ["greedy", "samples"])
+def test_tokens_alone_are_those_of_transformers_own_loop(fusion_type: str, layer_type: str, mode: str) -> None:
+    """Whoever asks for logits as well gets transformers' loop around the model, others the short one."""
+    model = model_of(fusion_type, layer_type)
+    ids, mask = prompts()
+    options = MODES[mode] | {"pixel_values": pixels(), "min_new_tokens": 2, "repetition_penalty": 1.3}
+    for prompt in ({}, {"input_ids": ids, "attention_mask": mask}):
+        expected = generate(model, **options, **prompt).sequences
+        assert torch.equal(generate(model, **options, **prompt, return_dict_in_generate=False), expected)
+
+
+@pytest.mark.parametrize("change", ["hook", "forward", "subclass"])
+def test_a_forward_of_another_make_is_called_for_each_token(change: str) -> None:
+    model, calls = tiny_model(), []
+    if change == "hook":
+        model.register_forward_hook(lambda *_: calls.append(1))
+    else:
+        plain = model.forward
+
+        @wraps(plain)
+        def forward(*args, **kwargs):
+            calls.append(1)
+            return plain(*args, **kwargs)
+
+        if change == "forward":
+            model.forward = forward
+        else:
+            model.__class__ = type("Other", (type(model),), {"forward": staticmethod(forward)})
+    model.generate(pixel_values=pixels(), max_new_tokens=5, min_new_tokens=5)
+    assert len(calls) == 5
 
 
 @pytest.mark.parametrize(("fusion_type", "layer_type"), MODELS)

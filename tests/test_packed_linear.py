@@ -53,6 +53,18 @@ def test_few_rows_give_what_linear_gives(packed: list, shape: tuple[int, ...], b
 
 
 @torch.no_grad()
+def test_kept_copies_serve_further_calls(packed: list) -> None:
+    module, inputs, kept = layer(), torch.randn(4, 256), {}
+    for _ in range(3):
+        with packed_weights([module], kept):
+            module(inputs)
+    assert len(packed) == 2  # the first use alone was not by the copy
+    with packed_weights([module]):
+        module(inputs)
+    assert len(packed) == 2
+
+
+@torch.no_grad()
 def test_bfloat16_weights_are_packed_where_the_processor_multiplies_them(packed: list) -> None:
     module, inputs = layer().bfloat16(), torch.randn(4, 256).bfloat16()
     expected = module(inputs)

@@ -17,6 +17,8 @@ from fusion_captioner.inference.token_constraints import TokenConstraints
 
 # Stands for "never": far below any score, and finite, as in transformers.
 NEVER = np.float32(-1e9)
+# Scores of which only the highest is compared at first, when the highest of many are looked for.
+_STRANDS = 10
 
 
 class Decoder(Protocol):
@@ -153,7 +155,7 @@ def search_one_by_one(
         logits = constraints(logits, rows, tokens[rows, :position])
         chosen = logits.argmax(axis=-1) if random is None else _drawn(logits, settings, random)
         tokens[rows[running], position] = chosen[running]
-        running &= ~np.isin(chosen, constraints.eos_ids)
+        running &= (chosen[:, None] != constraints.eos_ids).all(axis=1)
         if not running.any():
             return tokens[:, : position + 1]
     return tokens
@@ -196,18 +198,20 @@ def search_with_beams(
         rows = (beams * places[:, None] + np.arange(beams)).reshape(-1)
         scores = constraints(_log_softmax(logits), rows, running[:, :, :position].reshape(len(rows), position))
         vocab_size = scores.shape[-1]
-        scores = (scores.reshape(len(places), beams, -1) + running_scores[:, :, None]).reshape(len(places), -1)
+        scores += running_scores.reshape(-1, 1)
+        scores = scores.reshape(len(places), -1)
+        each = np.arange(len(places))[:, None]  # of (B, 1): picks from a search's own row
         best = _top(scores, candidates)  # (B, C)
-        scores = np.take_along_axis(scores, best, axis=1)
+        scores = scores[each, best]
         parents, words = best // vocab_size, best % vocab_size
-        texts = np.take_along_axis(running, parents[:, :, None], axis=1)  # (B, C, L)
+        texts = running[each, parents]  # (B, C, L)
         texts[:, :, position] = words
-        ends = np.isin(words, eos_ids) | (position + 1 == length)
+        ends = (words[:, :, None] == eos_ids).any(axis=2) | (position + 1 == length)
 
         open_scores = scores + ends * NEVER
         kept = _top(open_scores, beams)
-        running = np.take_along_axis(texts, kept[:, :, None], axis=1)
-        running_scores = np.take_along_axis(open_scores, kept, axis=1)
+        running = texts[each, kept]
+        running_scores = open_scores[each, kept]
 
         # candidates beyond the first N continue a text and do not end one
         ends &= np.arange(candidates) < beams
@@ -215,11 +219,11 @@ def search_with_beams(
         scores = scores + ~may_improve * NEVER + ~ends * NEVER
         merged_scores: np.ndarray = np.concatenate((finished_scores, scores), axis=1)
         best_finished = _top(merged_scores, beams)
-        finished_scores = np.take_along_axis(merged_scores, best_finished, axis=1)
-        finished = np.take_along_axis(np.concatenate((finished, texts), axis=1), best_finished[:, :, None], axis=1)
+        finished_scores = merged_scores[each, best_finished]
+        finished = np.concatenate((finished, texts), axis=1)[each, best_finished]
         lengths = np.concatenate((finished_lengths, np.full_like(best, position + 1)), axis=1)
-        finished_lengths = np.take_along_axis(lengths, best_finished, axis=1)
-        is_finished = np.take_along_axis(np.concatenate((is_finished, ends), axis=1), best_finished, axis=1)
+        finished_lengths = lengths[each, best_finished]
+        is_finished = np.concatenate((is_finished, ends), axis=1)[each, best_finished]
 
         # a search continues while its best open beam, if it ended now, would beat its worst finished one
         best_open = running_scores[:, :1] / np.float32((position + 1) ** penalty)
@@ -227,7 +231,7 @@ def search_with_beams(
         may_improve &= (best_open > worst_finished).any(axis=1, keepdims=True)
         if not may_improve.any() or position + 1 == length:
             break
-        order = np.take_along_axis(parents, kept, axis=1)
+        order = parents[each, kept]
         goes_on = np.logical_or.reduce(may_improve.reshape(decoder.images, -1), axis=1)
         if not goes_on.all():
             decoder.keep(goes_on)
@@ -247,17 +251,26 @@ def search_with_beams(
 
 def _top(scores: np.ndarray, number: int) -> np.ndarray:
     """Places of the `number` highest scores of each row, highest first."""
-    if number < scores.shape[-1]:
-        places = np.argpartition(-scores, number - 1, axis=-1)[:, :number]
-    else:
-        places = np.broadcast_to(np.arange(scores.shape[-1]), scores.shape)
-    order = np.argsort(-np.take_along_axis(scores, places, axis=-1), axis=-1, kind="stable")
-    return np.take_along_axis(places, order, axis=-1)
+    each = np.arange(len(scores))[:, None]
+    columns = scores.shape[-1] // _STRANDS
+    if columns <= number:
+        return np.argsort(-scores, axis=-1, kind="stable")[:, :number]
+    # the highest scores lie in the strands with the highest maxima: places `columns` apart form a strand
+    even = columns * _STRANDS
+    highest = scores[:, :even].reshape(len(scores), _STRANDS, columns).max(axis=1)
+    strands = np.argpartition(highest, columns - number, axis=-1)[:, columns - number :]
+    places = (strands[:, None] + columns * np.arange(_STRANDS)[:, None]).reshape(len(scores), -1)
+    rest = np.arange(even, scores.shape[-1])
+    places = np.concatenate((places, rest[None].repeat(len(scores), axis=0)), axis=1)
+    order = np.argsort(-scores[each, places], axis=-1, kind="stable")[:, :number]
+    return places[each, order]
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """A new array, which the caller may change."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
 
 
 def _drawn(logits: np.ndarray, settings: SearchSettings, random: "np.random.Generator") -> np.ndarray:

@@ -10,6 +10,7 @@ from fusion_captioner.hardware import faster_dtype
 from fusion_captioner.image_loading import ImageSource
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
 from fusion_captioner.inference.bad_words import bad_words_ids
+from fusion_captioner.inference.fused_convolutions import fuse_convolutions
 
 
 class TorchCaptioner:
@@ -35,15 +36,15 @@ class TorchCaptioner:
             torch.set_num_threads(num_threads)
         self.model: Any  # GenerationMixin's types are narrower than what it takes
         self.model, self.processor = load_captioner(name, revision, trust_remote_code=trust_remote_code)
-        chosen = faster_dtype() if dtype == "auto" else getattr(torch, dtype)
-        if chosen != torch.float32:
-            encoder = self.model.model.image_encoder.to(chosen)
+        self.model.kept_weights = {}  # nothing is trained here
+        # that of the image encoder
+        self.dtype: torch.dtype = faster_dtype() if dtype == "auto" else getattr(torch, dtype)
+        encoder = self.model.model.image_encoder
+        is_fused = fuse_convolutions(encoder, self.dtype)
+        if self.dtype != torch.float32:
+            if not is_fused:
+                encoder.to(self.dtype)
             encoder.register_forward_hook(lambda module, inputs, regions: regions.float())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the image encoder."""
-        return self.model.model.image_encoder.dtype
 
     @property
     def image_settings(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fusion_captioner.inference.token_search import SearchSettings, search_one_by_one, search_with_beams
+from fusion_captioner.inference.token_search import SearchSettings, _top, search_one_by_one, search_with_beams
 
 EOS, VOCABULARY = 1, 12
 EOS_IDS = np.array([EOS])
@@ -91,3 +91,12 @@ def test_a_batch_ends_as_each_image_alone_and_computes_no_more_than_it_must(
     steps = [len(computed_alone) for _, computed_alone in alone]
     assert computed == [sum(each > step for each in steps) for step in range(max(steps))]
     assert min(computed) < max(computed)
+
+
+@pytest.mark.parametrize("width", [1, 6, 59, 60, 61, 70, 79, 1234])
+@pytest.mark.parametrize("number", [1, 6])
+def test_the_highest_scores_are_those_of_a_full_sort(width: int, number: int) -> None:
+    scores = np.random.default_rng(width).permuted(np.tile(np.arange(width, dtype=np.float32), (5, 1)), axis=1)
+    scores[0] = np.sort(scores[0])  # the highest in a row, at the end
+    expected = np.argsort(-scores, axis=1)[:, :number]
+    assert np.array_equal(_top(scores, number), expected)

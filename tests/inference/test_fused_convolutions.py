@@ -1,0 +1,62 @@
+"""Convolutions, normalisation and activations in one call give what they gave one by one."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import VISION_CONFIGS, pixels, tiny_model
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval as fuse
+
+from fusion_captioner.inference import fused_convolutions
+from fusion_captioner.inference.fused_convolutions import FusedConvolution, fuse_convolutions
+
+# without gates, as in the bundled captioner
+EFFICIENTNET = {
+    "model_type": "efficientnet",
+    **VISION_CONFIGS["efficientnet"],
+    "hidden_act": "relu6",
+    "squeeze_expansion_ratio": 0.0,
+}
+
+
+def encoder_of(vision_config: dict | None):
+    torch.manual_seed(0)
+    model = tiny_model(**({"vision_config": vision_config} if vision_config else {}))
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):  # as if it had seen images
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+            nn.init.normal_(layer.running_mean, std=0.1)
+    return model.model.image_encoder.eval()
+
+
+@pytest.mark.parametrize("vision_config", [None, EFFICIENTNET], ids=["resnet", "efficientnet"])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_regions_stay_what_they_were(vision_config: dict | None, dtype: torch.dtype, most: float) -> None:
+    plain = encoder_of(vision_config)
+    fused = copy.deepcopy(plain)
+    assert fuse_convolutions(fused, dtype)
+    assert not [layer for layer in fused.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+    dtypes = [layer.dtype for layer in fused.modules() if isinstance(layer, FusedConvolution)]
+    assert set(dtypes) == {torch.float32, dtype}
+    with torch.no_grad():
+        expected, found = plain(pixels(2)), fused(pixels(2))
+    assert (found - expected).norm() < most * expected.norm()
+
+
+def test_an_encoder_that_would_compute_something_else_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = encoder_of(None)
+    expected = encoder(pixels(2))
+    # as if the convolution's outputs went elsewhere
+    monkeypatch.setattr(
+        fused_convolutions,
+        "fuse_conv_bn_eval",
+        lambda convolution, _: fuse(convolution, nn.BatchNorm2d(convolution.out_channels).eval()),
+    )
+    assert not fuse_convolutions(encoder)
+    assert not [layer for layer in encoder.modules() if isinstance(layer, FusedConvolution)]
+    assert torch.equal(encoder(pixels(2)), expected)
+
+
+def test_an_encoder_without_convolutions_to_fuse_stays_as_it_is() -> None:
+    assert not fuse_convolutions(encoder_of({"model_type": "vit", **VISION_CONFIGS["vit"]}))
