@@ -92,8 +92,9 @@ def build_page(
 
 def launch_options() -> dict[str, Any]:
     """What the page needs of `launch`: nothing is fetched from other servers, and every text has a contrast of 4.5."""
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    theme = gr.themes.Default(primary_hue="blue", **fonts)
+    theme = gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
     theme.set(
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_dark="*primary_700",
