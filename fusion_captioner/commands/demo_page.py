@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--index", metavar="INDEX", help="folder that `index` wrote, to search")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on; 0: any that is free (default: 7860)")
     add_hub_flags(parser)
 
 
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     """Serves until it is interrupted."""
     if find_spec("gradio") is None:
         raise ImportError("gradio is not installed: pip install -c constraints.txt 'fusion-captioner[demo]'")
-    _check_port(options.host, options.port)
+    port = _free_port(options.host, options.port)
     folder = None if options.folder is None else Path(options.folder).expanduser()
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"FOLDER ({options.folder}): no such folder; give the folder of the photos.")
@@ -54,18 +54,19 @@ def run(options: argparse.Namespace) -> int:
         answers = photos
     search = None if options.index is None else PhotoSearch(options.index, options.trust_remote_code)
     page = build_page(photos, answers, search, folder, files)
-    page.launch(server_name=options.host, server_port=options.port, **launch_options())
+    page.launch(server_name=options.host, server_port=port, **launch_options())
     return 0
 
 
-def _check_port(host: str, port: int) -> None:
-    """
+def _free_port(host: str, port: int) -> int:
+    """The port, or any that is free for 0.
+
     Raises:
         OSError: the port cannot be listened on.
     """
     try:
-        with socket.create_server((host, port)):
-            pass
+        with socket.create_server((host, port)) as server:
+            return server.getsockname()[1]
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(f"--port ({port}): cannot be listened on at {host} ({reason}); give another one.") from error
