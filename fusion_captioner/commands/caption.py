@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_captioner import DEFAULT_CHECKPOINT
-from fusion_captioner.commands.shared_flags import add_hub_flags, add_language, add_length_penalty, check_at_least_one
+from fusion_captioner.commands.shared_flags import (
+    add_hub_flags,
+    add_language,
+    add_length_penalty,
+    add_no_repeat_ngram,
+    check_at_least_one,
+)
 
 if TYPE_CHECKING:
     from fusion_captioner.inference.caption_outputs import CaptionOutputs
@@ -114,9 +120,7 @@ def _add_word_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--repetition-penalty", type=float, metavar="F", help="above 1: repeat fewer words, such as 1.2 (default: 1)"
     )
-    group.add_argument(
-        "--no-repeat-ngram", type=int, metavar="N", help="no sequence of N tokens comes twice in a caption"
-    )
+    add_no_repeat_ngram(group)
     group.add_argument(
         "--top-p", type=float, metavar="F", help="--sample draws from the likeliest words that make up F together"
     )

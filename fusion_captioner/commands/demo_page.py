@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--index", metavar="INDEX", help="folder that `index` wrote, to search")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on; 0: any that is free (default: 7860)")
+    parser.add_argument(
+        "--port", type=int, default=7860, help="port to listen on; 0: any that is free (default: 7860)"
+    )
     add_hub_flags(parser)
 
 

@@ -11,6 +11,7 @@ from fusion_captioner.commands.shared_flags import (
     add_hub_flags,
     add_language,
     add_length_penalty,
+    add_no_repeat_ngram,
     check_at_least_one,
     data_options,
 )
@@ -23,8 +24,26 @@ BEAMS = [1, 3]
 MAX_NEW_TOKENS = 30
 # Flags that are about generated captions, and for captioners only.
 # Flags of a model, for which a file of captions has no use.
-MODEL_FLAGS = ("beams", "length_penalty", "language", "max_new_tokens", "as_captioner", "trust_remote_code")
-CAPTION_FLAGS = ("beams", "max_new_tokens", "length_penalty", "language", "meteor", "tokenizer", "captions", "report")
+MODEL_FLAGS = (
+    "beams",
+    "length_penalty",
+    "no_repeat_ngram",
+    "language",
+    "max_new_tokens",
+    "as_captioner",
+    "trust_remote_code",
+)
+CAPTION_FLAGS = (
+    "beams",
+    "max_new_tokens",
+    "length_penalty",
+    "no_repeat_ngram",
+    "language",
+    "meteor",
+    "tokenizer",
+    "captions",
+    "report",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="val", help="split to score (default: val)")
     parser.add_argument("--beams", type=int, nargs="+", help="beam sizes; 1 is greedy (default: 1 3)")
     add_length_penalty(parser)
+    add_no_repeat_ngram(parser)
     add_language(parser)
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: 32)")
     parser.add_argument("--max-new-tokens", type=int, help="maximum length of a caption in tokens (default: 30)")
@@ -99,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     from fusion_captioner.checkpoints.loading import check_captioner
 
-    check_at_least_one(options, "batch_size", "max_new_tokens", "limit")
+    check_at_least_one(options, "batch_size", "max_new_tokens", "no_repeat_ngram", "limit")
     sizes = options.beams or BEAMS
     for beams in sizes:
         if beams < 1:
@@ -228,7 +248,14 @@ def _evaluate_captioner(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         skip_bad_images=options.skip_bad_images,
         max_new_tokens=max_new_tokens,
-        **({} if options.length_penalty is None else {"length_penalty": options.length_penalty}),
+        **{
+            name: value
+            for name, value in (
+                ("length_penalty", options.length_penalty),
+                ("no_repeat_ngram_size", options.no_repeat_ngram),
+            )
+            if value is not None
+        },
     )
     about = {
         "model": options.model,

@@ -70,6 +70,15 @@ def add_length_penalty(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_no_repeat_ngram(parser: "argparse._ActionsContainer") -> None:
+    parser.add_argument(
+        "--no-repeat-ngram",
+        type=int,
+        metavar="N",
+        help="no sequence of N tokens comes twice in a caption (default: the captioner's own)",
+    )
+
+
 def add_language(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--language",

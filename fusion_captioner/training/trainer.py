@@ -117,6 +117,7 @@ class FusionCaptionerTrainer(BaseTrainer):
             num_beams=self.args.generation_num_beams,
             length_penalty=self.args.generation_length_penalty,
             max_new_tokens=self.args.generation_max_new_tokens,
+            no_repeat_ngram_size=self.args.generation_no_repeat_ngram,
             skip_bad_images=isinstance(self.data_collator, CaptionCollator) and self.data_collator.skip_bad_images,
         )
         scores = score_generated(captions, rows, self.metric_tokenizer)
@@ -157,4 +158,5 @@ def keep_generation_settings(
         num_beams=training.generation_num_beams,
         length_penalty=training.generation_length_penalty if training.generation_num_beams > 1 else 1.0,
         max_new_tokens=training.generation_max_new_tokens,
+        no_repeat_ngram_size=training.generation_no_repeat_ngram or None,
     )

@@ -151,12 +151,20 @@ class FusionCaptionerTrainingArguments(BaseTrainingArguments):
             "shorter."
         },
     )
+    generation_no_repeat_ngram: int = field(
+        default=0, metadata={"help": "No sequence of so many tokens comes twice in a caption; 0: all may."}
+    )
 
     def __post_init__(self) -> None:
         if not self.predict_with_generate and self.metric_for_best_model == "CIDEr":
             # no caption is generated and scored
             self.metric_for_best_model = "loss"
         super().__post_init__()
+        if self.generation_no_repeat_ngram < 0:
+            raise ValueError(
+                f"`generation_no_repeat_ngram` ({self.generation_no_repeat_ngram}) must be 0 (off) or a number "
+                "of tokens, such as 3."
+            )
         if self.generation_num_beams < 1 or self.generation_max_new_tokens < 1:
             raise ValueError(
                 f"`generation_num_beams` ({self.generation_num_beams}) and `generation_max_new_tokens` "

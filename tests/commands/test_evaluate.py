@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from html.parser import HTMLParser
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 import datasets
@@ -147,6 +148,16 @@ def test_beams_are_those_that_were_asked_for(evaluate: Callable[..., dict]) -> N
     assert "images=2" in result["beam 3"]["signature"]
 
 
+def test_no_sequence_of_tokens_comes_twice(evaluate: Callable[..., dict], tmp_path: Path) -> None:
+    def repeated(*flags: object) -> list[bool]:
+        path = tmp_path / f"captions{len(flags)}.jsonl"
+        evaluate("--beams", 1, "--captions", path, *flags)
+        words = [line["caption"].split() for line in read_lines(path)]
+        return [len(set(pairwise(each))) < len(each) - 1 for each in words]
+
+    assert any(repeated()) and not any(repeated("--no-repeat-ngram", 2))
+
+
 def test_report_shows_best_and_worst_of_the_last_setting(
     evaluate: Callable[..., dict], data: Path, tmp_path: Path
 ) -> None:
@@ -211,6 +222,7 @@ def test_report_escapes_what_is_not_its_own(evaluate: Callable[..., dict], data:
         (["--beams", "0"], ["--beams (0)", "at least 1"]),
         (["--beams", "1", "3", "3"], ["--beams (1 3 3)", "3 twice"]),
         (["--limit", "0"], ["--limit (0)", "at least 1"]),
+        (["--no-repeat-ngram", "0"], ["--no-repeat-ngram (0)", "at least 1"]),
         (["--batch-size", "0"], ["--batch-size (0)", "at least 1"]),
         (["--max-new-tokens", "-1"], ["--max-new-tokens (-1)", "at least 1"]),
         (["--report", "/nowhere/at/all/page.html"], ["--report", "/nowhere/at/all does not exist"]),

@@ -377,6 +377,7 @@ def test_the_best_checkpoint_by_cider_is_what_training_ends_with(tmp_path: Path)
         ({"ema_decay": 1.0}, ["ema_decay", "1.0"]),
         ({"train_image_encoder_from_step": -1}, ["train_image_encoder_from_step", "-1"]),
         ({"generation_num_beams": 0}, ["generation_num_beams", "0"]),
+        ({"generation_no_repeat_ngram": -1}, ["generation_no_repeat_ngram", "-1"]),
         (
             {"early_stopping_patience": 2, "eval_strategy": "no", "load_best_model_at_end": False},
             ["early_stopping_patience", "2", "eval_strategy"],
