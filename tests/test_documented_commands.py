@@ -18,7 +18,7 @@ from contextlib import suppress
 from io import BytesIO, TextIOWrapper
 from itertools import pairwise
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -189,6 +189,7 @@ def serve_http(lines: str, health: str = "/healthz") -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     answers: list[int] = []
+    ended = Event()
 
     def ask() -> None:
         limit = time.monotonic() + 300
@@ -201,7 +202,9 @@ def serve_http(lines: str, health: str = "/healthz") -> None:
                 re.sub(r":\d{4}", f":{port}", request) + " --silent --fail", shell=True, capture_output=True
             )
             answers.append(200 if done.returncode == 0 and done.stdout else done.returncode)
-        os.kill(os.getpid(), signal.SIGINT)
+        while not ended.is_set():  # a server that is still starting may not hear the first
+            os.kill(os.getpid(), signal.SIGINT)
+            ended.wait(5)
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     thread = Thread(target=ask)
@@ -209,6 +212,7 @@ def serve_http(lines: str, health: str = "/healthz") -> None:
     try:
         run(f"{command} --port {port}", statuses=(0, 130))
     finally:
+        ended.set()
         thread.join()
         for number, handler in handlers.items():
             signal.signal(number, handler)
