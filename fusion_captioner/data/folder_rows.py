@@ -33,14 +33,12 @@ class FolderRow(NamedTuple):
     fields: dict[str, Any]
 
     def text(self, column: str) -> str:
-        """The text in a field, white space made single blanks; a number as it is written, and "" for null.
+        """The text in a field, white space made single blanks; a number as it is written.
 
         Raises:
             ValueError: the field is not there, or holds no text.
         """
         value = self.value(column)
-        if value is None:
-            return ""
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return str(value)
         if not isinstance(value, str):
@@ -147,7 +145,7 @@ class TextTemplate:
         """
         texts = []
         for piece, fields in self.pieces:
-            values = {field: row.text(field) for field in fields}
+            values = {field: "" if row.value(field) is None else row.text(field) for field in fields}
             if all(values.values()):
                 texts.append(piece.format_map(values))
         text = " ".join(texts)
