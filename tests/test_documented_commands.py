@@ -207,6 +207,7 @@ def serve_http(lines: str, health: str = "/healthz") -> None:
             ended.wait(5)
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
     thread = Thread(target=ask)
     thread.start()
     try:
