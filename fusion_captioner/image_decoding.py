@@ -97,8 +97,7 @@ def decode_image(source: str | bytes, name: str, target_size: tuple[int, int] | 
             if _orientation(image) in _SIDEWAYS:
                 target_size = (target_size[1], target_size[0])
             if image.format in ("JPEG", "MPO"):
-                # Decoded at 1/2, 1/4 or 1/8, not below what is wanted: on average 2 grey levels (36 dB) from the full
-                # size where that is just reached, and 1 (43 dB) where it is half as large again
+                # Decoded at 1/2, 1/4 or 1/8, not below what is wanted
                 image.draft("RGB", target_size[::-1])
         size = _decoded_bytes(image)
         if size > MAX_DECODED_BYTES:
