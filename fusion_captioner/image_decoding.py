@@ -22,8 +22,8 @@ from PIL import ExifTags, Image, ImageOps, JpegImagePlugin
 # What decoding may take, of all images together that are decoded at the same time. A file of 34 bytes can be a
 # picture of 180 megapixels, and take 3 GB.
 MAX_DECODED_BYTES = 208 * 1024**2
-# What decoding takes of this size and more, the C library is told to give back to the system: it may keep what is
-# freed.
+# The C library may keep what is freed; of decoding that takes this size and more it is made to give it back to the
+# system.
 LARGE_BYTES = 32 * 1024**2
 # Larger than any camera's pictures; those of 200 megapixels are JPEG, which is decoded small.
 MAX_IMAGE_PIXELS = 2**28
@@ -226,9 +226,7 @@ def _block_bytes(image: Image.Image) -> int:
 def _is_in_one_scan(image: Image.Image) -> bool:
     """Whether the first scan of a JPEG has all its layers: if not, all coefficients are held until the last one."""
     file, layers = image.fp, len(image.layer)  # type: ignore[attr-defined]
-    if (
-        image.format == "MPO"
-    ):  # whose file is back at its beginning; now it is where a JPEG's is: behind the first head
+    if image.format == "MPO":  # its file is back at its beginning; a JPEG's is behind the first head
         file.seek(0)
         JpegImagePlugin.JpegImageFile(file)
     size = 6 + 2 * layers
@@ -283,7 +281,7 @@ def _upright_rgb(image: Image.Image, name: str, target_size: tuple[int, int] | N
 
 
 def _turned(image: Image.Image) -> Image.Image:
-    """Upright by its EXIF orientation, and without it, so that whoever loads the picture again does not turn it
+    """Upright by its EXIF orientation, and without it, so that a program that loads the picture again does not turn it
     again."""
     try:
         return ImageOps.exif_transpose(image)

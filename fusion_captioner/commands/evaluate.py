@@ -237,6 +237,7 @@ def _evaluate_captioner(options: argparse.Namespace) -> int:
     rows, skipped = _rows(options)
     model, processor = load_captioner(options.model, options.revision, trust_remote_code=options.trust_remote_code)
     max_new_tokens = options.max_new_tokens or MAX_NEW_TOKENS
+    asked = {"length_penalty": options.length_penalty, "no_repeat_ngram_size": options.no_repeat_ngram}
     scores = score_split(
         model,
         processor,
@@ -248,14 +249,7 @@ def _evaluate_captioner(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         skip_bad_images=options.skip_bad_images,
         max_new_tokens=max_new_tokens,
-        **{
-            name: value
-            for name, value in (
-                ("length_penalty", options.length_penalty),
-                ("no_repeat_ngram_size", options.no_repeat_ngram),
-            )
-            if value is not None
-        },
+        **{name: value for name, value in asked.items() if value is not None},
     )
     about = {
         "model": options.model,

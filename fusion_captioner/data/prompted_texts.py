@@ -110,7 +110,7 @@ def add_questions(rows: datasets.Dataset, data: DataArguments) -> datasets.Datas
             image["captions"] += row["captions"]
             image["prompts"].append(row["turns"])
         for image in images.values():
-            image["prompts"] = render_prompts([turns for turns in image["prompts"]])
+            image["prompts"] = render_prompts(image["prompts"])
             if data.languages:
                 image["languages"] = [next(iter(data.languages))] * len(image["captions"])
         parts.append(datasets.Dataset.from_list(list(images.values()), features=parts[0].features))

@@ -38,7 +38,7 @@ NamedImage = tuple[str, str | bytes | ValueError]
 @dataclass(frozen=True)
 class Captioning:
     """
-    How images are captioned, as every worker is told.
+    How images are captioned; every worker gets it.
 
     Args:
         model: arguments of [`load_on_runtime`].
@@ -207,13 +207,8 @@ def _parquet_images(name: str) -> Iterator[NamedImage]:
         row = 0
         for batch in table.iter_batches(batch_size=SHARE, columns=[column]):
             for value in batch.column(0).to_pylist():
-                value = (
-                    {"bytes": value}
-                    if isinstance(value, bytes)
-                    else {"path": value}
-                    if isinstance(value, str)
-                    else value
-                )
+                if isinstance(value, bytes | str):
+                    value = {"bytes" if isinstance(value, bytes) else "path": value}
                 path, content = ((value or {}).get(key) for key in ("path", "bytes"))
                 yield _row_image(f"{name}#{row}", path, content, folder)
                 row += 1
