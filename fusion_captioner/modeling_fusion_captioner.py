@@ -713,7 +713,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         logits = outputs.concept_logits
         if logits is None:
             logits = self.model.score_concepts(outputs.image_hidden_states)
-        # of the images as given: those of `outputs` may have a frame embedding added, so a hidden one is not zero there
+        # of the images as given: a frame embedding may be added to those of `outputs`, whose hidden ones are not zero
         shown = None if image_hidden_states is None else image_hidden_states.flatten(1).any(dim=1)
         targets = self.model.concept_head.targets(  # type: ignore[union-attr]
             input_ids, labels, attention_mask, shown, len(logits)
