@@ -14,6 +14,7 @@ from contextvars import ContextVar
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 # What a layer carries from one call to the next: each tensor has the batch in its first dimension,
@@ -278,6 +279,18 @@ class CausalRecurrent(GradientCheckpointingLayer):
     def _from_recurrent(self, hidden) -> State:
         tensors = hidden if isinstance(hidden, tuple) else (hidden,)
         return tuple(tensor.transpose(0, 1) for tensor in tensors)  # (B, N, D) each
+
+
+def initialize_recurrent(layers: nn.LSTM | nn.GRU) -> None:
+    """Set orthogonal recurrent weights for each gate, Xavier-uniform input weights, and biases of 0."""
+    for name, parameter in layers.named_parameters():
+        if "weight_hh" in name:
+            for gate in parameter.chunk(3 if isinstance(layers, nn.GRU) else 4):
+                init.orthogonal_(gate)
+        elif "weight" in name:
+            init.xavier_uniform_(parameter)
+        else:
+            init.zeros_(parameter)
 
 
 class CausalLSTM(CausalRecurrent):

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
 from .configuration_fusion_captioner import FusionCaptionerConfig
+from .losses import concept_loss
 
 
 class ConceptHead(nn.Module):
@@ -37,6 +39,13 @@ class ConceptHead(nn.Module):
         for name, constant in self.constants().items():
             self.register_buffer(name, constant, persistent=False)
 
+    def initialize(self) -> None:
+        """Set the weights that the model's initialisation has for this head, and the constants."""
+        init.normal_(self.classifier.weight, std=self.STD)
+        init.constant_(self.classifier.bias, self.BIAS)
+        for name, constant in self.constants().items():
+            init.copy_(getattr(self, name), constant)
+
     def constants(self) -> dict[str, torch.Tensor]:
         """What follows from the config: `token_ids (K,)`, and `in_language`, 1 where a language has the concept,
         `(languages, K)`; a model without languages has one."""
@@ -51,6 +60,19 @@ class ConceptHead(nn.Module):
         scores = self.classifier(self.norm(regions)).float()  # (B, P, K)
         smooth = (self.SHARPNESS * scores).logsumexp(dim=1) - math.log(scores.shape[1])
         return (scores.mean(dim=1) + smooth / self.SHARPNESS) / 2
+
+    def loss(
+        self,
+        logits: torch.Tensor,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_hidden_states: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """[`concept_loss`] of logits `(B, K)` against [`targets`]; images whose `image_hidden_states` are all zero are
+        hidden."""
+        shown = None if image_hidden_states is None else image_hidden_states.flatten(1).any(dim=1)
+        return concept_loss(logits, *self.targets(input_ids, labels, attention_mask, shown, len(logits)))
 
     @torch.no_grad()
     def targets(
@@ -108,6 +130,10 @@ class ConceptRegions(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
         # as long as a normalised word, so that its share of the sum is the probability, whatever the fusion's norm
         self.type_embedding = nn.Parameter(torch.empty(config.hidden_size))
+
+    def initialize(self) -> None:
+        """Set the weights that the model's initialisation has for these regions."""
+        init.normal_(self.type_embedding)
 
     def forward(self, logits: torch.Tensor, token_ids: torch.Tensor, embedding: nn.Module) -> torch.Tensor:
         """

@@ -13,8 +13,8 @@ from .alignment import AlignmentLosses
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .fusion import count_texts
 from .losses import weighted_sum
-from .modeling_fusion_captioner import FusionCaptionerModel, FusionCaptionerPreTrainedModel, returns_output
-from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerRetrievalOutput
+from .modeling_fusion_captioner import FusionCaptionerModel, FusionCaptionerPreTrainedModel
+from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerRetrievalOutput, returns_output
 
 
 class FusionCaptionerForImageTextRetrieval(FusionCaptionerPreTrainedModel):

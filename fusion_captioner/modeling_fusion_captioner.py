@@ -14,53 +14,27 @@ Under teacher forcing every part runs over the whole text in one call; there is 
 """
 
 import math
-from collections.abc import Callable
-from difflib import get_close_matches
-from functools import wraps
-from inspect import signature
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .alignment import AlignmentLosses
 from .audio_encoder import AudioEncoder
-from .causal_layers import SequenceDropout
+from .causal_layers import SequenceDropout, initialize_recurrent
 from .concepts import ConceptHead, ConceptRegions
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .decoder import CaptionDecoder
 from .fusion import FUSIONS, count_texts
 from .generation_fusion_captioner import CaptionCache, FusionCaptionerGenerationMixin
 from .image_encoder import ImageEncoder, limited_weights
-from .losses import caption_loss, concept_loss, weighted_sum
+from .losses import caption_loss, weighted_sum
 from .matching import WordRegionMatching
-from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerOutput
+from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerOutput, returns_output
 from .placed_weights import compute_dtype, execution_device, own_parameter
 from .text_encoder import TEXT_POOLINGS, TextEncoder
-
-
-def returns_output(method: Callable) -> Callable:
-    """
-    What a model's methods share: a `ModelOutput` becomes a tuple where `return_dict`, an argument or the config's
-    field, is false, and an argument that neither the method nor transformers knows is refused.
-    """
-    known = {*signature(method).parameters, *TransformersKwargs.__optional_keys__, "return_dict"}
-    returns = can_return_tuple(method)
-
-    @wraps(method)
-    def checked(self, *args, **kwargs):
-        for name, value in kwargs.items():
-            # adapters and pipelines pass what other models know as `None`
-            if name not in known and value is not None:
-                meant = get_close_matches(name, known, 1)
-                fix = f"did you mean `{meant[0]}`?" if meant else "leave it out."
-                raise TypeError(f"`{name}` is no argument of `{type(self).__name__}.{method.__name__}`; {fix}")
-        return returns(self, *args, **kwargs)
-
-    return checked
 
 
 class FusionCaptionerPreTrainedModel(PreTrainedModel):
@@ -98,27 +72,15 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.LSTM | nn.GRU):
-            for name, parameter in module.named_parameters():
-                if "weight_hh" in name:
-                    for gate in parameter.chunk(3 if isinstance(module, nn.GRU) else 4):
-                        init.orthogonal_(gate)
-                elif "weight" in name:
-                    init.xavier_uniform_(parameter)
-                else:
-                    init.zeros_(parameter)
+            initialize_recurrent(module)
             return
         if isinstance(module, AlignmentLosses) and hasattr(module, "logit_scale"):
             init.constant_(module.logit_scale, float(self.config.logit_scale_init_value))
         if isinstance(module, WordRegionMatching):
             init.constant_(module.log_scale, math.log(module.SCALE))
             init.constant_(module.threshold, module.THRESHOLD)
-        if isinstance(module, ConceptHead):
-            init.normal_(module.classifier.weight, std=module.STD)
-            init.constant_(module.classifier.bias, module.BIAS)
-            for name, constant in module.constants().items():
-                init.copy_(getattr(module, name), constant)
-        if isinstance(module, ConceptRegions):
-            init.normal_(module.type_embedding)
+        if isinstance(module, ConceptHead | ConceptRegions):
+            module.initialize()
         if isinstance(module, FusionCaptionerModel) and module.frame_embedding is not None:
             init.zeros_(module.frame_embedding)
         super()._init_weights(module)
@@ -191,17 +153,13 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         super().__init__(config)
         self.image_encoder = ImageEncoder(config.vision_config)  # type: ignore[arg-type]  # validated by now
         image_width = self.image_encoder.hidden_size
-        self.frame_embedding = (
-            nn.Parameter(torch.zeros(config.max_frames, 1, image_width)) if config.max_frames else None
-        )
+        frames = torch.zeros(config.max_frames, 1, image_width) if config.max_frames else None
+        self.frame_embedding = None if frames is None else nn.Parameter(frames)
         self.image_dropout = SequenceDropout(config.image_dropout)
         self.region_projection = nn.Linear(image_width, config.hidden_size)
-        self.concept_head: ConceptHead | None = None
-        self.concept_regions: ConceptRegions | None = None
-        if config.num_concepts or config.concept_loss_weight:
-            self.concept_head = ConceptHead(config, image_width)
-        if config.num_concepts:
-            self.concept_regions = ConceptRegions(config)
+        has_concepts = bool(config.num_concepts or config.concept_loss_weight)
+        self.concept_head = ConceptHead(config, image_width) if has_concepts else None
+        self.concept_regions = ConceptRegions(config) if config.num_concepts else None
         self.audio_encoder: AudioEncoder | None = None
         if config.audio_config is not None:
             self.audio_encoder = AudioEncoder(config.audio_config, config.num_audio_regions)  # type: ignore[arg-type]
@@ -378,8 +336,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             ValueError: if text or image is missing, both forms of the image are given, or rows do not match.
         """
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        output_hidden_states = self._returns_hidden_states(output_hidden_states)
         input_ids = self.check_input_ids(input_ids)
         cache = past_key_values
         if cache is not None and not isinstance(cache, CaptionCache):
@@ -661,8 +618,12 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         if labels is not None:
             loss_terms = self._loss_terms(outputs, hidden_states, logits, labels, attention_mask)
             if self.config.concept_loss_weight:
-                loss_terms["concept"] = self._concept_term(
-                    outputs, input_ids, labels, attention_mask, image_hidden_states
+                concept_logits = outputs.concept_logits
+                if concept_logits is None:
+                    concept_logits = self.model.score_concepts(outputs.image_hidden_states)
+                # the images as given: `outputs` may have frame embeddings added, and so no zeros where they are hidden
+                loss_terms["concept"] = self.model.concept_head.loss(
+                    concept_logits, input_ids, labels, attention_mask, image_hidden_states
                 )
             if num_items_in_batch is not None:
                 share = (labels[:, 1:] != -100).sum() / num_items_in_batch
@@ -709,17 +670,6 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             terms |= self.alignment(outputs, attention_mask, self.model.fuse)
         return terms
 
-    def _concept_term(self, outputs, input_ids, labels, attention_mask, image_hidden_states) -> torch.Tensor:
-        logits = outputs.concept_logits
-        if logits is None:
-            logits = self.model.score_concepts(outputs.image_hidden_states)
-        # of the images as given: a frame embedding may be added to those of `outputs`, whose hidden ones are not zero
-        shown = None if image_hidden_states is None else image_hidden_states.flatten(1).any(dim=1)
-        targets = self.model.concept_head.targets(  # type: ignore[union-attr]
-            input_ids, labels, attention_mask, shown, len(logits)
-        )
-        return concept_loss(logits, *targets)
-
 
 def auto_classes() -> dict[str, type[FusionCaptionerPreTrainedModel]]:
     """
@@ -748,5 +698,4 @@ __all__ = [
     "FusionCaptionerModel",
     "FusionCaptionerPreTrainedModel",
     "auto_classes",
-    "returns_output",
 ]

@@ -5,12 +5,37 @@ B: images, T: texts, L: tokens, P: regions, Dv: width of a region, D: hidden siz
 K: concepts
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import wraps
+from inspect import signature
 
 import torch
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .generation_fusion_captioner import CaptionCache
+
+
+def returns_output(method: Callable) -> Callable:
+    """
+    What a model's methods share: a `ModelOutput` becomes a tuple where `return_dict`, an argument or the config's
+    field, is false, and an argument that neither the method nor transformers knows is refused.
+    """
+    known = {*signature(method).parameters, *TransformersKwargs.__optional_keys__, "return_dict"}
+    returns = can_return_tuple(method)
+
+    @wraps(method)
+    def checked(self, *args, **kwargs):
+        for name, value in kwargs.items():
+            # adapters and pipelines pass what other models know as `None`
+            if name not in known and value is not None:
+                meant = get_close_matches(name, known, 1)
+                fix = f"did you mean `{meant[0]}`?" if meant else "leave it out."
+                raise TypeError(f"`{name}` is no argument of `{type(self).__name__}.{method.__name__}`; {fix}")
+        return returns(self, *args, **kwargs)
+
+    return checked
 
 
 @dataclass

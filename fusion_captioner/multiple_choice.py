@@ -9,7 +9,7 @@ from torch import nn
 from transformers.modeling_outputs import MultipleChoiceModelOutput
 
 from .configuration_fusion_captioner import FusionCaptionerConfig
-from .modeling_fusion_captioner import returns_output
+from .modeling_outputs import returns_output
 from .optional_modalities import OptionalModalitiesModel, classification_layers
 
 

@@ -9,7 +9,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .losses import ProblemType, classification_loss
-from .modeling_fusion_captioner import returns_output
+from .modeling_outputs import returns_output
 from .optional_modalities import OptionalModalitiesModel, classification_layers
 
 
