@@ -1,31 +1,52 @@
-"""Scores of one captioner by the number of beams and the length penalty it searches with.
+"""Scores of captioners by the settings they search with: beams, length penalty, and the sequences not to repeat.
 
-    python benchmarks/beam_settings.py --checkpoint C --source FOLDER --cache FOLDER [--split val]
-        [--beams 1 2 3 5] [--length-penalties 0.0 0.6 1.0] [--limit N] [--json FILE]
+    python benchmarks/beam_settings.py --checkpoint C [C ...] --source FOLDER --cache FOLDER [--split val]
+        [--language CODE] [--beams 1 2 3 5] [--length-penalties 0.0 0.6 1.0] [--no-repeat-ngrams 0 2 3]
+        [--document-frequencies SOURCE] [--limit N] [--json FILE]
 
 Every search reads the same cached features of the image encoder; greedy search has no length penalty. Choose on `val`.
 """
 
 import argparse
 import json
+import re
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from fusion_captioner.checkpoints.loading import load_captioner
 from fusion_captioner.data.caption_datasets import load_caption_dataset
 from fusion_captioner.data.feature_cache import cached_features
-from fusion_captioner.evaluation.generated_captions import generate_captions, score_generated
+from fusion_captioner.data.references import read_corpus
+from fusion_captioner.evaluation.generated_captions import generate_captions
+from fusion_captioner.metrics.caption_scores import score_captions
+from fusion_captioner.metrics.cider import DocumentFrequencies
+from fusion_captioner.metrics.tokenization import find_tokenizer
 from fusion_captioner.process_setup import keep_freed_memory
+
+
+def repeats(caption: str) -> bool:
+    """Whether two words, or four Chinese characters, stand twice in the caption."""
+    words = re.findall(r"[\u4e00-\u9fff]|[^\W\u4e00-\u9fff]+", caption.lower())
+    size = 4 if re.search(r"[\u4e00-\u9fff]", caption) else 2
+    sequences = [tuple(words[place : place + size]) for place in range(len(words) - size + 1)]
+    return len(set(sequences)) < len(sequences)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="captioner of this package")
+    parser.add_argument("--checkpoint", required=True, nargs="+", help="captioners of this package")
     parser.add_argument("--source", required=True, help="data, as for `evaluate`")
     parser.add_argument("--cache", required=True, help="folder of cached image features; filled where it is not")
     parser.add_argument("--split", default="val", help="default: val")
+    parser.add_argument("--language", help="of the captions, for a captioner of several languages")
     parser.add_argument("--limit", type=int, help="the first so many images only")
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 2, 3, 5], help="1 is greedy (default: 1 2 3 5)")
     parser.add_argument("--length-penalties", type=float, nargs="+", default=[0.0, 0.6, 1.0], help="default: 0 0.6 1")
+    parser.add_argument("--no-repeat-ngrams", type=int, nargs="+", default=[0], help="0 allows all (default: 0)")
+    parser.add_argument(
+        "--document-frequencies", metavar="SOURCE", help="CIDEr has those of these captions (default: the references)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     options = parser.parse_args()
     keep_freed_memory()
@@ -33,30 +54,47 @@ def main() -> None:
     rows = load_caption_dataset(options.source)[options.split]
     if options.limit is not None:
         rows = rows.select(range(min(options.limit, len(rows))))
-    model, processor = load_captioner(options.checkpoint)
-    cached = cached_features({options.split: rows}, model, processor.image_processor, options.cache)[options.split]
+    frequencies = None
+    if options.document_frequencies:
+        corpus = list(read_corpus(options.document_frequencies).values())
+        frequencies = DocumentFrequencies.from_references(
+            corpus, Path(options.document_frequencies).name, find_tokenizer("auto")
+        )
     figures = []
     print(
-        "| beams | length penalty | CIDEr | BLEU-4 | words a caption | different captions |\n|---|---|---|---|---|---|"
+        "| captioner | beams | length penalty | no repeated | CIDEr | BLEU-4 | words per caption | different captions "
+        "| with a repeated phrase |\n|---|---|---|---|---|---|---|---|---|"
     )
-    for beams in options.beams:
-        for penalty in options.length_penalties if beams > 1 else [None]:
-            settings = {"num_beams": beams, "max_new_tokens": 30} | (
-                {} if penalty is None else {"length_penalty": penalty}
-            )
+    for checkpoint in options.checkpoint:
+        model, processor = load_captioner(checkpoint)
+        cached = cached_features({options.split: rows}, model, processor.image_processor, options.cache)[options.split]
+        references = dict(zip(cached.rows["image_id"], cached.rows["captions"]))
+        for beams, penalty, ngram in product(options.beams, options.length_penalties, options.no_repeat_ngrams):
+            if beams == 1 and penalty != options.length_penalties[0]:
+                continue
+            settings: dict[str, Any] = {"num_beams": beams, "max_new_tokens": 30, "no_repeat_ngram_size": ngram}
+            if beams > 1:
+                settings["length_penalty"] = penalty
             captions = generate_captions(
-                model, processor, cached.rows, cached.features, batch_size=50, show_progress=True, **settings
+                model, processor, cached.rows, cached.features, language=options.language, batch_size=50, **settings
             )
-            scores = score_generated(captions, cached.rows)
-            words = sum(len(caption.split()) for caption in captions.values()) / len(captions)
-            different = len(set(captions.values())) / len(captions)
-            figures.append(
-                {"beams": beams, "length_penalty": penalty, "words": words, "different": different}
-                | {name: scores[name] for name in ("CIDEr", "BLEU-4")}
+            texts = list(captions.values())
+            scores = score_captions(
+                texts,
+                [references[image_id] for image_id in captions],
+                document_frequencies=frequencies,
+                tokenizer="auto",
             )
+            row = {"checkpoint": checkpoint, "beams": beams, "length_penalty": penalty if beams > 1 else None}
+            row |= {"no_repeat_ngram": ngram, **{name: scores[name] for name in ("CIDEr", "BLEU-4")}}
+            row["words"] = sum(len(text.split()) for text in texts) / len(texts)
+            row["different"] = len(set(texts)) / len(texts)
+            row["repeating"] = sum(map(repeats, texts)) / len(texts)
+            figures.append(row)
             print(
-                f"| {beams} | {'–' if penalty is None else penalty} | {scores['CIDEr']:.4f} | {scores['BLEU-4']:.4f} "
-                f"| {words:.1f} | {different:.0%} |",
+                f"| {Path(checkpoint).name} | {beams} | {penalty if beams > 1 else '–'} | {ngram or '–'} "
+                f"| {row['CIDEr']:.4f} | {row['BLEU-4']:.4f} | {row['words']:.1f} | {row['different']:.0%} "
+                f"| {row['repeating']:.1%} |",
                 flush=True,
             )
     if options.json:
