@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_captioner import DEFAULT_CHECKPOINT
 from fusion_captioner.commands.shared_flags import (
+    RUNTIMES,
     add_hub_flags,
     add_language,
     add_length_penalty,
@@ -67,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--runtime",
-        choices=["torch", "onnx", "openvino"],
+        choices=RUNTIMES,
         help="runtime of the model (default: onnx for the captioner in the package, or else what the model is for)",
     )
     parser.add_argument(

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fusion_captioner.commands.shared_flags import add_hub_flags
+from fusion_captioner.commands.shared_flags import RUNTIMES, add_hub_flags
 
 HELP = "write a captioner that runs without torch"
 
@@ -12,10 +12,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Write a captioner as a folder that `caption --model FOLDER` runs without torch."
     parser.epilog = (
         "ONNX Runtime comes with this package; OpenVINO is installed by pip install 'fusion-captioner[openvino]'.\n"
-        "--to onnx, and --int8 for both runtimes, need pip install 'fusion-captioner[onnx]'."
+        "openvino+onnx runs the image encoder on the one and the decoder on the other.\n"
+        "--to onnx and openvino+onnx, and --int8 for all, need pip install 'fusion-captioner[onnx]'."
     )
     parser.add_argument("model", metavar="CHECKPOINT", help="folder or Hub name of the captioner")
-    parser.add_argument("--to", required=True, choices=["onnx", "openvino"], help="runtime to export for")
+    parser.add_argument("--to", required=True, choices=RUNTIMES[1:], help="runtime to export for")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--int8", action="store_true", help="write int8, a quarter of the bytes; needs --calibration")
     parser.add_argument(

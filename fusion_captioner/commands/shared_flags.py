@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from fusion_captioner.serving.served_captioner import ServedCaptioner
 
 
+# Those of `fusion_captioner.inference.runtimes` as well, which a parser does not wait for.
+RUNTIMES = ["torch", "onnx", "openvino", "openvino+onnx"]
+
+
 def add_hub_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", default="main", help="branch, tag or commit of a Hub model (default: main)")
     add_trust_flag(parser)
@@ -120,9 +124,7 @@ def add_serving_flags(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_CHECKPOINT,
         help="folder or Hub name of the captioner, or folder of an export (default: the captioner in the package)",
     )
-    parser.add_argument(
-        "--runtime", choices=["torch", "onnx", "openvino"], help="runtime of the model (default: the one it is for)"
-    )
+    parser.add_argument("--runtime", choices=RUNTIMES, help="runtime of the model (default: the one it is for)")
     parser.add_argument(
         "--prompts",
         action=argparse.BooleanOptionalAction,

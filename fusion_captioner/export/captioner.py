@@ -25,7 +25,7 @@ from fusion_captioner.inference.exported_captioner import (
     IMAGE_PART,
     IMAGE_SETTINGS,
 )
-from fusion_captioner.inference.runtimes import import_runtime
+from fusion_captioner.inference.runtimes import RUNTIMES_OF_PARTS, import_runtime
 from fusion_captioner.inference.token_search import SearchSettings
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import NO_LIMIT, FusionCaptionerProcessor
@@ -54,7 +54,8 @@ def export_captioner(
 
     Args:
         model, processor: the captioner. It takes images of the image processor's `size`, and no videos.
-        runtime: `"onnx"` or `"openvino"`.
+        runtime: `"onnx"`, `"openvino"`, or `"openvino+onnx"`: the image part for OpenVINO, the decoder step for ONNX
+            Runtime.
         folder: created if it does not exist.
         calibration: files of some hundreds of images like those to be captioned, for an int8 export. By default the
             export is float32.
@@ -68,8 +69,9 @@ def export_captioner(
             layer that has no such form.
         ImportError: the runtime's packages are not installed; int8 needs ONNX Runtime's for either runtime.
     """
-    if runtime not in EXPORTERS:
-        raise ValueError(f"`runtime` ({runtime!r}) must be one of {', '.join(map(repr, EXPORTERS))}.")
+    if runtime not in RUNTIMES_OF_PARTS:
+        raise ValueError(f"`runtime` ({runtime!r}) must be one of {', '.join(map(repr, RUNTIMES_OF_PARTS))}.")
+    of_images, of_steps = RUNTIMES_OF_PARTS[runtime]
     if calibration is not None and not calibration:
         raise ValueError("`calibration` ([]) must name images, some hundreds like those to be captioned.")
     if not processor.image_processor.do_resize:
@@ -99,13 +101,13 @@ def export_captioner(
     with atomic_folder(folder, last=DESCRIPTION) as new:
         image_part, region_shapes = export_image_part(model, size)
         if calibration is None:
-            EXPORTERS[runtime](image_part, pixels_shape, new / IMAGE_PART)
+            EXPORTERS[of_images](image_part, pixels_shape, new / IMAGE_PART)
         else:
             settings = {name: getattr(processor.image_processor, name) for name in SETTINGS}
-            write_int8_image_part(image_part, pixels_shape, new / IMAGE_PART, runtime, calibration, settings)
+            write_int8_image_part(image_part, pixels_shape, new / IMAGE_PART, of_images, calibration, settings)
         decoder_step, states = export_decoder_step(model, region_shapes)
         shapes = [*token_shapes, *region_shapes, *(state["shape"] for state in states)]
-        write = EXPORTERS[runtime] if calibration is None else INT8_DECODER_EXPORTERS[runtime]
+        write = (EXPORTERS if calibration is None else INT8_DECODER_EXPORTERS)[of_steps]
         write(decoder_step, shapes, new / DECODER_STEP)
         model.config.to_json_file(new / "config.json")
         processor.tokenizer.save_pretrained(new)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from fusion_captioner import DEFAULT_CHECKPOINT
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner, is_export
+from fusion_captioner.inference.runtimes import RUNTIMES_OF_PARTS
 
 # The int8 export of the bundled captioner, which captions where torch is not asked for.
 BUNDLED_EXPORT = os.path.join(DEFAULT_CHECKPOINT, "onnx")
@@ -48,7 +49,7 @@ def load_on_runtime(
     Args:
         model: folder or Hub name of a checkpoint, or folder of an export.
         revision: branch, tag or commit of a Hub model.
-        runtime: `"torch"`, `"onnx"` or `"openvino"`; by default the one that `model` is for.
+        runtime: `"torch"`, `"onnx"`, `"openvino"` or `"openvino+onnx"`; by default the one that `model` is for.
         num_threads: threads of the runtime; by default it chooses.
         dtype: type of the image encoder on torch, by default float32; see [`TorchCaptioner`].
         trust_remote_code: run the code of a checkpoint's tokenizer.
@@ -76,7 +77,7 @@ def load_on_runtime(
         raise ValueError(
             f"{model}: is an export, which torch does not run; leave --runtime out, or name the checkpoint."
         )
-    if runtime in ("onnx", "openvino"):
+    if runtime in RUNTIMES_OF_PARTS:
         raise ValueError(
             f"{model}: is no export; write one with: fusion-captioner export {model} --to {runtime} --out FOLDER"
         )

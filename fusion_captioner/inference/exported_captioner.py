@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from fusion_captioner.files import digest_problem
 from fusion_captioner.image_loading import ImageSource, check_processed_size, images_to_pixel_values
 from fusion_captioner.inference.decoder_states import DecoderStates
-from fusion_captioner.inference.runtimes import RUNTIMES, Part, reading_export
+from fusion_captioner.inference.runtimes import RUNTIMES, RUNTIMES_OF_PARTS, Part, reading_export
 from fusion_captioner.inference.token_search import SearchSettings, search_one_by_one, search_with_beams
 
 DESCRIPTION = "exported_captioner.json"
@@ -61,10 +61,10 @@ class ExportedCaptioner:
             self.tokenizer.no_padding()
             self.tokenizer.no_truncation()
         self.runtime: str = self.description["runtime"]
-        load = RUNTIMES[self.runtime]
+        of_images, of_steps = (RUNTIMES[name] for name in RUNTIMES_OF_PARTS[self.runtime])
         regions, states = len(self.description["regions"]), len(self.description["states"])
-        self._image_part = _checked(load(folder, IMAGE_PART, num_threads), folder / IMAGE_PART, regions)
-        self._decoder_step = _checked(load(folder, DECODER_STEP, num_threads), folder / DECODER_STEP, 1 + states)
+        self._image_part = _checked(of_images(folder, IMAGE_PART, num_threads), folder / IMAGE_PART, regions)
+        self._decoder_step = _checked(of_steps(folder, DECODER_STEP, num_threads), folder / DECODER_STEP, 1 + states)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -259,10 +259,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     with reading_export(path):
         description = json.loads(path.read_text(encoding="utf-8"))
         found = description["format"], description["runtime"]
-    if found[0] != FORMAT or found[1] not in RUNTIMES:
+    if found[0] != FORMAT or found[1] not in RUNTIMES_OF_PARTS:
         raise ValueError(
             f"{path}: is of format {found[0]} for the runtime {found[1]!r}, and this version reads format {FORMAT} "
-            f"for {' and '.join(map(repr, RUNTIMES))}; export the captioner again."
+            f"for {', '.join(map(repr, RUNTIMES_OF_PARTS))}; export the captioner again."
         )
     with reading_export(path):
         _check_description(description)

@@ -64,6 +64,8 @@ def openvino_core() -> Any:
 
 
 RUNTIMES: dict[str, Callable[[Path, str, int | None], Part]] = {"onnx": load_onnx, "openvino": load_openvino}
+# Runtime of an export → the runtimes of its image part and of its decoder step.
+RUNTIMES_OF_PARTS = {**{name: (name, name) for name in RUNTIMES}, "openvino+onnx": ("openvino", "onnx")}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from tiny_exports import Export, tiny_processor
 from tiny_models import tiny_model
 
 from fusion_captioner.cli import main
+from fusion_captioner.commands import shared_flags
 from fusion_captioner.inference import runtimes
 
 # one worker writes them all, as the tests share them
@@ -51,6 +52,10 @@ def refused(capsys: pytest.CaptureFixture[str], *flags: object) -> str:
     assert output.out == ""
     (line,) = output.err.splitlines()
     return line
+
+
+def test_the_flags_offer_every_runtime() -> None:
+    assert ["torch", *runtimes.RUNTIMES_OF_PARTS] == shared_flags.RUNTIMES
 
 
 def test_lines_and_errors_are_those_of_torch(

@@ -19,7 +19,7 @@ from fusion_captioner.inference.runtimes import import_runtime
 # one worker writes them all, as the tests share them
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("exports")]
 
-RUNTIMES = ["onnx", "openvino"]
+RUNTIMES = ["onnx", "openvino", "openvino+onnx"]
 # recurrent layers and attention in one
 LAYERS = {"text_encoder_type": "lstm", "decoder_type": "transformer"}
 

@@ -1,4 +1,4 @@
-"""Exports give the tokens that torch gives, on both runtimes, and need no torch."""
+"""Exports give the tokens that torch gives, on each runtime, and need no torch."""
 
 import itertools
 import json
@@ -27,6 +27,7 @@ MODELS = [
     (fusion_type, decoder_type, LAYER_TYPES[(index + index // 3) % 3], RUNTIMES[(index + 1) % 2], index % 9 == 4)
     for index, (fusion_type, decoder_type) in enumerate(itertools.product(FUSION_TYPES, LAYER_TYPES))
 ]
+MODELS.append(("co_attention", "lstm", "gru", "openvino+onnx", False))
 SEARCHES = {
     "greedy": {},
     "greedy, not too short": {"min_new_tokens": 5},
