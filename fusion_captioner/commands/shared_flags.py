@@ -133,6 +133,7 @@ def add_serving_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--beams", type=int, default=3, help="beam size; 1 is greedy (default: 3)")
     parser.add_argument("--max-new-tokens", type=int, default=30, help="maximum length in tokens (default: 30)")
+    add_language(parser)
     add_hub_flags(parser)
 
 
@@ -146,6 +147,7 @@ def load_to_serve(options: argparse.Namespace, name: str | None = None) -> "Serv
         takes_prompts=options.prompts,
         beams=options.beams,
         max_new_tokens=options.max_new_tokens,
+        language=options.language,
         revision=options.revision,
         runtime=options.runtime,
         trust_remote_code=options.trust_remote_code,

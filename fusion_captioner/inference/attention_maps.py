@@ -76,6 +76,7 @@ def explain_captions(
     images: Sequence[ImageSource],
     method: str = DEFAULT_METHOD,
     texts: Sequence[str] | None = None,
+    language: str | None = None,
     **settings: Any,
 ) -> list[ExplainedCaption]:
     """
@@ -88,6 +89,7 @@ def explain_captions(
         method: name of a function in `attributions.ATTRIBUTIONS`. Evidence against a word counts as 0. If no region
             supports a word, its map is uniform.
         texts: captions to explain, one per image; by default the model writes them.
+        language: of the captions, for a captioner of several languages; by default its first.
         settings: for `generate`.
 
     Raises:
@@ -104,19 +106,24 @@ def explain_captions(
     explained = []
     for place, image in enumerate(images):
         photo = load_image(image)
-        caption = read_caption(model, processor, photo, None if texts is None else texts[place], **settings)
+        caption = read_caption(model, processor, photo, None if texts is None else texts[place], language, **settings)
         explained.append(explain_caption(caption, processor, photo, method))
     return explained
 
 
 def read_caption(
-    model: Any, processor: Any, photo: Image.Image, text: str | None = None, **settings: Any
+    model: Any,
+    processor: Any,
+    photo: Image.Image,
+    text: str | None = None,
+    language: str | None = None,
+    **settings: Any,
 ) -> ReadCaption:
     """
     A photo and its caption, as the model takes them.
 
     Args:
-        model, processor, settings: see [`explain_captions`].
+        model, processor, language, settings: see [`explain_captions`].
         photo: upright and RGB.
         text: the caption; by default the model writes it.
     """
@@ -126,9 +133,10 @@ def read_caption(
         regions = model.get_image_hidden_states(pixel_values)
         grid = grid_shape(regions.shape[1], tuple(pixel_values.shape[-2:]))
         if text is None:
-            sequence = model.generate(image_hidden_states=regions, **settings)[:1]
+            sequence = model.generate(image_hidden_states=regions, language=language, **settings)[:1]
         else:
-            sequence = processor(text=[text], add_eos=True, return_tensors="pt")["input_ids"].to(model.device)
+            inputs = processor(text=[text], language=language, add_eos=True, return_tensors="pt")
+            sequence = inputs["input_ids"].to(model.device)
     positions = [places for _, places in words_of_tokens(processor.tokenizer, sequence[0].tolist())]
     return ReadCaption(model, pixel_values, regions, grid, sequence, positions)
 

@@ -1,7 +1,7 @@
 """A captioner on the runtime that it is for: torch, or one of an export."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,9 @@ class Captioner(Protocol):
 
     @property
     def image_settings(self) -> Mapping[str, Any]: ...
+
+    @property
+    def languages(self) -> Collection[str]: ...
 
     def caption(
         self,

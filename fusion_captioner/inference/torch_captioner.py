@@ -51,6 +51,11 @@ class TorchCaptioner:
         """Settings of the image preprocessing, as in `ExportedCaptioner.image_settings`."""
         return {name: getattr(self.processor.image_processor, name) for name in SETTINGS}
 
+    @property
+    def languages(self) -> dict[str, int]:
+        """Token id by language, as in `ExportedCaptioner.languages`."""
+        return self.processor.language_token_ids
+
     @torch.inference_mode()
     def caption(
         self,

@@ -11,7 +11,7 @@ import gradio as gr
 
 from fusion_captioner.image_loading import load_image
 from fusion_captioner.serving.page_photos import PagePhotos, save_csv, save_sidecars
-from fusion_captioner.serving.page_texts import TEXTS, language_of
+from fusion_captioner.serving.page_texts import LANGUAGES, TEXTS, language_of
 from fusion_captioner.serving.photo_search import PhotoSearch
 
 RESULTS = 12
@@ -79,10 +79,11 @@ def build_page(
     """
     with gr.Blocks(title="Fusion Captioner", analytics_enabled=False) as page:
         gr.Markdown(text("title"))
+        language = _language_choice(page, photos.languages)
         with gr.Tab(text("tab_caption")):
-            _caption_tab(photos)
+            _caption_tab(photos, language)
         with gr.Tab(text("tab_folder")):
-            _folder_tab(photos, folder, files or [])
+            _folder_tab(photos, language, folder, files or [])
         with gr.Tab(text("tab_question")):
             _question_tab(answers)
         with gr.Tab(text("tab_search")):
@@ -117,20 +118,36 @@ def _photo_input() -> gr.Image:
     return gr.Image(type="filepath", sources=["upload", "clipboard"], label=text("photo"), buttons=[])
 
 
-def _caption_tab(photos: PagePhotos) -> None:
+def _language_choice(page: gr.Blocks, languages: list[str]) -> gr.Radio:
+    """The language of the captions, at first the browser's; hidden where the captioner has one language."""
+
+    def of_browser(request: gr.Request) -> str:
+        return language_of(request.headers.get("accept-language", ""), languages, languages[0])
+
+    choices = [(LANGUAGES.get(language, language), language) for language in languages]
+    choice = gr.Radio(
+        choices=choices, value=next(iter(languages), None), label=text("language"), visible=len(choices) > 1
+    )
+    if languages:
+        page.load(of_browser, None, [choice], api_visibility="private")
+    return choice
+
+
+def _caption_tab(photos: PagePhotos, language: gr.Radio) -> None:
     @_said
-    def describe(path: str | None, request: gr.Request) -> tuple[Any, str]:
+    def describe(path: str | None, language: str | None, request: gr.Request) -> tuple[Any, str]:
         photo = load_image(_required(path, "no_photo", request))
-        found = photos.alternatives(photo)
+        found = photos.alternatives(photo, language)
         total = sum(each.probability for each in found)
         choices = [(f"{each.text} ({each.probability / total:.0%})", each.text) for each in found]
         return gr.Radio(choices=choices, value=found[0].text), photos.word_maps(
-            photo, found[0].text, _language(request)
+            photo, found[0].text, _language(request), language
         )
 
     @_said
-    def explain(path: str | None, caption: str, request: gr.Request) -> str:
-        return photos.word_maps(load_image(_required(path, "no_photo", request)), caption, _language(request))
+    def explain(path: str | None, caption: str, language: str | None, request: gr.Request) -> str:
+        photo = load_image(_required(path, "no_photo", request))
+        return photos.word_maps(photo, caption, _language(request), language)
 
     with gr.Row():
         with gr.Column(min_width=280):
@@ -139,15 +156,16 @@ def _caption_tab(photos: PagePhotos) -> None:
         with gr.Column(min_width=280, scale=2):
             captions = gr.Radio(choices=[], label=text("alternatives"))
             maps = gr.HTML(label=text("words"))
-    button.click(describe, [photo], [captions, maps], api_name="describe")
-    photo.upload(describe, [photo], [captions, maps], api_visibility="private")
-    captions.input(explain, [photo, captions], [maps], api_name="explain")
+    button.click(describe, [photo, language], [captions, maps], api_name="describe")
+    photo.upload(describe, [photo, language], [captions, maps], api_visibility="private")
+    captions.input(explain, [photo, captions, language], [maps], api_name="explain")
 
 
-def _folder_tab(photos: PagePhotos, folder: Path | None, files: list[str]) -> None:
+def _folder_tab(photos: PagePhotos, language: gr.Radio, folder: Path | None, files: list[str]) -> None:
     @_said
     def caption_all(
         uploads: list[str] | None,
+        language: str | None,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[list[list[str]], int, str]:
@@ -155,7 +173,7 @@ def _folder_tab(photos: PagePhotos, folder: Path | None, files: list[str]) -> No
         captions: list[list[str]] = []
         problems: list[str] = []
         progress((0, len(chosen)))
-        for found, wrong in photos.captions(chosen):
+        for found, wrong in photos.captions(chosen, language):
             captions += [list(pair) for pair in found]
             problems += wrong
             progress((len(captions) + len(problems), len(chosen)))
@@ -229,7 +247,7 @@ def _folder_tab(photos: PagePhotos, folder: Path | None, files: list[str]) -> No
         result = gr.File(label=text("download"), interactive=False, visible=folder is None)
 
     shows = [shown, caption, number]
-    started = start.click(caption_all, [uploads], [captions, place, written], api_name="caption_folder")
+    started = start.click(caption_all, [uploads, language], [captions, place, written], api_name="caption_folder")
     opened = started.then(show, [captions, place], shows, api_visibility="private")
     opened.then(lambda captions: gr.Column(visible=bool(captions)), [captions], [correction], api_visibility="private")
     for press, step in ((back.click, -1), (forth.click, 1), (caption.submit, 1)):

@@ -50,41 +50,53 @@ class PagePhotos:
         self.model, self.processor = model, processor
         self._lock = threading.Lock()
 
-    def alternatives(self, photo: Image.Image) -> list[Alternative]:
-        """The captions that beam search ends with, the most probable first."""
+    @property
+    def languages(self) -> list[str]:
+        """Codes of the languages that it captions in, the default first; empty for a captioner of one language."""
+        return self.processor.languages
+
+    def alternatives(self, photo: Image.Image, language: str | None = None) -> list[Alternative]:
+        """The captions that beam search ends with, the most probable first; `language` is one of `languages`."""
         with self._lock, torch.inference_mode():
             pixel_values = self.processor(images=photo, return_tensors="pt")["pixel_values"].to(self.model.device)
             regions = self.model.get_image_hidden_states(pixel_values)
             sequences = self.model.generate(
                 image_hidden_states=regions,
+                language=language,
                 num_beams=BEAMS,
                 num_return_sequences=BEAMS,
                 max_new_tokens=MAX_NEW_TOKENS,
             )
             texts = [text.strip() for text in self.processor.batch_decode(sequences, skip_special_tokens=True)]
             texts = list(dict.fromkeys(texts))
-            inputs = self.processor(text=texts, add_eos=True, return_tensors="pt").to(self.model.device)
+            inputs = self.processor(text=texts, language=language, add_eos=True, return_tensors="pt")
+            inputs = inputs.to(self.model.device)
             logits = self.model(**inputs, image_hidden_states=regions, use_cache=False).logits[:, :-1].float()
-            scores = logits.log_softmax(dim=-1).gather(-1, inputs["input_ids"][:, 1:, None]).squeeze(-1)
-            probabilities = (scores * inputs["attention_mask"][:, 1:]).sum(dim=1).exp().tolist()
+            words = inputs["input_ids"][:, 1:]
+            scores = logits.log_softmax(dim=-1).gather(-1, words[..., None]).squeeze(-1)
+            counts = inputs["attention_mask"][:, 1:].bool()
+            for token_id in self.processor.language_token_ids.values():
+                counts &= words != token_id  # is given, and not found
+            probabilities = (scores * counts).sum(dim=1).exp().tolist()
         found = [Alternative(text, value) for text, value in zip(texts, probabilities, strict=True)]
         return sorted(found, key=lambda alternative: -alternative.probability)
 
-    def word_maps(self, photo: Image.Image, text: str, language: str) -> str:
+    def word_maps(self, photo: Image.Image, text: str, page_language: str, language: str | None = None) -> str:
         """
         The words of a caption as a choice, each with its maps, as HTML: the page's default map, and where the fusion
         attends, attention next to it.
 
         Args:
             text: the caption.
-            language: of the page's own words, a key of `TEXTS`.
+            page_language: of the page's own words, a key of `TEXTS`.
+            language: of the caption, one of `languages`.
         """
         attends = hasattr(self.model.model.fusion, "num_heads")
         methods = [DEFAULT_METHOD, *(["attention"] if attends and DEFAULT_METHOD != "attention" else [])]
         with self._lock:
-            read = read_caption(self.model, self.processor, photo, text)
+            read = read_caption(self.model, self.processor, photo, text, language)
             captions = [explain_caption(read, self.processor, photo, method) for method in methods]
-        small, texts = shrunk(photo, MAP_SIDE), TEXTS[language]
+        small, texts = shrunk(photo, MAP_SIDE), TEXTS[page_language]
         words = [
             {
                 "text": word,
@@ -101,8 +113,11 @@ class PagePhotos:
         ]
         return render("serving/word_maps.html", words=words, texts=texts)
 
-    def captions(self, photos: Sequence[str]) -> Iterator[tuple[list[tuple[str, str]], list[str]]]:
-        """For each batch of files its photos with their captions, and what is wrong with others."""
+    def captions(
+        self, photos: Sequence[str], language: str | None = None
+    ) -> Iterator[tuple[list[tuple[str, str]], list[str]]]:
+        """For each batch of files its photos with their captions, and what is wrong with others; `language` is one of
+        `languages`."""
         for start in range(0, len(photos), BATCH):
             pictures, names, problems = [], [], []
             for name in photos[start : start + BATCH]:
@@ -115,7 +130,9 @@ class PagePhotos:
             if pictures:
                 with self._lock, torch.inference_mode():
                     inputs = self.processor(images=pictures, return_tensors="pt").to(self.model.device)
-                    generated = self.model.generate(**inputs, num_beams=3, max_new_tokens=MAX_NEW_TOKENS)
+                    generated = self.model.generate(
+                        **inputs, language=language, num_beams=3, max_new_tokens=MAX_NEW_TOKENS
+                    )
                     texts = self.processor.batch_decode(generated, skip_special_tokens=True)
             yield [(name, text.strip()) for name, text in zip(names, texts, strict=True)], problems
 

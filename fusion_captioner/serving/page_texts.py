@@ -1,5 +1,6 @@
 """The page's own words, in English and Chinese."""
 
+from collections.abc import Collection
 from typing import Any
 
 TEXTS: dict[str, dict[str, Any]] = {
@@ -13,6 +14,7 @@ TEXTS: dict[str, dict[str, Any]] = {
         "photo": "Photo",
         "describe": "Write the caption",
         "caption": "Caption",
+        "language": "Language of the captions",
         "alternatives": "Captions, each with its probability among these",
         "words": "Choose a word to see what it depends on",
         "map_occlusion": "Covering the bright places makes the word less likely",
@@ -61,6 +63,7 @@ TEXTS: dict[str, dict[str, Any]] = {
         "photo": "照片",
         "describe": "生成描述",
         "caption": "描述",
+        "language": "描述的语言",
         "alternatives": "候选描述，及其在候选中的概率",
         "words": "选择一个词，查看它依据的区域",
         "map_occlusion": "遮住明亮的区域会使该词的概率下降",
@@ -99,10 +102,14 @@ TEXTS: dict[str, dict[str, Any]] = {
 }
 
 
-def language_of(accept_language: str) -> str:
-    """The page's language for a browser's header `Accept-Language`: the first that the page has, or English."""
+# What a language is called in itself.
+LANGUAGES = {"de": "Deutsch", "en": "English", "es": "español", "fr": "français", "ja": "日本語", "zh": "中文"}
+
+
+def language_of(accept_language: str, known: Collection[str] = TEXTS, default: str = "en") -> str:
+    """The first language of a browser's header `Accept-Language` that is known; by default of those of the page."""
     for part in accept_language.split(","):
         language = part.split(";")[0].strip().lower().split("-")[0]
-        if language in TEXTS:
+        if language in known:
             return language
-    return "en"
+    return default

@@ -23,16 +23,24 @@ class ServedCaptioner:
         name: what clients call it.
         takes_prompts: whether it was trained with questions or other prompts.
         beams, max_new_tokens: how captions are generated where a request does not say.
+        language: of all captions, for a captioner of several languages; by default its first.
     """
 
     def __init__(
-        self, captioner: Captioner, name: str, takes_prompts: bool, beams: int = 3, max_new_tokens: int = 30
+        self,
+        captioner: Captioner,
+        name: str,
+        takes_prompts: bool,
+        beams: int = 3,
+        max_new_tokens: int = 30,
+        language: str | None = None,
     ) -> None:
         self.captioner = captioner
         self.name = name
         self.takes_prompts = takes_prompts
         self.beams = beams
         self.max_new_tokens = max_new_tokens
+        self.language = language
         self._lock = threading.Lock()
 
     @property
@@ -74,7 +82,9 @@ class ServedCaptioner:
     ) -> list[list[str]]:
         """Texts of each picture; `settings` are what the method of that name returns."""
         with self._lock:
-            return self.captioner.caption(pictures, prompts, seed=seed, **(settings or self.settings()))
+            return self.captioner.caption(
+                pictures, prompts, language=self.language, seed=seed, **(settings or self.settings())
+            )
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt of a chat, by the chat template; `""` where the captioner takes no prompts."""
@@ -116,6 +126,7 @@ def load_served_captioner(
     takes_prompts: bool | None = None,
     beams: int = 3,
     max_new_tokens: int = 30,
+    language: str | None = None,
     revision: str = "main",
     runtime: str | None = None,
     trust_remote_code: bool = False,
@@ -127,14 +138,20 @@ def load_served_captioner(
         model, revision, runtime, trust_remote_code: see `load_on_runtime`, which also says what is raised.
         name: by default the last part of `model`.
         takes_prompts: by default, whether `task.json` next to the model says that it was trained with prompts.
-        beams, max_new_tokens: see [`ServedCaptioner`].
+        beams, max_new_tokens, language: see [`ServedCaptioner`].
+
+    Raises:
+        ValueError: the captioner does not know the language.
     """
     captioner = load_on_runtime(model, revision, runtime, trust_remote_code=trust_remote_code)
+    if language is not None and language not in captioner.languages:
+        names = ", ".join(captioner.languages) or "none, since it has one language"
+        raise ValueError(f"--language ({language!r}) is none of the captioner's: {names}.")
     if name is None:
         name = DEFAULT_NAME if model == DEFAULT_CHECKPOINT else Path(model).expanduser().absolute().name
     if takes_prompts is None:
         takes_prompts = _task(model, revision) == "prompted"
-    return ServedCaptioner(captioner, name, takes_prompts, beams, max_new_tokens)
+    return ServedCaptioner(captioner, name, takes_prompts, beams, max_new_tokens, language)
 
 
 def _task(model: str, revision: str) -> str | None:
