@@ -7,6 +7,18 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
+# What is imported once serves all: each beginning has a process of its own, forked from this one.
+PROGRAM = """
+import os, sys
+import torch
+
+for beginning in sys.argv[2:]:
+    if os.fork() == 0:
+        exec(beginning + "\\n" + sys.argv[1], {})
+        os._exit(0)
+    assert os.wait()[1] == 0, beginning
+"""
+
 KNOWN = """
 from transformers import AutoConfig, AutoModelForImageTextToText
 from fusion_captioner import FusionCaptionerConfig
@@ -16,15 +28,21 @@ assert FusionCaptionerConfig in AutoModelForImageTextToText._model_mapping
 """
 
 
-@pytest.mark.parametrize(
-    "beginning",
-    [
-        "import sys, fusion_captioner; assert 'torch' not in sys.modules and 'transformers' not in sys.modules",
-        "from fusion_captioner.decoder import CaptionDecoder",
-        "import transformers, fusion_captioner",
-    ],
-    ids=["this package first", "a module of it first", "transformers first"],
-)
-def test_the_auto_classes_know_the_captioner(beginning: str) -> None:
-    finished = subprocess.run([sys.executable, "-c", beginning + KNOWN], capture_output=True, text=True)
+BEGINNINGS = [
+    "import fusion_captioner",
+    "from fusion_captioner.decoder import CaptionDecoder",
+    "import transformers, fusion_captioner",
+]
+
+
+def run(*arguments: str) -> None:
+    finished = subprocess.run([sys.executable, "-c", *arguments], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_the_auto_classes_know_the_captioner() -> None:
+    run(PROGRAM, KNOWN, *BEGINNINGS)
+
+
+def test_this_package_alone_imports_no_torch() -> None:
+    run("import sys, fusion_captioner; assert not {'torch', 'transformers'} & set(sys.modules)")

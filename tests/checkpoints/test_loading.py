@@ -3,10 +3,10 @@
 import json
 import resource
 import shutil
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -84,9 +84,8 @@ def change(file: Path, *keys: str, value: object) -> None:
     file.write_text(json.dumps(document))
 
 
-@pytest.mark.slow
 def test_code_of_a_tokenizer_is_not_run_even_after_a_yes(
-    captioner: Path, photo: str, sound: Path, tmp_path: Path
+    captioner: Path, photo: str, refused: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change(captioner / "tokenizer_config.json", "tokenizer_class", value="Evil")
     change(captioner / "tokenizer_config.json", "auto_map", value={"AutoTokenizer": [None, "evil.Evil"]})
@@ -94,13 +93,10 @@ def test_code_of_a_tokenizer_is_not_run_even_after_a_yes(
         f"open({str(tmp_path / 'it-ran')!r}, 'w').close()\n"
         "from transformers import PreTrainedTokenizerFast\n\nclass Evil(PreTrainedTokenizerFast):\n    pass\n"
     )
-    command = [sys.executable, "-m", "fusion_captioner.cli", "caption", photo, "--model", str(captioner)]
-    finished = subprocess.run(command, input="y\n" * 9, capture_output=True, text=True)
-    assert (finished.returncode, finished.stdout) == (2, ""), finished.stderr
-    (line,) = finished.stderr.splitlines()
-    assert "add --trust-remote-code if you trust it" in line
+    monkeypatch.setattr(sys, "stdin", StringIO("y\n" * 9))
+    assert "add --trust-remote-code if you trust it" in refused()
     assert not (tmp_path / "it-ran").exists()
-    assert main([*command[3:], "--trust-remote-code", "--max-new-tokens", "3"]) == 0
+    assert main(["caption", photo, "--model", str(captioner), "--trust-remote-code", "--max-new-tokens", "3"]) == 0
     assert (tmp_path / "it-ran").exists()
 
 
