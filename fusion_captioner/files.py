@@ -8,6 +8,7 @@ as it was before. A folder is filled in the same way. Neither torch nor NumPy is
 
 import errno
 import json
+import logging
 import mmap
 import os
 import re
@@ -23,6 +24,8 @@ from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
+
+logger = logging.getLogger(__name__)
 
 INCOMPLETE = ".incomplete"
 DIGESTS = "digests.json"
@@ -71,6 +74,17 @@ def check_output_folder(path: str | Path, name: str) -> None:
         tempfile.TemporaryDirectory(dir=ancestor, prefix=".fusion-captioner-").cleanup()
     except OSError as error:
         raise OSError(f"{name} ({path}): cannot be written ({error.strerror}); name another folder.") from error
+
+
+def check_no_link(path: Path) -> None:
+    """
+    Strangers' photos may come with links, and what they lead to would be written.
+
+    Raises:
+        FileExistsError: `path` is a link.
+    """
+    if path.is_symlink():
+        raise FileExistsError(f"{path}: is a link, through which nothing is written; move it.")
 
 
 @contextmanager
@@ -188,9 +202,7 @@ def lock_output(path: str | Path, name: str) -> Iterator[None]:
             "another output."
         ) from None
     try:
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        with suppress(OSError):  # Windows lets nobody write a locked file
-            file.write_text(f"process {os.getpid()} on {socket.gethostname()} ({command[:200]})", encoding="utf-8")
+        _write_holder(file)
         _remove_incomplete(target)
         yield
     finally:
@@ -208,6 +220,31 @@ def lock_output_folder(path: str | Path, name: str) -> Iterator[None]:
     check_output_folder(path, name)
     with lock_output(path, name):
         yield
+
+
+@contextmanager
+def wait_for_lock(file: Path, work: str) -> Iterator[None]:
+    """
+    Only one process at a time holds the lock `file`; the others wait, and log for which process.
+
+    Args:
+        work: what that process does, for the message.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("waiting for %s, which %s", _read_holder(file), work)
+        lock.acquire()
+    try:
+        _write_holder(file)
+        yield
+    finally:
+        with suppress(OSError):
+            file.write_text("")  # folders with a lock in them are copied and shared
+        lock.release()
 
 
 def lock_file(target: Path) -> Path:
@@ -396,6 +433,12 @@ def _raise_with_name(path: str | Path, temporary: Path, error: BaseException) ->
     is_denied = isinstance(error, PermissionError)
     fix = "make the folder writable" if is_denied else "make room there"
     raise OSError(f"{path}: cannot be written ({reason}); {fix}, or name another.") from error
+
+
+def _write_holder(file: Path) -> None:
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    with suppress(OSError):  # Windows lets nobody write a locked file
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()} ({command[:200]})", encoding="utf-8")
 
 
 def _read_holder(file: Path) -> str:

@@ -1,5 +1,6 @@
 """The command: help at once, and one line and exit status 2 for wrong input."""
 
+import argparse
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from fusion_captioner import FusionCaptionerImageProcessor, FusionCaptionerProcessor, __version__
 from fusion_captioner.cli import COMMANDS, main
-from fusion_captioner.commands import train
+from fusion_captioner.commands import caption, train
 from fusion_captioner.training.arguments import DEFAULT_TASK, ModelArguments, TokenizerArguments
 from fusion_captioner.training.tasks import TASKS
 
@@ -187,6 +188,19 @@ def test_one_bad_picture_does_not_stop_the_others(
     assert str(bad) in errors[0]
     assert "1 of 2 images" in errors[1]
     assert main(["caption", str(bad), "--model", str(captioner)]) == 2
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def run(options: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr(caption, "run", run)
+    assert main(["caption", "photo.jpg"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fusion-captioner: not enough memory (")
 
 
 def test_as_a_process_it_ends_with_one_line_and_status_2(tmp_path: Path) -> None:

@@ -50,6 +50,24 @@ def test_messages_of_troubleshooting_are_those_of_the_code() -> None:
     assert [piece for piece in pieces if piece not in code] == []
 
 
+def test_tests_that_pages_name_exist() -> None:
+    named = {
+        name for page in PAGES for name in re.findall(r"`(tests/[\w/.]+\.py(?:::\w+)?)`", page.read_text("utf-8"))
+    }
+    assert len(named) > 40
+    for name in named:
+        file, _, test = name.partition("::")
+        assert (ROOT / file).is_file(), name
+        assert not test or f"\ndef {test}(" in (ROOT / file).read_text("utf-8"), name
+
+
+def test_every_fault_that_was_found_has_its_test() -> None:
+    _, _, table = (DOCS / "security.md").read_text("utf-8").partition("## Faults that were found")
+    rows = re.findall(r"^\| (\d*) ?\| [^|]+ \| [^|]+ \| ([^|]+) \|$", table, flags=re.MULTILINE)
+    assert [int(number) for number, _ in rows if number] == list(range(1, 11))
+    assert all("::test_" in tests for _, tests in rows[1:])  # behind the heading
+
+
 def test_names_in_brackets_of_docstrings_are_links() -> None:
     on_page_content = runpy.run_path(str(DOCS / "hooks.py"))["on_page_content"]
     place = '<h3 id="fusion_captioner.inference.captioner.load_on_runtime">'

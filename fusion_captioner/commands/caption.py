@@ -204,6 +204,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_on_ray(options: argparse.Namespace) -> int:
+    from fusion_captioner.files import check_output_file, lock_output
     from fusion_captioner.inference.ray_engine import Captioning, caption_on_ray
 
     captioning = Captioning(
@@ -215,7 +216,11 @@ def _run_on_ray(options: argparse.Namespace) -> int:
         options.batch_size,
         partial(_worded, options=options),
     )
-    return caption_on_ray(_names(options), captioning, options.out, options.format).exit_status("captioned")
+    is_local = "://" not in options.out
+    if is_local:
+        check_output_file(options.out, "--out")
+    with lock_output(options.out, "--out") if is_local else nullcontext():
+        return caption_on_ray(_names(options), captioning, options.out, options.format).exit_status("captioned")
 
 
 def _names(options: argparse.Namespace) -> list[str]:

@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,18 +104,19 @@ def run(options: argparse.Namespace) -> int:
     from fusion_captioner.printing import print_log
 
     print_log(logging.INFO)
-    if options.predictions is not None:
-        return _evaluate_predictions(options)
-    if options.model is None:
+    if options.predictions is None and options.model is None:
         raise ValueError("no MODEL is given; name one, or give a file of captions with --predictions.")
-    from fusion_captioner.process_setup import keep_stderr_quiet
-    from fusion_captioner.training.task_file import is_captioner
+    with _locked_outputs(options):
+        if options.predictions is not None:
+            return _evaluate_predictions(options)
+        from fusion_captioner.process_setup import keep_stderr_quiet
+        from fusion_captioner.training.task_file import is_captioner
 
-    keep_stderr_quiet(reads_data=True)
-    _check(options)
-    if options.as_captioner or is_captioner(options.model, options.revision):
-        return _evaluate_captioner(options)
-    return _evaluate_task(options)
+        keep_stderr_quiet(reads_data=True)
+        _check(options)
+        if options.as_captioner or is_captioner(options.model, options.revision):
+            return _evaluate_captioner(options)
+        return _evaluate_task(options)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -126,27 +129,32 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"--beams ({beams}) must be at least 1; 1 is greedy.")
         if sizes.count(beams) > 1:
             raise ValueError(f"--beams ({' '.join(map(str, sizes))}) names {beams} twice; name it once.")
-    _check_outputs(options)
     check_captioner(options.model)
     if options.source.startswith((".", "/", "~")) and not Path(options.source).expanduser().exists():
         # before the Hub is asked for the model
         raise FileNotFoundError(f"--source ({options.source}): no such file or folder; check the path.")
 
 
-def _check_outputs(options: argparse.Namespace) -> None:
-    from fusion_captioner.files import check_output_file
+@contextmanager
+def _locked_outputs(options: argparse.Namespace) -> Iterator[None]:
+    """Checks what is written and what it needs, before anything is computed, and keeps other runs from writing it."""
+    from fusion_captioner.files import check_output_file, lock_output
     from fusion_captioner.metrics.meteor_java import find_meteor_jar
     from fusion_captioner.metrics.tokenization import find_tokenizer
 
     if options.report and options.report == options.captions:
         raise ValueError(f"--report and --captions are both {options.report}; name two files.")
-    for name in ("captions", "report"):
-        if getattr(options, name) is not None:
-            check_output_file(getattr(options, name), f"--{name}")
+    outputs = {f"--{name}": path for name in ("captions", "report") if (path := getattr(options, name)) is not None}
+    for flag, path in outputs.items():
+        check_output_file(path, flag)
     if options.meteor:
         find_meteor_jar()
     if options.tokenizer is not None:
         find_tokenizer(options.tokenizer, "--tokenizer")
+    with ExitStack() as locks:
+        for flag, path in outputs.items():
+            locks.enter_context(lock_output(path, flag))
+        yield
 
 
 def _evaluate_predictions(options: argparse.Namespace) -> int:
@@ -166,7 +174,6 @@ def _evaluate_predictions(options: argparse.Namespace) -> int:
                 f"--{flag.replace('_', '-')} is for a model, and --predictions scores a file; leave it out."
             )
     check_at_least_one(options, "limit")
-    _check_outputs(options)
     skipped: list[SkippedExample] = []
     fields: dict[str, Any] = {"skip_bad_images": options.skip_bad_images, **data_options(options)}
     source = CaptionSource(options.source, **fields)

@@ -69,6 +69,8 @@ def run(options: argparse.Namespace) -> int:
     retriever = Retriever(options.model, options.revision, options.trust_remote_code)
     manifest = Manifest.of(retriever, options.source, options.layout, options.split, columns, options.revision)
     with updating(folder, manifest) as image_index:
+        # again: another run may have made the index in the meantime
+        image_index.check_source(options.source, options.split, columns)
         image_index.check_checkpoint(retriever)
         update = update_index(image_index, images, retriever, options.batch_size, print_note)
     print_json({"index": options.out, **update})

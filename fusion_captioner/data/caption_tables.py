@@ -69,6 +69,8 @@ def load_caption_tables(
             columns = _choose_columns(features, source)
         except ValueError as error:
             raise ValueError(f"{source.source}: {error}") from None
+        if source.streaming and table.features:
+            table = table.decode(False)  # of all columns: a stream decodes those too that nobody asks for
         names_files = features[columns.image] == datasets.Value("string")
         if names_files and images_path is None:
             raise ValueError(

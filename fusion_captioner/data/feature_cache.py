@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, cast
 
 import datasets
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -34,6 +33,7 @@ from fusion_captioner.files import (
     INCOMPLETE,
     fingerprint,
     prefetch,
+    wait_for_lock,
     without_volatile_keys,
     write_text,
 )
@@ -127,7 +127,7 @@ def cached_features(
     hashes = ImageHashes(root / "image_hashes.feather")
     keys = {split: hashes.of_rows(rows, split) for split, rows in splits.items()}
     reasons = _missing_files(splits, keys, skip_bad_images)
-    with _alone(folder):
+    with wait_for_lock(folder / ".lock", f"computes features in {folder}"):
         for leftover in folder.glob(f"*{INCOMPLETE}"):
             leftover.unlink()
         index = _index(open_shards(folder, "features", MappedShard, "its features are computed again"))
@@ -294,21 +294,6 @@ def _compute(
                 progress.update(len(batch))
         writer.flush()
     return bad
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Only one process at a time computes features; the others log that they wait."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("waiting for another process, which computes features in %s", folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _announce(folder: Path, images: int, shape: tuple[int, int], row_bytes: int) -> None:

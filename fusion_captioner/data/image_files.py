@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image, JpegImagePlugin
 
 from fusion_captioner.image_decoding import MAX_IMAGE_PIXELS, REFUSED_FORMATS, is_heif, open_header
+from fusion_captioner.image_downloads import MAX_DOWNLOAD_BYTES
 from fusion_captioner.image_loading import is_url, load_image
 from fusion_captioner.printing import error_text, print_note
 
@@ -152,7 +153,7 @@ def image_path_problem(path: str, folder: str, allow_urls: bool) -> str | None:
             if allow_urls
             else "is a URL; --allow-urls, or `data.allow_urls: true`, fetches those of public servers"
         )
-    if path.startswith(HUB_SCHEME):
+    if path.startswith(HUB_SCHEME) and "::" not in path:
         return None
     if "://" in path or "::" in path:
         return "is neither a file nor an http(s) URL"
@@ -214,6 +215,25 @@ def image_problems(paths: list[str], label: str) -> list[str | None]:
         return list(tqdm(results, total=len(paths), desc=f"checking images of {label}", disable=None, leave=False))
 
 
+def read_stored(url: str) -> bytes:
+    """
+    The content of a file in a store that fsspec knows, as large as a download may be.
+
+    Raises:
+        ValueError: it cannot be read, or is larger.
+    """
+    import fsspec  # takes longer to load than a photo takes to caption
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            content = file.read(MAX_DOWNLOAD_BYTES + 1)
+    except Exception as error:  # stores raise all sorts
+        raise ValueError(f"{url}: cannot be read ({' '.join(error_text(error).split())})") from error
+    if len(content) > MAX_DOWNLOAD_BYTES:
+        raise ValueError(f"{url}: more than {MAX_DOWNLOAD_BYTES // 1024**2} MiB")
+    return content
+
+
 def open_image(image: dict[str, Any], image_id: str, image_processor: Any) -> Image.Image:
     """Decode an image of a data set, as an upright RGB picture.
 
@@ -228,11 +248,9 @@ def open_image(image: dict[str, Any], image_id: str, image_processor: Any) -> Im
     """
     path, content = image["path"], image["bytes"]
     if content is None and path is not None and "://" in path and not is_url(path):
-        if not path.startswith(HUB_SCHEME):
+        if not path.startswith(HUB_SCHEME) or "::" in path:
             raise ValueError(f"{path}: is neither a file nor an http(s) URL")
-        import datasets  # takes longer to load than a photo takes to caption
-
-        return load_image(datasets.Image().decode_example(image), name=path)
+        image = {"path": path, "bytes": read_stored(path)}
     size = image_processor.size  # transformers' `SizeDict`, which iterates over pairs, as no dict does
     target_size = None
     if image_processor.do_resize and "height" in size and "width" in size:

@@ -12,7 +12,6 @@ from fusion_captioner.data.caption_datasets import load_caption_dataset
 from fusion_captioner.demo.photos import caption_demo_photos
 from fusion_captioner.demo.scenes import render_coco_folder
 from fusion_captioner.evaluation.generated_captions import generate_captions
-from fusion_captioner.files import check_output_folder
 from fusion_captioner.training.train import train_from_yaml
 
 SHOWN = 8
@@ -67,7 +66,6 @@ def run_demo(out: str, data: str | None) -> int:
         raise FileNotFoundError(f"--data ({data}): no such folder; give one in COCO's or Karpathy's layout.")
     start = time.perf_counter()
     folder = Path(out)
-    check_output_folder(folder, "--out")
     folder.mkdir(parents=True, exist_ok=True)
     caption_demo_photos(folder)
     if data is None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from fusion_captioner.data.image_files import photo_suffixes
-from fusion_captioner.files import write_text
+from fusion_captioner.files import check_no_link, write_text
 from fusion_captioner.image_loading import is_url
 from fusion_captioner.inference.caption_file import CaptionFile, image_identity, real_folder
 from fusion_captioner.inference.caption_formats import CaptionFormat
@@ -96,9 +96,11 @@ class Sidecars:
         Returns:
             whether it was written; False: there is one, which stays without `overwrite`.
         """
+        path = self.path(image)
         if self.exists(image) and not overwrite:
             return False
-        write_text(self.path(image), "".join(f"{' '.join(text.split())}\n" for text in captions))
+        check_no_link(path)
+        write_text(path, "".join(f"{' '.join(text.split())}\n" for text in captions))
         return True
 
 

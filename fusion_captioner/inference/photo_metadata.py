@@ -5,7 +5,7 @@ from pathlib import Path
 from shutil import copymode
 from typing import Any
 
-from fusion_captioner.files import atomic_write
+from fusion_captioner.files import atomic_write, check_no_link
 
 # XMP is what programs read first; IPTC is what older ones know. WebP has no IPTC.
 XMP, IPTC = "Xmp.dc.description", "Iptc.Application2.Caption"
@@ -43,9 +43,10 @@ def write_description(photo: str, text: str, overwrite: bool = False) -> bool:
 
     Raises:
         ValueError: its format has no place for descriptions, or the file is damaged.
-        OSError: it cannot be read or written.
+        OSError: it cannot be read or written, or is a link.
     """
     path = Path(photo).expanduser()
+    check_no_link(path)
     content = path.read_bytes()
     try:
         with import_exiv2().ImageData(content) as image:

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fusion_captioner.data.image_files import find_images, image_path_problem, photo_suffixes
+from fusion_captioner.data.image_files import find_images, image_path_problem, photo_suffixes, read_stored
 from fusion_captioner.data.names import FILE_COLUMNS, IMAGE_COLUMNS, choose_column
 from fusion_captioner.files import INCOMPLETE
 from fusion_captioner.image_downloads import MAX_DOWNLOAD_BYTES
@@ -176,19 +176,16 @@ def images_of(names: Sequence[str]) -> Iterator[NamedImage]:
             elif name.endswith(".tar"):
                 yield from _webdataset_images(name)
             else:
-                yield name, _content(name) if "://" in name else name
+                yield name, _stored(name) if "://" in name else name
         except Exception as error:  # stores and parsers raise all sorts
             yield name, ValueError(f"{name}: cannot be read ({' '.join(error_text(error).split())})")
 
 
-def _content(url: str) -> bytes:
-    import fsspec
-
-    with fsspec.open(url, "rb") as file:
-        content = file.read(MAX_DOWNLOAD_BYTES + 1)
-    if len(content) > MAX_DOWNLOAD_BYTES:
-        raise ValueError(f"more than {MAX_DOWNLOAD_BYTES // 1024**2} MiB")
-    return content
+def _stored(url: str) -> bytes | ValueError:
+    try:
+        return read_stored(url)
+    except ValueError as error:
+        return error
 
 
 def _parquet_images(name: str) -> Iterator[NamedImage]:
@@ -225,10 +222,7 @@ def _row_image(row: str, path: str | None, content: bytes | None, folder: str) -
         return path, ValueError(f"{path}: {problem}") if problem else file
     if "://" in path or "::" in path or path.startswith("/") or ".." in path.split("/"):
         return path, ValueError(f"{path}: lies outside the folder of the data")
-    try:
-        return path, _content(f"{folder}/{path}")
-    except Exception as error:
-        return path, ValueError(f"{path}: cannot be read ({' '.join(error_text(error).split())})")
+    return path, _stored(f"{folder}/{path}")
 
 
 def _webdataset_images(name: str) -> Iterator[NamedImage]:
@@ -262,7 +256,8 @@ class CaptionRows:
         self.store, self.path = fsspec.core.url_to_fs(out)
         if self.store.exists(self.path):
             raise FileExistsError(f"--out ({out}): exists; name another file, or delete it.")
-        self._file = self.store.open(self.path + INCOMPLETE, "wb")
+        self._incomplete = f"{self.path}.{os.urandom(4).hex()}{INCOMPLETE}"
+        self._file = self.store.open(self._incomplete, "wb")
         self._table: Any = None
         if format is not None:
             self._file.write(format.header)
@@ -289,7 +284,7 @@ class CaptionRows:
         if self._table is not None:
             self._table.close()
         self._file.close()
-        self.store.mv(self.path + INCOMPLETE, self.path)
+        self.store.mv(self._incomplete, self.path)
 
 
 def caption_on_ray(names: Sequence[str], captioning: Captioning, out: str, format: str | None) -> Summary:

@@ -26,10 +26,16 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from datasets.search import FaissIndex
-from filelock import FileLock
 
 from fusion_captioner.data.feature_shards import write_table
-from fusion_captioner.files import INCOMPLETE, atomic_write, check_output_folder, hash_file, write_json
+from fusion_captioner.files import (
+    INCOMPLETE,
+    atomic_write,
+    check_output_folder,
+    hash_file,
+    wait_for_lock,
+    write_json,
+)
 from fusion_captioner.inference.retriever import Retriever
 from fusion_captioner.search.embedding_shards import (
     EMBEDDING,
@@ -337,7 +343,7 @@ def updating(folder: Path, manifest: Manifest) -> Iterator[ImageIndex]:
         manifest: written where there is no index yet.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / LOCK):
+    with wait_for_lock(folder / LOCK, f"updates {folder}"):
         for leftover in folder.glob(f"*{INCOMPLETE}"):
             leftover.unlink()
         if not (folder / MANIFEST).is_file():

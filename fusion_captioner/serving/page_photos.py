@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fusion_captioner.evaluation.html_page import jpeg_uri, render, shrunk
-from fusion_captioner.files import write_text
+from fusion_captioner.files import check_no_link, write_text
 from fusion_captioner.image_loading import load_image
 from fusion_captioner.inference.attention_maps import (
     DEFAULT_METHOD,
@@ -198,7 +198,6 @@ def save_sidecars(folder: Path, captions: Sequence[tuple[str, str]], replace_exi
 
 
 def _check(file: Path, content: str, replace_existing: bool) -> None:
-    if file.is_symlink():  # strangers' photos may come with one, and what it leads to would be written
-        raise FileExistsError(f"{file}: is a link, through which nothing is written; move it.")
+    check_no_link(file)
     if not replace_existing and file.exists() and file.read_text(encoding="utf-8", errors="replace") != content:
         raise FileExistsError(f"{file}: exists already with other content; allow the page to replace it, or move it.")

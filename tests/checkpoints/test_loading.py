@@ -210,6 +210,16 @@ def test_json_that_is_none_or_nested_too_deep(
     assert f"{file}: is not valid JSON" in refused()
 
 
+@pytest.mark.parametrize("damage", ["cut off", "empty", "a list", "random"])
+def test_any_damaged_file_is_one_line(sound: Path, captioner: Path, refused: Callable[[], str], damage: str) -> None:
+    for file in sorted(path.name for path in sound.iterdir() if path.suffix in (".json", ".safetensors")):
+        whole = (sound / file).read_bytes()
+        damages = {"cut off": whole[: len(whole) // 2], "empty": b"", "a list": b"[]", "random": b"\xd3\x8e" * 99}
+        (captioner / file).write_bytes(damages[damage])
+        refused()
+        (captioner / file).write_bytes(whole)
+
+
 @pytest.mark.parametrize(
     "content", [b"no weights", b"", b"\x80\x04cos\nsystem\n(S'true'\ntR.", b"PK\x03\x04" + b"\0" * 99]
 )

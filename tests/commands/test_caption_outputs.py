@@ -182,6 +182,18 @@ def test_two_photos_with_one_caption_file(album: Path, captioner: FakeCaptioner,
     assert captioner.batches == [] and len(sidecars(album)) == 3
 
 
+def test_no_caption_file_is_written_through_a_link(album: Path, captioner: FakeCaptioner, capsys) -> None:
+    outside = album.parent / "outside.txt"
+    outside.write_text("mine\n")
+    (album / "1.txt").symlink_to(outside)
+    (album / "2.txt").symlink_to(album.parent / "new.txt")
+    assert caption(album, "--sidecar", ".txt", "--overwrite") == 1
+    for line, name in zip(notes(capsys), ("1.txt", "2.txt"), strict=False):
+        assert f"{album / name}: is a link, through which nothing is written; move it" in line
+    assert outside.read_text() == "mine\n" and not (album.parent / "new.txt").exists()
+    assert (album / "0.txt").read_text() == "red 0\n" and (album / "1.txt").is_symlink()
+
+
 def test_a_photo_that_is_named_twice_gets_one_caption_file(album: Path, captioner: FakeCaptioner, capsys) -> None:
     link = album.parent / "link"
     link.symlink_to(album)

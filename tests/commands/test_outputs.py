@@ -37,7 +37,11 @@ def command(name: str, captioner: str, out: Path) -> list[str]:
         recipe = out.with_name("recipe.yaml")
         recipe.write_text(yaml.safe_dump({"data": {"source": "nowhere"}, "training": {"output_dir": str(out)}}))
         return ["train", str(recipe)]
-    flags = {"export": [captioner, "--to", "onnx"], "average": [captioner, captioner], "convert": []}
+    if name in ("--report", "--captions"):
+        return ["evaluate", captioner, "--source", "nowhere", name, str(out)]
+    if name == "ray":
+        return ["caption", str(out.parent), "--engine", "ray", "--out", str(out)]
+    flags = {"export": [captioner, "--to", "onnx"], "average": [captioner, captioner], "convert": [], "demo": []}
     return [name, *flags.get(name, [captioner]), "--out", str(out)]
 
 
@@ -56,7 +60,9 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen]:
     process.wait()
 
 
-@pytest.mark.parametrize("name", ["train", "export", "shrink", "average", "convert"])
+@pytest.mark.parametrize(
+    "name", ["train", "export", "shrink", "average", "convert", "--report", "--captions", "ray", "demo"]
+)
 def test_a_second_writer_is_refused(
     name: str, captioner: str, holder: subprocess.Popen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

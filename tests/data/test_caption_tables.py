@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fusion_captioner import FusionCaptionerImageProcessor
 from fusion_captioner.data.annotated_images import SkippedExample
 from fusion_captioner.data.caption_datasets import load_caption_dataset
+from fusion_captioner.data.image_files import open_image
 
 
 def picture(colour: int) -> bytes:
@@ -140,3 +142,18 @@ def test_clear_lines_for_columns_and_files(tmp_path: Path, shards: Path):
     with pytest.raises(ValueError, match=r"broken.parquet: `datasets` cannot load it as 'parquet'") as caught:
         load(broken)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_datasets_decodes_no_image_of_any_column(tmp_path: Path, streaming: bool, monkeypatch: pytest.MonkeyPatch):
+    def decode_example(*arguments: object, **settings: object) -> None:
+        raise AssertionError("outside of the bounds")
+
+    monkeypatch.setattr(datasets.Image, "decode_example", decode_example)
+    image = {"bytes": picture(1), "path": None}
+    columns = {"image": [image], "mask": [image], "crops": [[image]], "caption": ["a dog"]}
+    types = {"image": datasets.Image(), "mask": datasets.Image(), "crops": datasets.List(datasets.Image())}
+    source = write_parquet(tmp_path / "data" / "train.parquet", columns, **types)
+    (row,) = load(source, image_column="image", streaming=streaming)["train"]
+    picture_of_row = open_image(row["image"], "1", FusionCaptionerImageProcessor())
+    assert picture_of_row.getpixel((0, 0)) == (1, 1, 1)

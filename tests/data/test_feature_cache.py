@@ -12,7 +12,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from tiny_captioner import caption_rows, noise, tiny_model, tiny_processor
 
 from fusion_captioner.data import feature_cache
@@ -21,6 +20,7 @@ from fusion_captioner.data.caption_sampling import CaptionDataset
 from fusion_captioner.data.collating import CaptionCollator
 from fusion_captioner.data.feature_cache import cached_features, encoder_fingerprint
 from fusion_captioner.data.image_hashes import ImageHashes
+from fusion_captioner.files import wait_for_lock
 from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 
@@ -384,12 +384,13 @@ def test_waiting_for_another_process_is_said(model, splits, image_processor, cac
     folder.mkdir(parents=True)
     found = []
     run = threading.Thread(target=lambda: found.append(cached_features(splits, model, image_processor, cache_dir)))
-    with caplog.at_level(logging.INFO), FileLock(folder / ".lock"):
+    with caplog.at_level(logging.INFO), wait_for_lock(folder / ".lock", "tests"):
         run.start()
         deadline = time.monotonic() + 600
-        while "waiting for another process" not in caplog.text and time.monotonic() < deadline:
+        while "waiting for" not in caplog.text and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert "waiting for another process" in caplog.text
+        assert f"waiting for process {os.getpid()} on " in caplog.text
+        assert f"which computes features in {folder}" in caplog.text
         assert not found
     run.join()
     assert len(found[0]["train"].rows) == 7

@@ -2,10 +2,13 @@
 
 import os
 import unicodedata
+from io import BytesIO
 from pathlib import Path
 
 import datasets
+import fsspec
 import pytest
+from huggingface_hub import HfFileSystem
 from PIL import Image
 
 from fusion_captioner.data import image_files
@@ -89,7 +92,13 @@ def test_data_may_name_their_own_files_and_public_urls(tmp_path: Path):
     assert image_path_problem("hf://datasets/a/b/c.jpg", folder, False) is None
     assert "--allow-urls" in image_path_problem("HTTP://photos.example/a.jpg", folder, False)
     assert image_path_problem("https://photos.example/a.jpg", folder, True) is None
-    for other in ("file:///etc/passwd", "s3://bucket/a.jpg", "zip://a.jpg::http://127.0.0.1/b.zip", "ftp://a/b"):
+    for other in (
+        "file:///etc/passwd",
+        "s3://bucket/a.jpg",
+        "zip://a.jpg::http://127.0.0.1/b.zip",
+        "ftp://a/b",
+        "hf://a::file:///b",
+    ):
         assert image_path_problem(other, folder, True) == "is neither a file nor an http(s) URL"
     for outside in ("/etc/passwd", f"{folder}/../secret.png", f"{folder}/link.png", str(tmp_path)):
         assert image_path_problem(outside, folder, True) == "lies outside the folder of the data"
@@ -130,3 +139,33 @@ def test_what_is_opened_at_last_is_guarded_again():
         open_image({"path": "http://127.0.0.1:1/a.png", "bytes": None}, "", processor)
     with pytest.raises(ValueError, match="neither a file nor"):
         open_image({"path": "file:///etc/passwd", "bytes": None}, "", processor)
+
+
+def test_images_of_the_hub_are_decoded_within_the_same_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    files: dict[str, bytes] = {}
+
+    class Hub(fsspec.AbstractFileSystem):
+        protocol = "hf"
+
+        def _open(self, path: str, mode: str = "rb", **settings: object) -> BytesIO:
+            return BytesIO(files[path])
+
+    fsspec.register_implementation("hf", Hub, clobber=True)
+    try:
+        processor = FusionCaptionerImageProcessor(size={"height": 32, "width": 32})
+        files["datasets/a/b.png"] = draw(tmp_path / "a.png").read_bytes()
+        image = {"path": "hf://datasets/a/b.png", "bytes": None}
+        assert open_image(image, "1", processor).size == Image.open(tmp_path / "a.png").size
+        monkeypatch.setattr("fusion_captioner.image_decoding.MAX_DECODED_BYTES", 10)
+        with pytest.raises(ValueError, match=r"^hf://datasets/a/b\.png: .* to decode"):
+            open_image(image, "1", processor)
+        monkeypatch.setattr(image_files, "MAX_DOWNLOAD_BYTES", 10)
+        with pytest.raises(ValueError, match=r"^hf://datasets/a/b\.png: more than"):
+            open_image(image, "1", processor)
+        files.clear()
+        with pytest.raises(ValueError, match=r"^hf://datasets/a/b\.png: cannot be read \('datasets/a/b\.png'\)$"):
+            open_image(image, "1", processor)
+    finally:
+        fsspec.register_implementation("hf", HfFileSystem, clobber=True)
+    with pytest.raises(ValueError, match="neither a file nor"):
+        open_image({"path": "hf://datasets/a/b.png::file:///etc/passwd", "bytes": None}, "1", processor)

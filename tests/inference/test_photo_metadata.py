@@ -123,3 +123,12 @@ def test_damaged_metadata_are_no_noise(tmp_path: Path, capfd: pytest.CaptureFixt
     path.write_bytes(content.getvalue())
     assert write_description(str(path), TEXT)
     assert capfd.readouterr().err == ""
+
+
+def test_no_description_is_written_through_a_link(tmp_path: Path) -> None:
+    outside = photo(tmp_path / "outside.jpg")
+    before = outside.read_bytes()
+    (tmp_path / "a.jpg").symlink_to(outside)
+    with pytest.raises(FileExistsError, match=r"a\.jpg: is a link, through which nothing is written"):
+        write_description(str(tmp_path / "a.jpg"), TEXT)
+    assert outside.read_bytes() == before

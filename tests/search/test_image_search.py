@@ -1,10 +1,14 @@
 """`fusion-captioner index` and `search` on a tiny retrieval model: what is found, what is embedded, what survives."""
 
+import errno
 import json
+import logging
 import os
 import shlex
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +25,9 @@ from tiny_models import randomize, tiny_head, tiny_model
 from fusion_captioner import FusionCaptionerForImageTextRetrieval
 from fusion_captioner.cli import main
 from fusion_captioner.data.feature_shards import write_table
-from fusion_captioner.files import hash_bytes
+from fusion_captioner.files import hash_bytes, wait_for_lock
 from fusion_captioner.inference.retriever import Retriever
+from fusion_captioner.search import indexed_images
 from fusion_captioner.search.image_index import ROW_FEATURES, ImageIndex
 
 faiss = pytest.importorskip("faiss")
@@ -309,6 +314,47 @@ def test_columns_and_a_folder_of_images_are_named_and_kept(
     line = refused("index", tmp_path / "tables", *other)
     assert "all.csv" in line and "'picture'" in line
     assert not (tmp_path / "other").exists()
+
+
+def test_two_runs_at_once_do_not_mix_what_they_index(
+    run: Run, checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    save_picture(other / "9.png", 9)
+    flags = ("--model", checkpoint, "--out", tmp_path / "index")
+
+    def load_later(*arguments: Any) -> Any:
+        # another run makes the index while this one reads its images
+        monkeypatch.setattr(indexed_images, "load_images", load)
+        assert run("index", other, *flags).status == 0
+        return load(*arguments)
+
+    load = indexed_images.load_images
+    monkeypatch.setattr(indexed_images, "load_images", load_later)
+    second = run("index", photos, *flags)
+    assert second.status == 2 and f"is an index of {other}, not of {photos}; name another folder" in second.errors[-1]
+    assert ImageIndex(tmp_path / "index").rows("images").num_rows == 1
+
+
+def test_a_run_waits_for_the_other_and_says_so(
+    run: Run, checkpoint: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = tmp_path / "index"
+    index.mkdir()
+    results: list[Result] = []
+    second = threading.Thread(
+        target=lambda: results.append(run("index", photos, "--model", checkpoint, "--out", index))
+    )
+    with caplog.at_level(logging.INFO), wait_for_lock(index / ".lock", "tests"):
+        second.start()
+        deadline = time.monotonic() + 300
+        while "waiting for" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert f"waiting for process {os.getpid()} on " in caplog.text and f"which updates {index}" in caplog.text
+        assert not results and not (index / "index.json").exists()
+    second.join()
+    assert results[0].lines[0]["images"] == 5
 
 
 def test_a_second_run_embeds_what_is_new_or_changed_and_drops_what_is_gone(
@@ -621,6 +667,17 @@ def test_a_faiss_file_behind_a_digest_of_its_damage(
     (line,) = caplog.messages
     assert line.startswith(f"{path}: ") and line.endswith("; it is made again")
     assert run("search", folder, "w5 w6") == sound
+
+
+def test_a_full_disk_is_named(
+    refused: Callable[..., str], checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    line = refused("index", photos, "--model", checkpoint, "--out", tmp_path / "index")
+    assert f"{tmp_path / 'index'}" in line and "cannot be written (No space left on device); make room" in line
 
 
 def test_rows_that_a_stranger_wrote(
