@@ -118,22 +118,21 @@ def _photo_input() -> gr.Image:
     return gr.Image(type="filepath", sources=["upload", "clipboard"], label=text("photo"), buttons=[])
 
 
-def _language_choice(page: gr.Blocks, languages: list[str]) -> gr.Radio:
-    """The language of the captions, at first the browser's; hidden where the captioner has one language."""
+def _language_choice(page: gr.Blocks, languages: list[str]) -> gr.Radio | gr.State:
+    """The language of the captions, at first the browser's; nothing to choose where the captioner has one language."""
+    if not languages:
+        return gr.State(None)
 
     def of_browser(request: gr.Request) -> str:
         return language_of(request.headers.get("accept-language", ""), languages, languages[0])
 
-    choices = [(LANGUAGES.get(language, language), language) for language in languages]
-    choice = gr.Radio(
-        choices=choices, value=next(iter(languages), None), label=text("language"), visible=len(choices) > 1
-    )
-    if languages:
-        page.load(of_browser, None, [choice], api_visibility="private")
+    names = [(LANGUAGES.get(language, language), language) for language in languages]
+    choice = gr.Radio(choices=names, value=languages[0], label=text("language"))
+    page.load(of_browser, None, [choice], api_visibility="private")
     return choice
 
 
-def _caption_tab(photos: PagePhotos, language: gr.Radio) -> None:
+def _caption_tab(photos: PagePhotos, language: gr.Radio | gr.State) -> None:
     @_said
     def describe(path: str | None, language: str | None, request: gr.Request) -> tuple[Any, str]:
         photo = load_image(_required(path, "no_photo", request))
@@ -161,7 +160,7 @@ def _caption_tab(photos: PagePhotos, language: gr.Radio) -> None:
     captions.input(explain, [photo, captions, language], [maps], api_name="explain")
 
 
-def _folder_tab(photos: PagePhotos, language: gr.Radio, folder: Path | None, files: list[str]) -> None:
+def _folder_tab(photos: PagePhotos, language: gr.Radio | gr.State, folder: Path | None, files: list[str]) -> None:
     @_said
     def caption_all(
         uploads: list[str] | None,

@@ -9,8 +9,16 @@ from PIL import Image
 from tiny_exports import tiny_processor
 from tiny_models import tiny_model
 
+from fusion_captioner import FusionCaptionerProcessor
 from fusion_captioner.data.caption_datasets import load_caption_dataset
-from fusion_captioner.serving.page_photos import BEAMS, PagePhotos, answers_questions, save_csv, save_sidecars
+from fusion_captioner.serving.page_photos import (
+    BEAMS,
+    MAX_NEW_TOKENS,
+    PagePhotos,
+    answers_questions,
+    save_csv,
+    save_sidecars,
+)
 from fusion_captioner.serving.page_texts import TEXTS, language_of
 
 
@@ -33,6 +41,38 @@ def test_alternatives_have_the_probability_that_the_model_gives_them(photos: Pag
             scores = photos.model(**inputs).logits[0, :-1].log_softmax(-1)
         expected = scores.gather(-1, inputs["input_ids"][0, 1:, None]).sum().exp().item()
         assert each.probability == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def in_two_languages() -> PagePhotos:
+    processor = tiny_processor()
+    processor.tokenizer.add_special_tokens({"extra_special_tokens": ["<|en|>", "<|zh|>"]})
+    processor = FusionCaptionerProcessor(processor.image_processor, processor.tokenizer, languages=["en", "zh"])
+    ids = list(processor.language_token_ids.values())
+    return PagePhotos(
+        tiny_model(vocab_size=len(processor.tokenizer), languages=["en", "zh"], language_token_ids=ids), processor
+    )
+
+
+def test_captions_are_in_the_language_that_is_chosen(in_two_languages: PagePhotos, tmp_path: Path) -> None:
+    model, processor = in_two_languages.model, in_two_languages.processor
+    assert in_two_languages.languages == ["en", "zh"]
+    photo().save(tmp_path / "photo.png")
+    for language in in_two_languages.languages:
+        best = in_two_languages.alternatives(photo(), language)[0]
+        inputs = processor(images=photo(), text=[best.text], language=language, add_eos=True, return_tensors="pt")
+        with torch.no_grad():
+            scores = model(**inputs).logits[0, 1:-1].log_softmax(-1)
+        # neither BOS nor the language is found
+        expected = scores.gather(-1, inputs["input_ids"][0, 2:, None]).sum().exp().item()
+        assert best.probability == pytest.approx(expected, rel=1e-3)
+        inputs = processor(images=photo(), language=language, return_tensors="pt")
+        generated = model.generate(**inputs, num_beams=3, max_new_tokens=MAX_NEW_TOKENS)
+        (expected_text,) = processor.batch_decode(generated, skip_special_tokens=True)
+        ((found, _),) = in_two_languages.captions([str(tmp_path / "photo.png")], language)
+        assert found == [(str(tmp_path / "photo.png"), expected_text.strip())]
+    maps = [in_two_languages.word_maps(photo(), "w5 w6", "en", language) for language in ("en", "zh")]
+    assert maps[0] != maps[1]
 
 
 @pytest.mark.parametrize("language", TEXTS)

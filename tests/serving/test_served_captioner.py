@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_captioner import FakeCaptioner
 from PIL import Image
 from tiny_exports import Export, tiny_processor
 from tiny_models import tiny_model
@@ -36,6 +37,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model().save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
     return folder
+
+
+def test_a_language_that_the_captioner_lacks_is_refused_and_one_that_it_has_is_used(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=r"--language \('zh'\) .* one language"):
+        load_served_captioner(str(checkpoint), language="zh")
+    captioner = FakeCaptioner()
+    ServedCaptioner(captioner, "fake", False, language="zh").caption([Image.new("RGB", (6, 4))], [""])
+    assert captioner.settings["language"] == "zh"
 
 
 @pytest.mark.parametrize("messages", CHATS)
