@@ -20,8 +20,8 @@ PHOTOS = {
     "sklearn": ["datasets/images/china.jpg", "datasets/images/flower.jpg"],
 }
 LEARNED_FROM = (
-    "The captioner learned from Flickr8k's everyday scenes of people and dogs. Pictures of other things it describes "
-    "with the words it knows, often wrongly; its model card shows how."
+    "The captioner learned from Flickr8k's everyday scenes of people and dogs, and from some photos of COCO and "
+    "Visual7W. Pictures of other things it describes with the words it knows, often wrongly; its model card shows how."
 )
 
 
@@ -52,7 +52,8 @@ def demo_photos() -> list[Path]:
 
 def caption_demo_photos(out: Path) -> None:
     """
-    Caption the photographs with the bundled captioner; print the captions, and write `photos.html` and `photos.png`.
+    Caption the photographs with the bundled captioner, in each of its languages; print the captions, and write
+    `photos.html` and `photos.png`.
 
     Args:
         out: an existing folder.
@@ -60,10 +61,18 @@ def caption_demo_photos(out: Path) -> None:
     model, processor = load_captioner(fusion_captioner.DEFAULT_CHECKPOINT)
     files = demo_photos()
     pictures = [load_image(file) for file in files]
-    captions = explain_captions(model, processor, pictures)
+    captions = explain_captions(model, processor, pictures, num_beams=3)
+    first, *others = processor.languages or [""]
+    texts = [[(first, caption.text)] for caption in captions]
+    for language in others:
+        inputs = processor(images=pictures, language=language, return_tensors="pt")
+        written = processor.batch_decode(model.generate(**inputs, num_beams=3), skip_special_tokens=True)
+        for of_photo, text in zip(texts, written, strict=True):
+            of_photo.append((language, text.strip()))
     print("photographs, captioned by the bundled checkpoint:")
-    for file, caption in zip(files, captions, strict=True):
-        print(f"  {file.name:20} {caption.text}")
+    for file, of_photo in zip(files, texts, strict=True):
+        for place, (language, text) in enumerate(of_photo):
+            print(f"  {file.name if place == 0 else '':20} {language:3}{text}")
     print(f"  {LEARNED_FROM}")
     names = [file.name for file in files]
     page, sheet = out / "photos.html", out / "photos.png"
