@@ -40,6 +40,8 @@ def main() -> None:
                     page.set_default_timeout(120_000)
                     page.goto(url)
                     page.get_by_role("tab", name=TEXTS[language]["tab_caption"]).wait_for()
+                    page.wait_for_timeout(2000)  # until the page has chosen the browser's language
+                    page.get_by_role("radio", name="English").check()  # the language of WORD
                     page.locator("input[type=file]").first.set_input_files(photo)
                     words = page.locator(".word-maps label")
                     words.first.wait_for()

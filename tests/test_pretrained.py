@@ -30,14 +30,14 @@ def photo(tmp_path: Path) -> str:
 
 def test_it_is_small_and_holds_no_pickle_and_no_code() -> None:
     files = [file for file in FOLDER.rglob("*") if file.is_file()]
-    assert sum(file.stat().st_size for file in files) < 60e6
+    assert sum(file.stat().st_size for file in files) < 65e6
     assert {file.suffix for file in files} == {".json", ".jinja", ".md", ".onnx", ".safetensors"}
 
 
 def test_it_loads_in_float32_and_captions(photo: str) -> None:
     model = AutoModelForImageTextToText.from_pretrained(FOLDER)
     processor = AutoProcessor.from_pretrained(FOLDER)
-    assert model.dtype == torch.float32 and model.num_parameters() <= 15e6
+    assert model.dtype == torch.float32 and model.num_parameters() <= 20e6
     generated = model.generate(**processor(images=photo, return_tensors="pt"))
     assert len(processor.batch_decode(generated, skip_special_tokens=True)[0].split()) > 3
 
