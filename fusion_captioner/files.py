@@ -243,7 +243,7 @@ def wait_for_lock(file: Path, work: str) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            file.write_text("")  # folders with a lock in them are copied and shared
+            file.write_bytes(b"")  # folders with a lock in them are copied and shared
         lock.release()
 
 
