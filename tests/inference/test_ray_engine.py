@@ -214,7 +214,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(collection: Path, tmp_path: P
     with (tmp_path / "stderr").open("w") as errors:
         run = subprocess.Popen(command, stderr=errors, stdout=subprocess.DEVNULL)
     try:
-        killed = _kill_a_worker(run, Path(f"{out}.incomplete"))
+        killed = _kill_a_worker(run, out)
         assert run.wait(timeout=DEADLINE) == 1
     finally:
         for process in psutil.Process(run.pid).children(recursive=True) if run.poll() is None else []:
@@ -233,13 +233,13 @@ def test_a_killed_worker_loses_and_doubles_nothing(collection: Path, tmp_path: P
     assert summary == "fusion-captioner: 2 of 192 images could not be captioned"
 
 
-def _kill_a_worker(run: subprocess.Popen, written: Path) -> bool:
-    """Kill a worker of the run when the first captions have come."""
+def _kill_a_worker(run: subprocess.Popen, out: Path) -> bool:
+    """Kill a worker of the run when the first captions for `out` have come."""
     end = time.monotonic() + DEADLINE
     while time.monotonic() < end and run.poll() is None:
+        has_begun = any(file.stat().st_size for file in out.parent.glob(f"{out.name}.*.incomplete"))
         for process in psutil.Process(run.pid).children(recursive=True):
-            title = _title(process)
-            if title.startswith("ray::MapWorker") and written.exists() and written.stat().st_size:
+            if has_begun and _title(process).startswith("ray::MapWorker"):
                 os.kill(process.pid, signal.SIGKILL)
                 return True
         time.sleep(0.05)
