@@ -18,8 +18,7 @@ from fusion_captioner.checkpoints.loading import load_captioner
 from fusion_captioner.data.caption_datasets import load_caption_dataset
 from fusion_captioner.data.feature_cache import cached_features
 from fusion_captioner.data.references import read_corpus
-from fusion_captioner.evaluation.generated_captions import generate_captions
-from fusion_captioner.metrics.caption_scores import score_captions
+from fusion_captioner.evaluation.generated_captions import generate_captions, score_generated
 from fusion_captioner.metrics.cider import DocumentFrequencies
 from fusion_captioner.metrics.tokenization import find_tokenizer
 from fusion_captioner.process_setup import keep_freed_memory
@@ -68,7 +67,6 @@ def main() -> None:
     for checkpoint in options.checkpoint:
         model, processor = load_captioner(checkpoint)
         cached = cached_features({options.split: rows}, model, processor.image_processor, options.cache)[options.split]
-        references = dict(zip(cached.rows["image_id"], cached.rows["captions"]))
         for beams, penalty, ngram in product(options.beams, options.length_penalties, options.no_repeat_ngrams):
             if beams == 1 and penalty != options.length_penalties[0]:
                 continue
@@ -79,12 +77,7 @@ def main() -> None:
                 model, processor, cached.rows, cached.features, language=options.language, batch_size=50, **settings
             )
             texts = list(captions.values())
-            scores = score_captions(
-                texts,
-                [references[image_id] for image_id in captions],
-                document_frequencies=frequencies,
-                tokenizer="auto",
-            )
+            scores = score_generated(captions, cached.rows, document_frequencies=frequencies)
             row = {"checkpoint": checkpoint, "beams": beams, "length_penalty": penalty if beams > 1 else None}
             row |= {"no_repeat_ngram": ngram, **{name: scores[name] for name in ("CIDEr", "BLEU-4")}}
             row["words"] = sum(len(text.split()) for text in texts) / len(texts)

@@ -61,12 +61,12 @@ def caption_demo_photos(out: Path) -> None:
     model, processor = load_captioner(fusion_captioner.DEFAULT_CHECKPOINT)
     files = demo_photos()
     pictures = [load_image(file) for file in files]
-    captions = explain_captions(model, processor, pictures, num_beams=3)
+    captions = explain_captions(model, processor, pictures)
     first, *others = processor.languages or [""]
     texts = [[(first, caption.text)] for caption in captions]
+    inputs = processor(images=pictures, return_tensors="pt") if others else {}
     for language in others:
-        inputs = processor(images=pictures, language=language, return_tensors="pt")
-        written = processor.batch_decode(model.generate(**inputs, num_beams=3), skip_special_tokens=True)
+        written = processor.batch_decode(model.generate(**inputs, language=language), skip_special_tokens=True)
         for of_photo, text in zip(texts, written, strict=True):
             of_photo.append((language, text.strip()))
     print("photographs, captioned by the bundled checkpoint:")

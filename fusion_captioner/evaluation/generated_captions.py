@@ -16,6 +16,7 @@ from fusion_captioner.data.annotated_images import bad_image_error
 from fusion_captioner.data.feature_shards import ImageFeatures
 from fusion_captioner.data.image_files import open_image
 from fusion_captioner.metrics.caption_scores import score_captions
+from fusion_captioner.metrics.cider import DocumentFrequencies
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor
 
@@ -147,10 +148,18 @@ def generate_texts(
     return {index: text for index, text, _ in everything}
 
 
-def score_generated(captions: Mapping[str, str], rows: datasets.Dataset, tokenizer: str = "auto") -> dict[str, Any]:
+def score_generated(
+    captions: Mapping[str, str],
+    rows: datasets.Dataset,
+    tokenizer: str = "auto",
+    document_frequencies: DocumentFrequencies | None = None,
+) -> dict[str, Any]:
     """CIDEr, BLEU-1..4, ROUGE-L and METEOR-exact-stem of captions by `image_id`, against those of `rows`, and
-    their `signature`."""
+    their `signature`; `tokenizer` and `document_frequencies` as in [`score_captions`]."""
     references = dict(zip(rows["image_id"], rows["captions"]))
     return score_captions(
-        list(captions.values()), [references[image_id] for image_id in captions], tokenizer=tokenizer
+        list(captions.values()),
+        [references[image_id] for image_id in captions],
+        tokenizer=tokenizer,
+        document_frequencies=document_frequencies,
     )

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -237,7 +238,9 @@ def _kill_a_worker(run: subprocess.Popen, out: Path) -> bool:
     """Kill a worker of the run when the first captions for `out` have come."""
     end = time.monotonic() + DEADLINE
     while time.monotonic() < end and run.poll() is None:
-        has_begun = any(file.stat().st_size for file in out.parent.glob(f"{out.name}.*.incomplete"))
+        has_begun = False
+        with suppress(FileNotFoundError):  # it may be renamed meanwhile
+            has_begun = any(file.stat().st_size for file in out.parent.glob(f"{out.name}.*.incomplete"))
         for process in psutil.Process(run.pid).children(recursive=True):
             if has_begun and _title(process).startswith("ray::MapWorker"):
                 os.kill(process.pid, signal.SIGKILL)
