@@ -301,8 +301,12 @@ class CausalLSTM(CausalRecurrent):
     def cell(self, inputs, state, *weights):
         input_weight, hidden_weight, input_bias, hidden_bias = weights
         hidden, memory = state
-        gates = few_row_linear(inputs, input_weight, input_bias)
-        gates += few_row_linear(hidden, hidden_weight, hidden_bias)
+        if torch.compiler.is_exporting():
+            both = torch.cat((inputs, hidden), dim=1), torch.cat((input_weight, hidden_weight), dim=1)
+            gates = nn.functional.linear(*both, input_bias + hidden_bias)
+        else:
+            gates = few_row_linear(inputs, input_weight, input_bias)
+            gates += few_row_linear(hidden, hidden_weight, hidden_bias)
         entered, kept, candidate, shown = gates.chunk(4, dim=-1)
         memory = kept.sigmoid() * memory + entered.sigmoid() * candidate.tanh()
         return shown.sigmoid() * memory.tanh(), memory
@@ -340,9 +344,10 @@ def attend(
         allowed (`torch.BoolTensor` that fits `(B, heads, L, S)`, *optional*): true where a query may look.
         dropout: of the weights.
     """
-    if query.dtype == torch.float32 or query.device.type != "cpu" or not torch.is_grad_enabled():
+    is_fused_fast = query.dtype == torch.float32 or query.device.type != "cpu" or not torch.is_grad_enabled()
+    if is_fused_fast and not torch.compiler.is_exporting():
         return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
-    scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1])
+    scores = (query / math.sqrt(query.shape[-1]) @ key.transpose(-1, -2)).float()
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -torch.inf)
     weights = scores.softmax(dim=-1).to(query.dtype)

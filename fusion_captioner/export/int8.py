@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fusion_captioner.export.int8_tables import matrices, quantize_tables
 from fusion_captioner.export.rounding import round_weights
 from fusion_captioner.image_loading import images_to_pixel_values
 from fusion_captioner.inference.runtimes import import_runtime
@@ -104,6 +105,9 @@ def quantize_image_part(source: Path, target: Path, images: Sequence[str], image
             "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
         },
     )
+    model = onnx.load(target)
+    quantize_tables(model)  # the words of concepts
+    onnx.save(model, target)
     _check_int8(target)
 
 
@@ -119,26 +123,22 @@ def quantize_decoder_step(source: Path, target: Path) -> None:
         ValueError: a layer has no int8 form.
         ImportError: `onnx` or `onnxruntime` is not installed.
     """
-    quantization, onnx = import_runtime("onnxruntime.quantization", "onnx"), import_runtime("onnx", "onnx")
+    import_runtime("onnxruntime", "onnx")
+    onnx = import_runtime("onnx", "onnx")
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
     from onnxruntime.quantization.onnx_model import ONNXModel
 
+    _prepare(source)
     with_gemms = ONNXModel(onnx.load(source))
     with_gemms.replace_gemm_with_matmul()
-    onnx.save(with_gemms.model, source)
-    _prepare(source)
-    quantization.quantize_dynamic(
-        source,
-        target,
-        op_types_to_quantize=["Gather"],
-        per_channel=True,
-        weight_type=quantization.QuantType.QInt8,
-    )
+    model = with_gemms.model
+    products = matrices(model, ["MatMul"], 1)
     quantizer = MatMulNBitsQuantizer(
-        onnx.load(target), bits=8, block_size=WEIGHT_BLOCK, is_symmetric=True, accuracy_level=_INT8_PRODUCTS
+        model, bits=8, block_size=WEIGHT_BLOCK, is_symmetric=True, accuracy_level=_INT8_PRODUCTS
     )
     quantizer.process()
-    quantizer.model.save_model_to_file(str(target))
+    quantize_tables(quantizer.model.model, products)
+    onnx.save(quantizer.model.model, target)
     _check_int8(target)
 
 

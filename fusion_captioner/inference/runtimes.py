@@ -19,6 +19,8 @@ def load_onnx(folder: Path, name: str, num_threads: int | None) -> Part:
     onnxruntime = import_runtime("onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads or 0
+    # Waiting threads would keep a core busy for a while after each run, and the other part's threads from it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors only: its warnings are about graphs, which nobody here can act on
     path = folder / f"{name}.onnx"
     with reading_export(path):

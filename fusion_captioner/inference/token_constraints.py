@@ -36,16 +36,15 @@ class TokenConstraints:
 
     def __call__(self, scores: np.ndarray, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """
-        Scores with the constraints applied.
+        Apply the constraints to scores, in place.
 
         Args:
-            scores: float32 (T', V), of the next token.
+            scores: float32 (T', V), of the next token; they are what is returned.
             rows: int64 (T',), the row of `prompts` that each text goes on from.
             tokens: int64 (T', new tokens), behind the prompts.
         """
         if self._is_free(tokens.shape[1]):
             return scores
-        scores = scores.copy()
         context = np.concatenate((self.prompts[rows], tokens), axis=1)
         if self.repetition_penalty != 1:
             self._penalize(scores, context, self.padding[rows])
@@ -70,10 +69,13 @@ class TokenConstraints:
 
 
 def _forbid_ngrams(scores: np.ndarray, context: np.ndarray, size: int) -> None:
-    windows = np.lib.stride_tricks.sliding_window_view(context, size, axis=1)  # (T, L - size + 1, size)
-    beginning = context[:, None, context.shape[1] + 1 - size :]
-    texts, places = np.nonzero((windows[:, :, :-1] == beginning).all(axis=-1))
-    scores[texts, windows[texts, places, -1]] = -np.inf
+    """A token is forbidden where it follows what the text ends with, `size - 1` tokens."""
+    followed = context.shape[1] - size + 1  # how many sequences of `size - 1` tokens a token follows
+    is_ending = np.ones((len(context), followed), bool)
+    for offset in range(size - 1):
+        is_ending &= context[:, offset : offset + followed] == context[:, followed + offset, None]
+    texts, places = is_ending.nonzero()
+    scores[texts, context[texts, places + size - 1]] = -np.inf
 
 
 def _forbid_sequences(scores: np.ndarray, context: np.ndarray, sequences: Sequence[Sequence[int]]) -> None:

@@ -1,0 +1,71 @@
+"""Looked-up rows in int8: near the float32 rows, and held once where a product has the same weights."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from fusion_captioner.export.int8 import quantize_decoder_step
+from fusion_captioner.export.int8_tables import quantize_tables
+
+WORDS, WIDTH = 40, 20
+
+
+def saved(path: Path, embedding: np.ndarray, output: np.ndarray | None) -> onnx.ModelProto:
+    """A graph from `ids (T, 1)` to `rows (T, 1, D)` and, with `output (D, V)`, `logits (T, 1, V)` of these rows."""
+    values = {"embedding": embedding} | ({} if output is None else {"output": output})
+    nodes = [helper.make_node("Gather", ["embedding", "ids"], ["rows"], axis=0)]
+    outputs = [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["T", 1, WIDTH])]
+    if output is not None:
+        nodes.append(helper.make_node("MatMul", ["rows", "output"], ["logits"], "product"))
+        outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["T", 1, output.shape[1]]))
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["T", 1])
+    weights = [numpy_helper.from_array(array, name) for name, array in values.items()]
+    graph = helper.make_graph(nodes, "graph", [ids], outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, path)
+    return model
+
+
+def run(path: Path, ids: np.ndarray) -> list[np.ndarray]:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"ids": ids})
+
+
+def tables(path: Path) -> list[list[int]]:
+    """Shapes of all weights in 8 bits."""
+    return [list(each.dims) for each in onnx.load(path).graph.initializer if each.data_type == TensorProto.UINT8]
+
+
+@pytest.fixture
+def embedding() -> np.ndarray:
+    rows = np.random.default_rng(0).standard_normal((WORDS, WIDTH)).astype(np.float32)
+    rows[3] = 0  # such as that of padding
+    return rows
+
+
+def test_rows_are_within_half_a_step_of_float32(tmp_path: Path, embedding: np.ndarray) -> None:
+    model = saved(tmp_path / "float32.onnx", embedding, None)
+    quantize_tables(model)
+    onnx.save(model, tmp_path / "int8.onnx")
+    ids = np.arange(WORDS)[:, None]
+    (rows,) = run(tmp_path / "int8.onnx", ids)
+    step = np.abs(embedding).max(axis=1, keepdims=True) / 127
+    assert np.all(np.abs(rows[:, 0] - embedding) <= step / 2 + 1e-6)
+    assert tables(tmp_path / "int8.onnx") == [[WORDS, WIDTH]]
+    assert not [each for each in model.graph.initializer if each.name == "embedding"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_embeddings_are_held_once(tmp_path: Path, embedding: np.ndarray, tied: bool) -> None:
+    other = np.random.default_rng(1).standard_normal((WIDTH, WORDS)).astype(np.float32)
+    output = np.ascontiguousarray(embedding.T) if tied else other
+    saved(tmp_path / "float32.onnx", embedding, output)
+    ids = np.array([[5], [3], [39]])
+    expected = run(tmp_path / "float32.onnx", ids)  # `quantize_decoder_step` changes its source
+    quantize_decoder_step(tmp_path / "float32.onnx", tmp_path / "int8.onnx")
+    assert len(tables(tmp_path / "int8.onnx")) == (1 if tied else 2)
+    for found, right in zip(run(tmp_path / "int8.onnx", ids), expected, strict=True):
+        np.testing.assert_allclose(found, right, atol=0.03 * np.abs(right).max())
