@@ -215,7 +215,7 @@ def examine(task: Run) -> Run:
         found = {"dtype": min(seconds, key=lambda dtype: seconds[dtype]), "seconds_by_dtype": seconds}
         system.model.to(getattr(torch, found["dtype"])).save_pretrained(task["save"])
     else:
-        from fusion_captioner.files import fingerprint
+        from fusion_captioner.fingerprints import fingerprint
 
         system = TorchSystem(task, Stopwatch())
         found = {"dtype": "float32", "fingerprint": fingerprint(weights=system.model.state_dict(), digest_size=16)}

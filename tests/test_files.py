@@ -1,26 +1,13 @@
-"""Files of a command: refused where they cannot be written, whole or as they were before, locked, prefetched."""
+"""Files of a command: refused where they cannot be written, whole or as they were before."""
 
 import ast
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from threading import Semaphore
 
 import pytest
 
 import fusion_captioner
-from fusion_captioner.files import (
-    atomic_folder,
-    atomic_write,
-    check_output_file,
-    check_output_folder,
-    lock_output,
-    prefetch,
-    write_text,
-)
+from fusion_captioner.files import atomic_folder, atomic_write, check_output_file, check_output_folder, write_text
 
 
 def test_a_file_that_can_be_written_passes_and_is_left_as_it_is(tmp_path: Path) -> None:
@@ -132,34 +119,6 @@ def test_a_full_disk_is_named_with_the_folder(tmp_path: Path) -> None:
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
-HOLDER = """
-import sys, time
-from fusion_captioner.files import lock_output
-with lock_output(sys.argv[1], "--out"):
-    print("locked", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
-    out = tmp_path / "captions.jsonl"
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None and process.stdout.readline() == "locked\n"
-            message = rf"--out \(.*captions.jsonl\): is being written by process {process.pid} on "
-            with pytest.raises(OSError, match=message), lock_output(out, "--out"):
-                pass
-            (tmp_path / "captions.jsonl.0123abcd.incomplete").write_text("half")
-            (tmp_path / "captions.jsonl.part-0-of-2.0123abcd.incomplete").write_text("of another output")
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    # the lock of a process that was killed is taken over, and what it left half-written goes
-    with lock_output(out, "--out"):
-        assert not (tmp_path / "captions.jsonl.0123abcd.incomplete").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["captions.jsonl.part-0-of-2.0123abcd.incomplete"]
-
-
 def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     with atomic_write(path) as first:
@@ -167,39 +126,6 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
         write_text(path, "second")
         assert path.read_text() == "second"
     assert path.read_text() == "first"
-
-
-def test_results_come_in_order_however_long_each_takes() -> None:
-    def read(number: int) -> int:
-        time.sleep(0.02 if number % 3 == 0 else 0)
-        return number * number
-
-    assert list(prefetch(range(20), read, ahead=5, workers=4)) == [(number, number**2) for number in range(20)]
-    assert list(prefetch([], read, ahead=5, workers=4)) == []
-
-
-def test_what_is_prefetched_is_bounded_and_made_while_the_caller_works() -> None:
-    begun = Semaphore(0)
-    results = prefetch(iter(range(100)), lambda number: begun.release(), ahead=6, workers=2)
-    next(results)
-    for _ in range(7):  # the first and six ahead
-        assert begun.acquire(timeout=5)
-    assert not begun.acquire(timeout=0.05)
-    next(results)
-    assert begun.acquire(timeout=5)
-    assert not begun.acquire(timeout=0.05)
-    results.close()
-    assert not begun.acquire(timeout=0.05)
-
-
-def test_what_reading_raises_is_raised() -> None:
-    def read(number: int) -> int:
-        return 1 // (3 - number)
-
-    results = prefetch(range(10), read, ahead=2, workers=2)
-    assert [next(results)[1] for _ in range(3)] == [0, 0, 1]
-    with pytest.raises(ZeroDivisionError):
-        next(results)
 
 
 def test_every_text_of_the_package_names_its_encoding() -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import fusion_captioner
 from fusion_captioner.cli import main
-from fusion_captioner.files import fingerprint
+from fusion_captioner.fingerprints import fingerprint
 from fusion_captioner.inference.captioner import load_on_runtime
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner, read_description
 from fusion_captioner.inference.torch_captioner import TorchCaptioner

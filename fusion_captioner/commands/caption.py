@@ -204,7 +204,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_on_ray(options: argparse.Namespace) -> int:
-    from fusion_captioner.files import check_output_file, lock_output
+    from fusion_captioner.file_locks import lock_output
+    from fusion_captioner.files import check_output_file
     from fusion_captioner.inference.ray_engine import Captioning, caption_on_ray
 
     captioning = Captioning(

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from fusion_captioner.demo.demonstration import run_demo
-    from fusion_captioner.files import lock_output_folder
+    from fusion_captioner.file_locks import lock_output_folder
     from fusion_captioner.process_setup import keep_stderr_quiet
 
     keep_stderr_quiet(reads_data=True)

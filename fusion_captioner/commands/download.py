@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Returns 0, or 1 where the user does not agree."""
     from fusion_captioner.data.published import DATASETS
-    from fusion_captioner.files import lock_output_folder
+    from fusion_captioner.file_locks import lock_output_folder
     from fusion_captioner.printing import print_line, print_note
 
     dataset = DATASETS[options.dataset]

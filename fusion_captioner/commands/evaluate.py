@@ -138,7 +138,8 @@ def _check(options: argparse.Namespace) -> None:
 @contextmanager
 def _locked_outputs(options: argparse.Namespace) -> Iterator[None]:
     """Checks what is written and what it needs, before anything is computed, and keeps other runs from writing it."""
-    from fusion_captioner.files import check_output_file, lock_output
+    from fusion_captioner.file_locks import lock_output
+    from fusion_captioner.files import check_output_file
     from fusion_captioner.metrics.meteor_java import find_meteor_jar
     from fusion_captioner.metrics.tokenization import find_tokenizer
 

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
 
     from fusion_captioner.checkpoints.loading import load_captioner
     from fusion_captioner.export.captioner import export_captioner
-    from fusion_captioner.files import lock_output_folder
+    from fusion_captioner.file_locks import lock_output_folder
     from fusion_captioner.process_setup import keep_stderr_quiet
 
     keep_stderr_quiet(reads_data=True)

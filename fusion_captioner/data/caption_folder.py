@@ -23,7 +23,7 @@ from fusion_captioner.data.annotated_images import (
 from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.data.image_files import MISSING_IMAGE, image_problem, image_problems
 from fusion_captioner.data.layouts import LAYOUTS
-from fusion_captioner.files import digest_problem, write_digests
+from fusion_captioner.fingerprints import digest_problem, write_digests
 
 logger = logging.getLogger(__name__)
 

@@ -29,15 +29,11 @@ from fusion_captioner.data.augmentation import mirror
 from fusion_captioner.data.feature_shards import ImageFeatures, MappedShard, ShardWriter, open_shards, shard_paths
 from fusion_captioner.data.image_files import MISSING_IMAGE, open_image
 from fusion_captioner.data.image_hashes import ImageHashes
-from fusion_captioner.files import (
-    INCOMPLETE,
-    fingerprint,
-    prefetch,
-    wait_for_lock,
-    without_volatile_keys,
-    write_text,
-)
+from fusion_captioner.file_locks import wait_for_lock
+from fusion_captioner.files import INCOMPLETE, write_text
+from fusion_captioner.fingerprints import fingerprint, without_volatile_keys
 from fusion_captioner.image_encoder import ImageEncoder
+from fusion_captioner.prefetching import prefetch
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from fusion_captioner.files import append_checksum, atomic_write, read_checked
+from fusion_captioner.files import atomic_write
+from fusion_captioner.fingerprints import append_checksum, read_checked
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 from pyarrow import feather
 from tqdm.auto import tqdm
 
-from fusion_captioner.files import append_checksum, atomic_write, hash_bytes, read_checked
+from fusion_captioner.files import atomic_write
+from fusion_captioner.fingerprints import append_checksum, hash_bytes, read_checked
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from fusion_captioner.export.int8 import (
     quantize_image_part,
 )
 from fusion_captioner.export.parts import Shape, export_decoder_step, export_image_part
-from fusion_captioner.files import atomic_folder, fingerprint, write_digests, write_json
+from fusion_captioner.files import atomic_folder, write_json
+from fusion_captioner.fingerprints import fingerprint, write_digests
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
 from fusion_captioner.inference.exported_captioner import (
     DECODER_STEP,

@@ -16,15 +16,9 @@ from functools import lru_cache
 from io import FileIO
 from pathlib import Path
 
-from fusion_captioner.files import (
-    atomic_write,
-    check_output_file,
-    hash_bytes,
-    lock_file,
-    lock_holder,
-    lock_output,
-    write_text,
-)
+from fusion_captioner.file_locks import lock_file, lock_holder, lock_output
+from fusion_captioner.files import atomic_write, check_output_file, write_text
+from fusion_captioner.fingerprints import hash_bytes
 from fusion_captioner.image_loading import is_url
 from fusion_captioner.inference.caption_formats import CaptionFormat, Row
 from fusion_captioner.inference.image_batches import Summary

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from fusion_captioner.files import digest_problem
+from fusion_captioner.fingerprints import digest_problem
 from fusion_captioner.image_loading import ImageSource, check_processed_size, images_to_pixel_values
 from fusion_captioner.inference.decoder_states import DecoderStates
 from fusion_captioner.inference.runtimes import RUNTIMES, RUNTIMES_OF_PARTS, Part, reading_export

@@ -8,9 +8,9 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from fusion_captioner.files import prefetch
 from fusion_captioner.image_loading import load_resized_image
 from fusion_captioner.inference.launched_process import LaunchedProcess, usable_cores
+from fusion_captioner.prefetching import prefetch
 from fusion_captioner.printing import print_note
 
 # Reading takes less time than captioning, and threads share their interpreter: more of them would only help with URLs.

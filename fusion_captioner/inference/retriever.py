@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fusion_captioner.checkpoints.loading import load_config, load_head
-from fusion_captioner.files import fingerprint, without_volatile_keys
+from fusion_captioner.fingerprints import fingerprint, without_volatile_keys
 from fusion_captioner.image_text_retrieval import FusionCaptionerForImageTextRetrieval
 
 

@@ -28,14 +28,9 @@ import pyarrow as pa
 from datasets.search import FaissIndex
 
 from fusion_captioner.data.feature_shards import write_table
-from fusion_captioner.files import (
-    INCOMPLETE,
-    atomic_write,
-    check_output_folder,
-    hash_file,
-    wait_for_lock,
-    write_json,
-)
+from fusion_captioner.file_locks import wait_for_lock
+from fusion_captioner.files import INCOMPLETE, atomic_write, check_output_folder, write_json
+from fusion_captioner.fingerprints import hash_file
 from fusion_captioner.inference.retriever import Retriever
 from fusion_captioner.search.embedding_shards import (
     EMBEDDING,

@@ -9,8 +9,8 @@ from tqdm.auto import tqdm
 
 from fusion_captioner.data.image_files import open_image
 from fusion_captioner.data.image_hashes import ImageHashes
-from fusion_captioner.files import prefetch
 from fusion_captioner.inference.retriever import Retriever
+from fusion_captioner.prefetching import prefetch
 from fusion_captioner.search.embedding_shards import EmbeddingShards
 from fusion_captioner.search.image_index import NAMES, ImageIndex
 from fusion_captioner.search.indexed_images import IndexedImages, index_rows

@@ -15,7 +15,7 @@ from fusion_captioner.data.caption_folder import FEATURES
 from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.data.image_files import find_images, open_image
 from fusion_captioner.data.row_layouts import read_sidecars
-from fusion_captioner.files import hash_bytes, hash_file
+from fusion_captioner.fingerprints import hash_bytes, hash_file
 
 FOLDER = "folder"
 

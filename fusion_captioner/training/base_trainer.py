@@ -15,7 +15,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from fusion_captioner.checkpoints.loading import check_finite
 from fusion_captioner.data.caption_sampling import SetCaptionEpoch
 from fusion_captioner.data.collating import CaptionCollator, ImageCollator
-from fusion_captioner.files import write_digests, write_json
+from fusion_captioner.files import write_json
+from fusion_captioner.fingerprints import write_digests
 from fusion_captioner.image_encoder import ImageEncoder
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor

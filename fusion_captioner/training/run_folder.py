@@ -6,7 +6,8 @@ import logging
 import os
 from pathlib import Path
 
-from fusion_captioner.files import DIGESTS, check_output_folder, digest_problem
+from fusion_captioner.files import check_output_folder
+from fusion_captioner.fingerprints import DIGESTS, digest_problem
 
 logger = logging.getLogger(__name__)
 

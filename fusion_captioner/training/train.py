@@ -16,7 +16,8 @@ from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfi
 from fusion_captioner.data.feature_cache import cached_features
 from fusion_captioner.data.feature_shards import ImageFeatures
 from fusion_captioner.data.row_batches import rows_with_features
-from fusion_captioner.files import check_output_folder, lock_output_folder
+from fusion_captioner.file_locks import lock_output_folder
+from fusion_captioner.files import check_output_folder
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerPreTrainedModel
 from fusion_captioner.printing import print_log
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor

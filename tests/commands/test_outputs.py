@@ -17,7 +17,7 @@ from fusion_captioner.cli import main
 
 HOLDER = """
 import sys
-from fusion_captioner.files import lock_output
+from fusion_captioner.file_locks import lock_output
 with lock_output(sys.argv[1], "--out"):
     print("locked", flush=True)
     sys.stdin.read()

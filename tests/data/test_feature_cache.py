@@ -20,7 +20,7 @@ from fusion_captioner.data.caption_sampling import CaptionDataset
 from fusion_captioner.data.collating import CaptionCollator
 from fusion_captioner.data.feature_cache import cached_features, encoder_fingerprint
 from fusion_captioner.data.image_hashes import ImageHashes
-from fusion_captioner.files import wait_for_lock
+from fusion_captioner.file_locks import wait_for_lock
 from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_exports import Export
 
 from fusion_captioner.cli import main
-from fusion_captioner.files import write_digests
+from fusion_captioner.fingerprints import write_digests
 
 RUNTIMES = ["onnx", "openvino"]
 

@@ -25,7 +25,8 @@ from tiny_models import randomize, tiny_head, tiny_model
 from fusion_captioner import FusionCaptionerForImageTextRetrieval
 from fusion_captioner.cli import main
 from fusion_captioner.data.feature_shards import write_table
-from fusion_captioner.files import hash_bytes, wait_for_lock
+from fusion_captioner.file_locks import wait_for_lock
+from fusion_captioner.fingerprints import hash_bytes
 from fusion_captioner.inference.retriever import Retriever
 from fusion_captioner.search import indexed_images
 from fusion_captioner.search.image_index import ROW_FEATURES, ImageIndex

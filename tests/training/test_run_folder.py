@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fusion_captioner.files import write_digests
+from fusion_captioner.fingerprints import write_digests
 from fusion_captioner.training.run_folder import newest_complete_checkpoint, prepare_run_folder
 
 STATE = '{"global_step": 3}'
