@@ -237,6 +237,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
     # what `Trainer` leaves out of predictions, so that they are the logits
     keys_to_ignore_at_inference = [  # noqa: RUF012 (transformers' own form)
         "loss_terms",
+        "cache",
         "past_key_values",
         "hidden_states",
         "attentions",

@@ -10,9 +10,13 @@ from typing import Any
 import torch
 from transformers import Cache, GenerationMixin, LogitsProcessor
 from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
+from transformers.generation.utils import ALL_CACHE_NAMES
 
 from .causal_layers import PackedWeights, State, packed_weights
 from .fusion import count_texts
+
+# How transformers names the cache in calls and outputs: `cache` from 5.24 on, `past_key_values` before.
+CACHE: str = ALL_CACHE_NAMES[0]
 
 
 class CaptionCache(Cache):
@@ -128,7 +132,8 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
             names = ", ".join(map(repr, known)) or "none, since this captioner has one language"
             why = "is given with a prompt, which brings its own" if has_prompt else f"must be one of {names}"
             raise ValueError(f"`language` ({language!r}) {why}.")
-        if known and not has_prompt and kwargs.get("past_key_values") is None:
+        has_cache = any(kwargs.get(name) is not None for name in (CACHE, "past_key_values"))
+        if known and not has_prompt and not has_cache:
             kwargs["input_ids"] = self._beginnings(kwargs, known[language or next(iter(known))])
         if labels is not None:
             kwargs |= self._prompts(kwargs["input_ids"], kwargs.get("attention_mask"), labels)
@@ -165,7 +170,7 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
         pixel_values = model_kwargs.pop("pixel_values", None)
         regions = model_kwargs.pop("image_hidden_states", None)
-        if (pixel_values is None) == (regions is None) and model_kwargs.get("past_key_values") is None:
+        if (pixel_values is None) == (regions is None) and model_kwargs.get(CACHE) is None:
             raise ValueError(
                 "`generate` takes either `pixel_values` or `image_hidden_states`, and got "
                 f"{'neither' if regions is None else 'both'}."
@@ -226,9 +231,9 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
                 f"`cache_implementation` ({generation_config.cache_implementation!r}) is not supported: recurrent "
                 "states have a fixed size and one kind of cache; leave it out."
             )
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
-            model_kwargs["past_key_values"] = CaptionCache(self.model.project_regions(regions, sounds))
-        if model_kwargs.get("past_key_values") is not None:
+        if model_kwargs.get(CACHE) is None and generation_config.use_cache:
+            model_kwargs[CACHE] = CaptionCache(self.model.project_regions(regions, sounds))
+        if model_kwargs.get(CACHE) is not None:
             model_kwargs.pop("image_hidden_states")
             model_kwargs.pop("audio_hidden_states", None)
 
@@ -250,7 +255,7 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
         transformers' greedy search and sampling, token for token. On a CPU, where only the tokens are wanted, a step
         calls the layers and nothing else: what transformers does around them takes longer than their products.
         """
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         if (
             not isinstance(cache, CaptionCache)
             or input_ids.device.type != "cpu"

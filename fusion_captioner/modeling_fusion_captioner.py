@@ -28,7 +28,7 @@ from .concepts import ConceptHead, ConceptRegions
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .decoder import CaptionDecoder
 from .fusion import FUSIONS, count_texts
-from .generation_fusion_captioner import CaptionCache, FusionCaptionerGenerationMixin
+from .generation_fusion_captioner import CACHE, CaptionCache, FusionCaptionerGenerationMixin
 from .image_encoder import ImageEncoder, limited_weights
 from .losses import caption_loss, weighted_sum
 from .matching import WordRegionMatching
@@ -318,6 +318,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_embeds: bool = True,
+        cache: CaptionCache | None = None,
         **kwargs,
     ) -> FusionCaptionerModelOutput:
         """
@@ -328,7 +329,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)` or `(B, F, P, Dv)`).
             input_features (`torch.FloatTensor` with B rows, *optional*): sounds, as the audio encoder takes them, or
             audio_hidden_states (`torch.FloatTensor` of shape `(B, A, Da)`): what the audio encoder made of them.
-            past_key_values (`CaptionCache`, *optional*): of the tokens so far; images and sounds are then in it.
+            cache, or past_key_values (`CaptionCache`, *optional*): of the tokens so far, with images and sounds in it.
             use_cache, output_attentions, output_hidden_states (`bool`).
             return_embeds (`bool`): whether `image_embeds` and `text_embeds` are wanted.
 
@@ -338,10 +339,10 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = self._returns_hidden_states(output_hidden_states)
         input_ids = self.check_input_ids(input_ids)
-        cache = past_key_values
+        cache = past_key_values if cache is None else cache
         if cache is not None and not isinstance(cache, CaptionCache):
             raise ValueError(
-                f"`past_key_values` ({type(cache).__name__}) must be a CaptionCache, as this model returns it; leave "
+                f"`cache` ({type(cache).__name__}) must be a CaptionCache, as this model returns it; leave "
                 "it out of the first call."
             )
         regions, concept_logits = None, None
@@ -357,7 +358,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             given is not None for given in (pixel_values, image_hidden_states, input_features, audio_hidden_states)
         ):
             raise ValueError(
-                "`past_key_values` holds the images already, and their sounds; leave out `pixel_values`, "
+                "`cache` holds the images already, and their sounds; leave out `pixel_values`, "
                 "`image_hidden_states`, `input_features` and `audio_hidden_states`."
             )
         else:
@@ -391,7 +392,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             attentions=(weights,) if weights is not None else None,
-            past_key_values=cache,
+            **{CACHE: cache},
             hidden_states=(text_states, fused) if output_hidden_states else None,
         )
 
@@ -559,12 +560,13 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
+        cache: CaptionCache | None = None,
         **kwargs,
     ) -> FusionCaptionerOutput:
         """
         Args:
             input_ids, attention_mask, pixel_values, image_hidden_states, input_features, audio_hidden_states,
-            past_key_values, use_cache: see `FusionCaptionerModel.forward`.
+            cache or past_key_values, use_cache: see `FusionCaptionerModel.forward`.
             labels (`torch.LongTensor` of shape `(T, L)`, *optional*): aligned with `input_ids`, -100 on prompt and
                 padding; the model shifts them.
             logits_to_keep (`int`, or `torch.BoolTensor` of shape `(T, L)`): logits of only that many last tokens; 0:
@@ -581,7 +583,8 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             # what is exported is one whole text
             whole = self.training or labels is not None or torch.compiler.is_exporting()
             use_cache = self.config.use_cache and not whole
-        if self.training and self.config.modality_dropout and past_key_values is None:
+        cache = past_key_values if cache is None else cache
+        if self.training and self.config.modality_dropout and cache is None:
             regions = self.model.image_regions(pixel_values, image_hidden_states)
             shown = torch.rand(len(regions), device=regions.device) >= self.config.modality_dropout
             image_hidden_states, pixel_values = regions * shown.view(-1, *[1] * (regions.dim() - 1)), None
@@ -592,14 +595,14 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             image_hidden_states=image_hidden_states,
             input_features=input_features,
             audio_hidden_states=audio_hidden_states,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             output_attentions=output_attentions,
             return_embeds=labels is not None and self.alignment.is_active,
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        cache = outputs.past_key_values
+        cache = getattr(outputs, CACHE)
         hidden_states, decoder_state = self.decoder(
             outputs.fused_hidden_states,
             outputs.embeddings,
@@ -633,7 +636,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             loss=loss,
             logits=logits,
             loss_terms=loss_terms,
-            past_key_values=cache,
+            **{CACHE: cache},
             hidden_states=None if outputs.hidden_states is None else (*outputs.hidden_states, hidden_states),
             attentions=outputs.attentions,
             image_embeds=outputs.image_embeds,
@@ -654,7 +657,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         if labels.shape != (logits if logits is not None else hidden_states).shape[:2]:
             raise ValueError(
                 f"`labels` {tuple(labels.shape)} must have the shape of `input_ids` "
-                f"{tuple(outputs.fused_hidden_states.shape[:2])}, without `past_key_values` and with `logits_to_keep` "
+                f"{tuple(outputs.fused_hidden_states.shape[:2])}, without `cache` and with `logits_to_keep` "
                 "at 0."
             )
         self.model.check_token_ids(labels.masked_fill(labels == -100, 0))

@@ -14,7 +14,7 @@ from inspect import signature
 import torch
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .generation_fusion_captioner import CaptionCache
+from .generation_fusion_captioner import CACHE, CaptionCache
 
 
 def returns_output(method: Callable) -> Callable:
@@ -53,7 +53,7 @@ class FusionCaptionerModelOutput(ModelOutput):
         text_embeds (`torch.FloatTensor` of shape `(T, E)`): projected and normalised.
         attentions (tuple of one `torch.FloatTensor` of shape `(T, heads, L, P)`): where each token looked. After the
             image's regions come its concepts, `num_concepts` of them, and then the regions of a sound.
-        past_key_values (`CaptionCache`).
+        cache (`CaptionCache`): named `past_key_values` before transformers 5.24, which still reads it under that name.
         hidden_states (tuple of `torch.FloatTensor` of shape `(T, L, D)`): text states and joint representations, with
             `output_hidden_states=True`.
     """
@@ -67,7 +67,10 @@ class FusionCaptionerModelOutput(ModelOutput):
     image_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-    past_key_values: CaptionCache | None = None
+    if CACHE == "cache":
+        cache: CaptionCache | None = None
+    else:
+        past_key_values: CaptionCache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
@@ -80,13 +83,16 @@ class FusionCaptionerOutput(ModelOutput):
         loss_terms (`dict` of scalars): each term that is on, unweighted.
         hidden_states (tuple of `torch.FloatTensor` of shape `(T, L, D)`): text states, joint representations and
             decoder states, with `output_hidden_states=True`.
-        attentions, image_embeds, text_embeds, past_key_values: see `FusionCaptionerModelOutput`.
+        attentions, image_embeds, text_embeds, cache: see `FusionCaptionerModelOutput`.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     loss_terms: dict[str, torch.Tensor] | None = None
-    past_key_values: CaptionCache | None = None
+    if CACHE == "cache":
+        cache: CaptionCache | None = None
+    else:
+        past_key_values: CaptionCache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     image_embeds: torch.Tensor | None = None

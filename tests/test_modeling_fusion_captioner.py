@@ -374,7 +374,7 @@ def test_inputs_that_do_not_fit_are_refused_by_name(changes: dict, message: str)
 def test_a_cache_already_holds_the_images() -> None:
     model = tiny_model()
     cache = model(pixel_values=pixels(), input_ids=tokens()).past_key_values
-    with pytest.raises(ValueError, match="`past_key_values` holds the images already"):
+    with pytest.raises(ValueError, match="`cache` holds the images already"):
         model(pixel_values=pixels(), input_ids=tokens()[:, -1:], past_key_values=cache)
 
 

@@ -196,7 +196,7 @@ def test_generate_with_static_cache(kind: str) -> None:
 def test_generate_with_the_cache_of_another_model(layer_type: str) -> None:
     model = model_of("attention", layer_type)
     for cache in (DynamicCache(), StaticCache(config=model.config, max_cache_len=8)):
-        with pytest.raises(ValueError, match=rf"`past_key_values` \({type(cache).__name__}\) must be a CaptionCache"):
+        with pytest.raises(ValueError, match=rf"`cache` \({type(cache).__name__}\) must be a CaptionCache"):
             generate(model, past_key_values=cache)
 
 
