@@ -5,6 +5,7 @@ call, and the cache is a `CaptionCache`."""
 # GenerationMixin types `self` as the finished model, which a mixin is not yet.
 
 from functools import wraps
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class CaptionCache(Cache):
     """
 
     is_compileable = False  # recurrent layers break the graph, and Transformer states grow
+    is_linear = (False,)  # a call that goes on from a cache gets the whole text, and reads what is new in it
 
     def __init__(self, projected_regions: State) -> None:
         super().__init__(layers=[])
@@ -116,7 +118,7 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
     kept_weights: PackedWeights | None = None
 
     # the function inside transformers' `no_grad`, which `generate.__wrapped__` is for those who want gradients
-    @wraps(GenerationMixin.generate.__wrapped__)
+    @wraps(unwrap(GenerationMixin.generate))
     def generate(self, *args, labels=None, language=None, **kwargs):
         """
         Args:

@@ -335,7 +335,7 @@ def test_generation_in_half_precision(dtype: torch.dtype) -> None:
         ({"pixel_values": pixels(), "input_ids": tokens() + VOCAB_SIZE}, "outside the vocabulary of 50"),
         (
             {"pixel_values": pixels(), "past_key_values": DynamicCache()},
-            r"`past_key_values` \(DynamicCache\) must be a",
+            r"`cache` \(DynamicCache\) must be a",
         ),
         ({"pixel_values": pixels(), "cache_implementation": "static"}, r"`cache_implementation` \('static'\)"),
         ({"pixel_values": pixels(), "max_new_token": 3}, "max_new_token"),
