@@ -354,9 +354,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             concept_logits = None if self.concept_regions is None else self.score_concepts(regions)
             projected = self.project_regions(regions, audio_hidden_states, concept_logits)
             cache = CaptionCache(projected) if use_cache else None
-        elif any(
-            given is not None for given in (pixel_values, image_hidden_states, input_features, audio_hidden_states)
-        ):
+        elif any(x is not None for x in (pixel_values, image_hidden_states, input_features, audio_hidden_states)):
             raise ValueError(
                 "`cache` holds the images already, and their sounds; leave out `pixel_values`, "
                 "`image_hidden_states`, `input_features` and `audio_hidden_states`."
@@ -657,17 +655,15 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         if labels.shape != (logits if logits is not None else hidden_states).shape[:2]:
             raise ValueError(
                 f"`labels` {tuple(labels.shape)} must have the shape of `input_ids` "
-                f"{tuple(outputs.fused_hidden_states.shape[:2])}, without `cache` and with `logits_to_keep` "
-                "at 0."
+                f"{tuple(outputs.fused_hidden_states.shape[:2])}, without `cache` and with `logits_to_keep` at 0."
             )
         self.model.check_token_ids(labels.masked_fill(labels == -100, 0))
         terms: dict[str, torch.Tensor] = {}
         targets = labels[:, 1:]
         labelled = targets != -100
         if self.config.caption_loss_weight:
-            scores = (
-                self.lm_head(hidden_states[:, :-1][labelled]) if logits is None else logits[:, :-1][labelled]
-            )  # (N, V)
+            words = (hidden_states if logits is None else logits)[:, :-1][labelled]
+            scores = self.lm_head(words) if logits is None else words  # (N, V)
             terms["caption"] = caption_loss(scores, targets[labelled], self.config.label_smoothing)
         if outputs.image_embeds is not None:
             terms |= self.alignment(outputs, attention_mask, self.model.fuse)

@@ -53,7 +53,7 @@ class FusionCaptionerModelOutput(ModelOutput):
         text_embeds (`torch.FloatTensor` of shape `(T, E)`): projected and normalised.
         attentions (tuple of one `torch.FloatTensor` of shape `(T, heads, L, P)`): where each token looked. After the
             image's regions come its concepts, `num_concepts` of them, and then the regions of a sound.
-        cache (`CaptionCache`): named `past_key_values` before transformers 5.24, which still reads it under that name.
+        cache (`CaptionCache`): `past_key_values` before transformers 5.24, and still readable as that.
         hidden_states (tuple of `torch.FloatTensor` of shape `(T, L, D)`): text states and joint representations, with
             `output_hidden_states=True`.
     """
