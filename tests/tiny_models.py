@@ -1,5 +1,8 @@
 """Captioners of a few thousand weights, and inputs for them."""
 
+import pickle
+from copy import deepcopy
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -99,12 +102,20 @@ def calibrate(module: torch.nn.Module, pixel_values: torch.Tensor) -> None:
     module.eval()
 
 
-def tiny_head(head: type[Head], **fields) -> Head:
-    """A model of this class in evaluation mode, the same at every call."""
+@lru_cache(maxsize=100)
+def made_head(head: type[Head], fields: bytes) -> tuple[Head, torch.Tensor]:
+    """The model that `tiny_head` copies, and the state of torch's generator after it."""
     torch.manual_seed(0)
-    model = head(tiny_config(**fields)).eval()
+    model = head(tiny_config(**pickle.loads(fields))).eval()
     randomize(model)
-    return model
+    return model, torch.get_rng_state()
+
+
+def tiny_head(head: type[Head], **fields) -> Head:
+    """A model of this class in evaluation mode, the same at every call; a copy, which takes a quarter of the time."""
+    model, state = made_head(head, pickle.dumps(fields))
+    torch.set_rng_state(state)
+    return deepcopy(model)
 
 
 def tiny_model(**fields) -> FusionCaptionerForConditionalGeneration:
