@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from colour_captioner import photo, wait_until
 
+from fusion_captioner.inference.captioner import BUNDLED_EXPORT
+
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 
@@ -86,15 +88,17 @@ class Server:
 
 
 @pytest.fixture
-def server(captioner: Path) -> Iterator[Server]:
-    server = Server("--model", captioner, "--batch-wait", 1000, "--max-new-tokens", 5)
+def server(captioner: Path, tmp_path: Path, form: str) -> Iterator[Server]:
+    """Of a checkpoint on torch, or of the bundled export, which starts sooner."""
+    (tmp_path / "tiny").symlink_to(captioner if form == "checkpoint" else BUNDLED_EXPORT)
+    server = Server("--model", tmp_path / "tiny", "--batch-wait", 1000, "--max-new-tokens", 5)
     yield server
     server.process.kill()
     server.process.wait()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("form", "ending"), [("checkpoint", signal.SIGTERM), ("export", signal.SIGINT)])
 def test_running_requests_end_before_the_server_does(server: Server, ending: signal.Signals) -> None:
     assert server.name == "tiny"
     answers: list[Any] = []
