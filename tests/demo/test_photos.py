@@ -5,13 +5,19 @@ import pytest
 from PIL import Image
 
 from fusion_captioner.demo import photos as demo_photos
+from fusion_captioner.inference.attention_maps import DEFAULT_METHOD
+from fusion_captioner.inference.attributions import ATTRIBUTIONS
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
     find_spec("skimage") is None or find_spec("sklearn") is None, reason="the extra `demo` is not installed"
 )
-def test_photographs_are_captioned_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_photographs_are_captioned_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # the default encodes each photo 64 times
+    monkeypatch.setitem(ATTRIBUTIONS, DEFAULT_METHOD, ATTRIBUTIONS["attention"])
     demo_photos.caption_demo_photos(tmp_path)
     printed = capsys.readouterr().out
     for file in demo_photos.demo_photos():
