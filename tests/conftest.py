@@ -1,5 +1,6 @@
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import cache
 from importlib.util import find_spec
@@ -7,21 +8,31 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-import torch
-from tiny_exports import Export, tiny_processor
-from tiny_models import tiny_model
 
-from fusion_captioner.cli import main
+# Models this tiny gain nothing from threads, and on a busy machine threads wait for one another. torch reads this when
+# it is imported, here and in the processes that tests start; this file imports it late, since the process that only
+# hands out tests to the others has no use for it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
-# Models this tiny gain nothing from threads, and on a busy machine threads wait for one another.
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+# Fixtures that take seconds to make, and the group of the tests that share one: a worker runs a group alone.
+GROUPS = {
+    "assistant": "assistant",
+    "built": "wheel",
+    "classifier": "classifier",
+    "coco_corpus": "coco",
+    "export": "exports",
+    "page_url": "page",
+    "results": "evaluate_modules",
+}
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("real_data") or item.get_closest_marker("java"):
             item.add_marker(pytest.mark.slow)
+        for fixture in GROUPS.keys() & getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(GROUPS[fixture]))
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +55,12 @@ def java() -> str:
 
 
 @pytest.fixture(scope="session")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+def export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`export(runtime, **fields)`: what the command writes of a tiny captioner with these fields, once."""
+    from tiny_exports import tiny_processor
+    from tiny_models import tiny_model
+
+    from fusion_captioner.cli import main
 
     @cache
     def write(runtime: str, **fields: str) -> Path:

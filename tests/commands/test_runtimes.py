@@ -14,8 +14,7 @@ from fusion_captioner.cli import main
 from fusion_captioner.commands import shared_flags
 from fusion_captioner.inference import runtimes
 
-# one worker writes them all, as the tests share them
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("exports")]
+pytestmark = pytest.mark.slow
 
 # what the console script runs, and whether torch was imported
 SCRIPT = """

@@ -81,7 +81,6 @@ def test_words_that_are_none(word: str, words: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("exports")
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 def test_both_runtimes_leave_words_out_alike(export: Export, tmp_path, settings: dict) -> None:
     tiny_model().save_pretrained(tmp_path)

@@ -13,7 +13,6 @@ from fusion_captioner.serving.page_texts import TEXTS
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("page_browser"),
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (such as apt install chromium)"),
 ]
 PHONE = 375  # pixels wide
