@@ -26,7 +26,7 @@ MODELS = [
     ("lstm", "lstm", "onnx", {"fusion_type": "co_attention", **STACK}),
     ("lstm", "gru", "openvino", {"fusion_type": "sum"}),
     ("lstm", "transformer", "openvino", {}),  # attention
-    ("gru", "lstm", "onnx", {"fusion_type": "concat"}),
+    ("gru", "lstm", "openvino+onnx", {"fusion_type": "concat"}),
     ("gru", "gru", "openvino", {"fusion_type": "gated"}),
     ("gru", "transformer", "openvino", {"fusion_type": "bilinear", **STACK}),
     ("transformer", "lstm", "openvino", {"fusion_type": "concat"}),
@@ -39,7 +39,6 @@ VARIANTS = [
     ("efficientnet", "co_attention", "openvino"),
     ("efficientnet", "sum", "onnx"),
 ]
-MODELS.append(("co_attention", "lstm", "gru", "openvino+onnx", False))
 SEARCHES = {
     "greedy": {},
     "greedy, not too short": {"min_new_tokens": 5},
