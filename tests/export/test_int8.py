@@ -16,8 +16,7 @@ from fusion_captioner.image_processing_fusion_captioner import SETTINGS
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner
 from fusion_captioner.inference.runtimes import import_runtime
 
-# one worker writes them all, as the tests share them
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("exports")]
+pytestmark = pytest.mark.slow
 
 RUNTIMES = ["onnx", "openvino", "openvino+onnx"]
 # recurrent layers and attention in one
@@ -73,7 +72,8 @@ def test_int8_is_close_to_float32(
     capsys: pytest.CaptureFixture[str], export: Export, int8: Path, photos: Path
 ) -> None:
     assert json.loads((int8 / "exported_captioner.json").read_text())["dtype"] == "int8"
-    small, whole = (ExportedCaptioner(each, num_threads=1) for each in (int8, export(int8.name, **LAYERS)))
+    # runtimes differ far less in float32 than int8 does from it
+    small, whole = (ExportedCaptioner(each, num_threads=1) for each in (int8, export("onnx", **LAYERS)))
     pixel_values = whole.preprocess(sorted(photos.iterdir()))
     regions = whole._image_part((pixel_values,))
     for found, expected in zip(small._image_part((pixel_values,)), regions, strict=True):
