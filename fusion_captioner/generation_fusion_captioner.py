@@ -32,7 +32,6 @@ class CaptionCache(Cache):
     """
 
     is_compileable = False  # recurrent layers break the graph, and Transformer states grow
-    is_linear = (False,)  # a call that goes on from a cache gets the whole text, and reads what is new in it
 
     def __init__(self, projected_regions: State) -> None:
         super().__init__(layers=[])
@@ -46,6 +45,11 @@ class CaptionCache(Cache):
     def is_initialized(self) -> bool:
         """Whether a token has been seen."""
         return self.seen_tokens > 0
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """Not what transformers calls linear: a call that goes on is given the whole text, and reads what is new."""
+        return [False]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen so far, padding included."""
