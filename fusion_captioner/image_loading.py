@@ -229,11 +229,22 @@ def normalization(
     Args:
         mean, std: per channel, or None for no normalisation.
         rescale_factor: such as 1/255, or None for no rescaling.
+
+    Raises:
+        ValueError: float32 does not hold what they make of pixels.
     """
     spread = np.asarray(std if std is not None else (1.0,) * 3, dtype=np.float64)
     centre = np.asarray(mean if mean is not None else (0.0,) * 3, dtype=np.float64)
     factor = 1.0 if rescale_factor is None else rescale_factor
-    return (factor / spread).astype(np.float32), (-centre / spread).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale, offset = (factor / spread).astype(np.float32), (-centre / spread).astype(np.float32)
+        is_finite = np.isfinite(255 * scale + offset).all()
+    if not is_finite:
+        raise ValueError(
+            f"`image_mean` ({mean!r}), `image_std` ({std!r}) and `rescale_factor` ({rescale_factor!r}) make pixel values "
+            "that are no numbers; give such as 0.5, 0.5 and 1/255."
+        )
+    return scale, offset
 
 
 def read_data_url(url: str, name: str) -> bytes:

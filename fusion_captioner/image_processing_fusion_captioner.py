@@ -20,7 +20,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
-from .image_loading import RESIZE_MODES, images_to_pixel_values
+from .image_loading import RESIZE_MODES, images_to_pixel_values, normalization
 
 
 class FusionCaptionerImageProcessorKwargs(TypedDict, total=False):
@@ -253,6 +253,7 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     mean, std = (_per_channel(settings[name], name) for name in ("image_mean", "image_std"))
     if min(std) <= 0:
         raise ValueError(f"`image_std` ({settings['image_std']!r}) must be positive.")
+    normalization(mean, std, factor)
     return {
         **settings,
         "size": _checked_size(settings["size"]),

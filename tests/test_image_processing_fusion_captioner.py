@@ -103,6 +103,8 @@ def test_saves_and_loads(tmp_path: Path):
         ({"image_mean": [0.5, 0.5]}, "`image_mean`"),
         ({"image_std": [0.5, 0.5, 0]}, "`image_std`"),
         ({"image_std": float("nan")}, "`image_std`"),
+        ({"image_mean": 1e308}, "`image_mean`.* no numbers"),
+        ({"rescale_factor": 1e38}, "`rescale_factor`.* no numbers"),
         ({"do_center_crop": True}, "use `resize_mode='crop'`"),
         ({"colour": True}, "`colour` is no setting"),
     ],
