@@ -241,8 +241,8 @@ def normalization(
         is_finite = np.isfinite(255 * scale + offset).all()
     if not is_finite:
         raise ValueError(
-            f"`image_mean` ({mean!r}), `image_std` ({std!r}) and `rescale_factor` ({rescale_factor!r}) make pixel values "
-            "that are no numbers; give such as 0.5, 0.5 and 1/255."
+            f"`image_mean` ({mean!r}), `image_std` ({std!r}) and `rescale_factor` ({rescale_factor!r}) make pixel "
+            "values that are no numbers; give such as 0.5, 0.5 and 1/255."
         )
     return scale, offset
 
