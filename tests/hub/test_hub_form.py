@@ -29,8 +29,11 @@ PACKAGE = Path(fusion_captioner.__file__).parent
 NOT_SHIPPED = {
     "__init__.py",
     "cli.py",
+    "file_locks.py",
     "files.py",
+    "fingerprints.py",
     "hardware.py",
+    "prefetching.py",
     "printing.py",
     "process_setup.py",
     "registration.py",
