@@ -25,7 +25,7 @@ STACK = {"decoder_input": "joint_and_embedding", "num_hidden_layers": 2, "num_te
 MODELS = [
     ("lstm", "lstm", "onnx", {"fusion_type": "co_attention", **STACK}),
     ("lstm", "gru", "openvino", {"fusion_type": "sum"}),
-    ("lstm", "transformer", "openvino", {}),  # attention
+    ("lstm", "transformer", "onnx", {}),  # attention
     ("gru", "lstm", "openvino+onnx", {"fusion_type": "concat"}),
     ("gru", "gru", "openvino", {"fusion_type": "gated"}),
     ("gru", "transformer", "openvino", {"fusion_type": "bilinear", **STACK}),
@@ -35,7 +35,7 @@ MODELS = [
 ]
 # other image encoders, and words that are searched for in the image
 VARIANTS = [
-    ("vit", "attention", "onnx"),
+    ("vit", "attention", "openvino"),
     ("efficientnet", "co_attention", "openvino"),
     ("efficientnet", "sum", "onnx"),
 ]
