@@ -261,7 +261,7 @@ def read_data_url(url: str, name: str) -> bytes:
 
 def _read_base64(text: str, name: str) -> bytes:
     try:
-        return base64.b64decode(text)
+        return base64.b64decode("".join(text.split()), validate=True)
     except ValueError as error:  # binascii.Error, or a character outside ASCII
         raise ValueError(f"{name}: not base64 ({error})") from error
 

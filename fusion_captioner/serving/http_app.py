@@ -240,6 +240,8 @@ async def _unless_gone(request: Request, futures: "Sequence[asyncio.Future[list[
         ClientGoneError: the client has gone.
     """
     texts = asyncio.gather(*futures, return_exceptions=True)
+    # of a client that has gone nobody asks for the outcome, which asyncio would complain of
+    texts.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     gone = asyncio.ensure_future(request.receive())  # the body was read: what comes next is the end
     try:
         await asyncio.wait((texts, gone), return_when=asyncio.FIRST_COMPLETED)

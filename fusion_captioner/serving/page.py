@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from fusion_captioner.image_loading import load_image
-from fusion_captioner.serving.page_photos import PagePhotos, save_csv, save_sidecars
+from fusion_captioner.serving.page_photos import PagePhotos, save_csv, save_sidecars, saved_captions
 from fusion_captioner.serving.page_texts import LANGUAGES, TEXTS, language_of
 from fusion_captioner.serving.photo_search import PhotoSearch
 
@@ -46,7 +46,7 @@ def _said(function: Callable) -> Callable:
         try:
             return function(*arguments)
         except (ValueError, OSError) as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error), print_exception=False) from error
 
     return said
 
@@ -161,23 +161,42 @@ def _caption_tab(photos: PagePhotos, language: gr.Radio | gr.State) -> None:
 
 
 def _folder_tab(photos: PagePhotos, language: gr.Radio | gr.State, folder: Path | None, files: list[str]) -> None:
+    known: dict[Path, str] = {}
+
     @_said
     def caption_all(
         uploads: list[str] | None,
         language: str | None,
+        anew: bool,
+        before: list[list[str]],
+        machine: dict[str, str],
+        place: int,
+        shown: str | None,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[list[list[str]], int, str]:
+    ) -> tuple[list[list[str]], dict[str, str], int, str]:
         chosen = _required(files if folder is not None else uploads, "no_photos", request)
-        captions: list[list[str]] = []
+        had: dict[str, str] = {}
+        if folder is not None and not anew:
+            names = {str(Path(path).relative_to(folder)): path for path in chosen}
+            had = {names[name]: text for name, text in saved_captions(folder, [*names], folder / TABLE, known).items()}
+        if not anew:  # a correction on the page is newer
+            corrected = {path: text for path, text in kept(before, place, shown or "") if text != machine.get(path)}
+            had |= {path: text for path, text in corrected.items() if path in chosen}
+        captions = dict(had)
         problems: list[str] = []
-        progress((0, len(chosen)))
-        for found, wrong in photos.captions(chosen, language):
-            captions += [list(pair) for pair in found]
+        progress((len(captions), len(chosen)))
+        for found, wrong in photos.captions([path for path in chosen if path not in had], language):
+            captions |= dict(found)
+            machine = machine | dict(found)
             problems += wrong
             progress((len(captions) + len(problems), len(chosen)))
-        written = TEXTS[_language(request)]["written_count"].format(count=len(captions), total=len(chosen))
-        return captions, 0, "\n".join([written, *problems])
+        texts = TEXTS[_language(request)]
+        written = [texts["written_count"].format(count=len(captions), total=len(chosen))]
+        if had:
+            written.append(texts["had_count"].format(count=len(had)))
+        listed = [[path, captions[path]] for path in chosen if path in captions]
+        return listed, machine, 0, "\n".join([*written, *problems])
 
     def show(captions: list[list[str]], place: int) -> tuple[Any, str, str]:
         if not captions:
@@ -209,16 +228,16 @@ def _folder_tab(photos: PagePhotos, language: gr.Radio | gr.State, folder: Path 
         names = [str(Path(path).relative_to(folder)) if folder else Path(path).name for path, _ in corrected]
         pairs = list(zip(names, [caption for _, caption in corrected], strict=True))
         if form == "csv":
-            result = save_csv(target / TABLE, pairs, replaces)
+            result = save_csv(target / TABLE, pairs, replaces, known)
         else:
-            save_sidecars(target, pairs, replaces)
+            save_sidecars(target, pairs, replaces, known)
             result = target
         if folder is None and form != "csv":
             result = Path(shutil.make_archive(str(target), "zip", target))
         said = TEXTS[_language(request)]["saved_count"].format(count=len(pairs), place=result)
         return corrected, said, None if folder is not None else str(result)
 
-    captions, place = gr.State([]), gr.State(0)
+    captions, machine, place = gr.State([]), gr.State({}), gr.State(0)
     uploads = gr.File(
         file_count="multiple",
         file_types=["image"],
@@ -228,6 +247,7 @@ def _folder_tab(photos: PagePhotos, language: gr.Radio | gr.State, folder: Path 
     )
     if folder is not None:
         gr.Markdown(f"{folder} ({len(files)})")
+    anew = gr.Checkbox(label=text("anew"))
     start = gr.Button(text("caption_all"), variant="primary")
     written = gr.Textbox(label=text("written"), interactive=False, lines=2)
     with gr.Column(visible=False) as correction:
@@ -246,12 +266,15 @@ def _folder_tab(photos: PagePhotos, language: gr.Radio | gr.State, folder: Path 
         result = gr.File(label=text("download"), interactive=False, visible=folder is None)
 
     shows = [shown, caption, number]
-    started = start.click(caption_all, [uploads, language], [captions, place, written], api_name="caption_folder")
+    wanted = [uploads, language, anew, captions, machine, place, caption]
+    started = start.click(caption_all, wanted, [captions, machine, place, written], api_name="caption_folder")
     opened = started.then(show, [captions, place], shows, api_visibility="private")
     opened.then(lambda captions: gr.Column(visible=bool(captions)), [captions], [correction], api_visibility="private")
     for press, step in ((back.click, -1), (forth.click, 1), (caption.submit, 1)):
         press(go(step), [captions, place, caption], [captions, place, *shows], api_visibility="private")
-    button.click(save, [captions, place, caption, form, replaces], [captions, said, result], api_name="save_captions")
+    cleared = button.click(lambda: "", None, [said], api_visibility="private")
+    saving = [captions, place, caption, form, replaces]
+    cleared.then(save, saving, [captions, said, result], api_name="save_captions")
 
 
 def _question_tab(answers: PagePhotos | None) -> None:

@@ -1,7 +1,8 @@
 """What the page does with photos, without the page itself: captions with probabilities and maps, answers, files."""
 
+import csv
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,31 +158,65 @@ def _place(caption: ExplainedCaption, word: int) -> int:
     return int(caption.photo_map(word, (3, 3)).argmax())
 
 
-def save_csv(file: Path, captions: Sequence[tuple[str, str]], replace_existing: bool) -> Path:
+# Files with the content that a page wrote or read: it may replace those.
+Known = MutableMapping[Path, str]
+
+
+def saved_captions(folder: Path, names: Sequence[str], table: Path, known: Known) -> dict[str, str]:
+    """
+    The captions that a folder holds already, in a table or next to its photos; of both, those of the newer file.
+
+    Args:
+        folder, names: of the photos, by their names below the folder.
+        table: with the columns `image` and `caption`; it need not exist.
+        known: what was read is added.
+    """
+    found: list[tuple[float, dict[str, str]]] = []
+    for file in (table, *((folder / name).with_suffix(".txt") for name in names)):
+        if not file.is_file() or file.is_symlink():
+            continue
+        known[file] = content = file.read_text(encoding="utf-8", errors="replace")
+        if file == table:
+            rows = csv.DictReader(content.splitlines())
+            captions = {row.get("image", ""): " ".join((row.get("caption") or "").split()) for row in rows}
+        else:
+            captions = {
+                name: " ".join(content.split()) for name in names if (folder / name).with_suffix(".txt") == file
+            }
+        found.append((file.stat().st_mtime, {name: text for name, text in captions.items() if text}))
+    held = {name: text for _, captions in sorted(found, key=lambda each: each[0]) for name, text in captions.items()}
+    return {name: held[name] for name in names if name in held}
+
+
+def save_csv(
+    file: Path, captions: Sequence[tuple[str, str]], replace_existing: bool, known: Known | None = None
+) -> Path:
     """
     A table with the columns `image` and `caption`, which training reads.
 
     Args:
         captions: name of the photo, and its caption.
+        known: a file with this content is replaced; what is written is added.
 
     Raises:
         FileExistsError: there is such a file with other content, and `replace_existing` is false; or it is a link.
     """
     table = Csv(captions=1)
     rows = [table.header, *(table.row(name, [text]) for name, text in captions)]
-    content = b"".join(rows).decode()
-    _check(file, content, replace_existing)
-    write_text(file, content)
+    _write({file: b"".join(rows).decode()}, replace_existing, {} if known is None else known)
     return file
 
 
-def save_sidecars(folder: Path, captions: Sequence[tuple[str, str]], replace_existing: bool) -> list[Path]:
+def save_sidecars(
+    folder: Path, captions: Sequence[tuple[str, str]], replace_existing: bool, known: Known | None = None
+) -> list[Path]:
     """
     A text file next to each photo, `photo.txt` for `photo.jpg`; all or none are written.
 
     Args:
         folder: of the photos.
         captions: name of the photo below the folder, and its caption.
+        known: as of `save_csv`.
 
     Raises:
         FileExistsError: there is such a file with other content, and `replace_existing` is false; or it is a link.
@@ -190,14 +225,20 @@ def save_sidecars(folder: Path, captions: Sequence[tuple[str, str]], replace_exi
     files = {(folder / name).with_suffix(".txt"): text for name, text in captions}
     if len(files) < len(captions):
         raise ValueError(f"{folder}: photos that differ by their ending alone would share a file; save a CSV instead.")
-    for file, text in files.items():
-        _check(file, f"{text}\n", replace_existing)
-    for file, text in files.items():
-        write_text(file, f"{text}\n")
+    _write({file: f"{text}\n" for file, text in files.items()}, replace_existing, {} if known is None else known)
     return list(files)
 
 
-def _check(file: Path, content: str, replace_existing: bool) -> None:
-    check_no_link(file)
-    if not replace_existing and file.exists() and file.read_text(encoding="utf-8", errors="replace") != content:
-        raise FileExistsError(f"{file}: exists already with other content; allow the page to replace it, or move it.")
+def _write(contents: dict[Path, str], replace_existing: bool, known: Known) -> None:
+    """All files or none."""
+    for file, content in contents.items():
+        check_no_link(file)
+        if replace_existing or not file.exists():
+            continue
+        if file.read_text(encoding="utf-8", errors="replace") not in (content, known.get(file)):
+            raise FileExistsError(
+                f"{file}: exists already with other content; allow the page to replace it, or move it."
+            )
+    for file, content in contents.items():
+        write_text(file, content)
+        known[file] = content

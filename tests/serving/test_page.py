@@ -27,7 +27,7 @@ def test_a_photo_gets_captions_and_maps(client, photo_folder: Path) -> None:
 
 
 def test_a_folder_is_captioned_corrected_and_saved(client, photo_folder: Path) -> None:
-    assert client.predict(None, api_name="/caption_folder").startswith("3 of 3 photos")
+    assert client.predict(None, False, "", api_name="/caption_folder") == "3 of 3 photos have a caption."
     said = client.predict("two\n dogs ", "csv", False, api_name="/save_captions")
     said = said[0] if isinstance(said, tuple | list) else said
     assert said.startswith("3 captions") and "captions.csv" in said
@@ -36,9 +36,30 @@ def test_a_folder_is_captioned_corrected_and_saved(client, photo_folder: Path) -
     assert rows[0]["caption"] == "two dogs" and rows[1]["caption"] != "two dogs"
     client.predict("three dogs", "sidecars", False, api_name="/save_captions")
     assert (photo_folder / "0.txt").read_text() == "three dogs\n" and (photo_folder / "2.txt").exists()
+    # what the page wrote itself it may replace, and what others wrote not
+    client.predict("four dogs", "csv", False, api_name="/save_captions")
+    assert "four dogs" in (photo_folder / "captions.csv").read_text()
+    (photo_folder / "captions.csv").write_text("image,caption\n0.png,five dogs\n")
     with pytest.raises(Exception, match="exists already"):
-        client.predict("four dogs", "csv", False, api_name="/save_captions")
-    assert "two dogs" in (photo_folder / "captions.csv").read_text()
+        client.predict("six dogs", "csv", False, api_name="/save_captions")
+    assert "five dogs" in (photo_folder / "captions.csv").read_text()
+
+
+def test_captions_that_a_folder_has_are_kept_and_may_be_corrected(client, photo_folder: Path) -> None:
+    for file in photo_folder.glob("*.txt"):
+        file.unlink()
+    (photo_folder / "captions.csv").write_text("image,caption\n0.png,a dog by hand\n")
+    said = client.predict(None, False, "", api_name="/caption_folder")
+    assert said.splitlines() == ["3 of 3 photos have a caption.", "1 of them had one before, which is kept."]
+    client.predict("a red dog by hand", "csv", False, api_name="/save_captions")
+    rows = list(csv.DictReader((photo_folder / "captions.csv").open(encoding="utf-8")))
+    assert (rows[0]["caption"], len(rows)) == ("a red dog by hand", 3)
+    # a correction that is not saved is kept, too; on request all are written anew
+    said = client.predict(None, False, "a green dog", api_name="/caption_folder")
+    assert said.endswith("3 of them had one before, which is kept.")
+    client.predict("a green dog", "csv", False, api_name="/save_captions")
+    assert "a green dog" in (photo_folder / "captions.csv").read_text()
+    assert client.predict(None, True, "a green dog", api_name="/caption_folder") == "3 of 3 photos have a caption."
 
 
 def test_a_question_is_answered(client, photo_folder: Path) -> None:

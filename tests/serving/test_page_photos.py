@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from fusion_captioner.serving.page_photos import (
     answers_questions,
     save_csv,
     save_sidecars,
+    saved_captions,
 )
 from fusion_captioner.serving.page_texts import TEXTS, language_of
 
@@ -124,6 +126,26 @@ def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     save_csv(tmp_path / "captions.csv", pairs, False)
     with pytest.raises(FileExistsError, match=r"captions\.csv"):
         save_csv(tmp_path / "captions.csv", pairs[:1], False)
+
+
+def test_captions_of_a_folder_are_read_and_the_newer_file_counts(tmp_path: Path) -> None:
+    names, table, known = ["a.png", "sub/b.jpg", "c.png"], tmp_path / "captions.csv", {}
+    assert saved_captions(tmp_path, names, table, known) == {} and known == {}
+    (tmp_path / "sub").mkdir()
+    table.write_text('image,caption\na.png,"one, old"\nsub/b.jpg,two\nelsewhere.png,three\nc.png,\n')
+    (tmp_path / "a.txt").write_text("one,\nnew\n")
+    os.utime(table, (1, 1))
+    assert saved_captions(tmp_path, names, table, known) == {"a.png": "one, new", "sub/b.jpg": "two"}
+    assert set(known) == {table, tmp_path / "a.txt"}
+    os.utime(tmp_path / "a.txt", (0, 0))
+    assert saved_captions(tmp_path, names, table, known)["a.png"] == "one, old"
+    # what was read may be replaced, until somebody else changes it
+    save_csv(table, [("a.png", "four")], False, known)
+    save_csv(table, [("a.png", "five")], False, known)
+    table.write_text("of another program")
+    with pytest.raises(FileExistsError, match=r"captions\.csv"):
+        save_csv(table, [("a.png", "six")], False, known)
+    assert saved_captions(tmp_path, ["a.png"], table, {}) == {"a.png": "one, new"}  # the text file alone
 
 
 def test_a_question_is_answered_and_an_empty_one_refused(photos: PagePhotos) -> None:
