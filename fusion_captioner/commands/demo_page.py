@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from fusion_captioner.serving.photo_search import PhotoSearch
 
     keep_stderr_quiet(reads_data=False)
+    print("The page starts, which takes some seconds.", flush=True)
     files = list(find_images([str(folder)])) if folder is not None else None
     loading = {"trust_remote_code": options.trust_remote_code}
     photos = PagePhotos(*load_captioner(options.model, options.revision, **loading))
@@ -56,7 +57,12 @@ def run(options: argparse.Namespace) -> int:
         answers = photos
     search = None if options.index is None else PhotoSearch(options.index, options.trust_remote_code)
     page = build_page(photos, answers, search, folder, files)
-    page.launch(server_name=options.host, server_port=port, **launch_options())
+    # Gradio's own words are about public links, which this command does not make
+    _, url, _ = page.launch(
+        server_name=options.host, server_port=port, quiet=True, prevent_thread_lock=True, **launch_options()
+    )
+    print(f"The page is at {url} until this command is interrupted.", flush=True)
+    page.block_thread()
     return 0
 
 
