@@ -127,7 +127,7 @@ def test_equals_the_program_where_words_repeat(java):
 @pytest.mark.real_data
 def test_equals_the_program_on_real_captions(java, coco_captions):
     assert_equals_program(
-        [captions[0] for captions in coco_captions[:400]], [captions[1:] for captions in coco_captions[:400]]
+        [captions[0] for captions in coco_captions[:1000]], [captions[1:] for captions in coco_captions[:1000]]
     )
 
 

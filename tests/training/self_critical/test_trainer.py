@@ -285,7 +285,7 @@ def test_bfloat16_samples_and_trains_every_weight(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rewards", "bf16"),
-    [({"CIDEr": 1.0}, True), ({"CIDEr": 1.0, "discriminator": 0.5}, False)],
+    [({"CIDEr": 1.0}, False), ({"CIDEr": 1.0}, True), ({"CIDEr": 1.0, "discriminator": 0.5}, False)],
 )
 @pytest.mark.slow
 def test_a_resumed_run_has_the_rewards_of_an_unbroken_one(
