@@ -171,8 +171,11 @@ def saved_captions(folder: Path, names: Sequence[str], table: Path, known: Known
         table: with the columns `image` and `caption`; it need not exist.
         known: what was read is added.
     """
+    sidecars: dict[Path, list[str]] = {}
+    for name in names:
+        sidecars.setdefault((folder / name).with_suffix(".txt"), []).append(name)
     found: list[tuple[float, dict[str, str]]] = []
-    for file in (table, *((folder / name).with_suffix(".txt") for name in names)):
+    for file in (table, *sidecars):
         if not file.is_file() or file.is_symlink():
             continue
         known[file] = content = file.read_text(encoding="utf-8", errors="replace")
@@ -180,9 +183,7 @@ def saved_captions(folder: Path, names: Sequence[str], table: Path, known: Known
             rows = csv.DictReader(content.splitlines())
             captions = {row.get("image", ""): " ".join((row.get("caption") or "").split()) for row in rows}
         else:
-            captions = {
-                name: " ".join(content.split()) for name in names if (folder / name).with_suffix(".txt") == file
-            }
+            captions = dict.fromkeys(sidecars[file], " ".join(content.split()))
         found.append((file.stat().st_mtime, {name: text for name, text in captions.items() if text}))
     held = {name: text for _, captions in sorted(found, key=lambda each: each[0]) for name, text in captions.items()}
     return {name: held[name] for name in names if name in held}
