@@ -193,7 +193,7 @@ def test_words_need_the_regions_that_are_marked(real_data: Path) -> None:
 
     model, parts = load_captioner(DEFAULT_CHECKPOINT)
     falls: dict[str, list[float]] = {"marked": [], "least": []}
-    for path in sorted((real_data / "flickr8k" / "images").glob("*.jpg"))[:2]:
+    for path in sorted((real_data / "flickr8k" / "images").glob("*.jpg"))[:3]:
         photo = load_image(path)
         read = read_caption(model, parts, photo)
         caption = explain_caption(read, parts, photo, "attention")

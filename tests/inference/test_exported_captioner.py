@@ -1,44 +1,32 @@
 """Exports give the tokens that torch gives, on each runtime, and need no torch."""
 
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tiny_exports import Export, tiny_processor
-from tiny_models import VISION_CONFIGS, calibrate, pixels, tiny_model, tokens
+from tiny_models import FUSION_TYPES, LAYER_TYPES, VISION_CONFIGS, calibrate, pixels, tiny_model, tokens
 
 from fusion_captioner.export.captioner import export_captioner
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("exports")]  # also those that share no export
 
 BOS, PAD = 1, 0
 RUNTIMES = ["onnx", "openvino"]
 STACK = {"decoder_input": "joint_and_embedding", "num_hidden_layers": 2, "num_text_encoder_layers": 2}
-# Every text encoder with every decoder, and each layer on each runtime; with `VARIANTS` every fusion on each, too.
+# every fusion with every decoder; the text encoders and runtimes take turns, and each runtime has a stack
 MODELS = [
-    ("lstm", "lstm", "onnx", {"fusion_type": "co_attention", **STACK}),
-    ("lstm", "gru", "openvino", {"fusion_type": "sum"}),
-    ("lstm", "transformer", "onnx", {}),  # attention
-    ("gru", "lstm", "openvino+onnx", {"fusion_type": "concat"}),
-    ("gru", "gru", "openvino", {"fusion_type": "gated"}),
-    ("gru", "transformer", "openvino", {"fusion_type": "bilinear", **STACK}),
-    ("transformer", "lstm", "openvino", {"fusion_type": "concat"}),
-    ("transformer", "gru", "onnx", {"fusion_type": "bilinear"}),
-    ("transformer", "transformer", "onnx", {"fusion_type": "gated"}),
+    (fusion_type, decoder_type, LAYER_TYPES[(index + index // 3) % 3], RUNTIMES[(index + 1) % 2], index % 9 == 4)
+    for index, (fusion_type, decoder_type) in enumerate(itertools.product(FUSION_TYPES, LAYER_TYPES))
 ]
-# other image encoders, and words that are searched for in the image
-VARIANTS = [
-    ("vit", "attention", "openvino"),
-    ("efficientnet", "co_attention", "openvino"),
-    ("efficientnet", "sum", "onnx"),
-]
+MODELS.append(("co_attention", "lstm", "gru", "openvino+onnx", False))
 SEARCHES = {
     "greedy": {},
     "greedy, not too short": {"min_new_tokens": 5},
@@ -75,11 +63,12 @@ def assert_same_tokens(model, exported: ExportedCaptioner, pixel_values: torch.T
         assert found.tolist() == expected.tolist(), name
 
 
-@pytest.mark.parametrize(("text_encoder_type", "decoder_type", "runtime", "fields"), MODELS)
+@pytest.mark.parametrize(("fusion_type", "decoder_type", "text_encoder_type", "runtime", "stacked"), MODELS)
 def test_tokens_are_those_of_torch(
-    export: Export, text_encoder_type: str, decoder_type: str, runtime: str, fields: dict[str, Any]
+    export: Export, fusion_type: str, decoder_type: str, text_encoder_type: str, runtime: str, stacked: bool
 ) -> None:
-    fields = {"text_encoder_type": text_encoder_type, "decoder_type": decoder_type, **fields}
+    fields = {"fusion_type": fusion_type, "decoder_type": decoder_type, "text_encoder_type": text_encoder_type}
+    fields |= STACK if stacked else {}
     model, exported = tiny_model(**fields), ExportedCaptioner(export(runtime, **fields), num_threads=1)
     for images in (1, 3):
         assert_same_tokens(model, exported, pixels(images))
@@ -88,20 +77,27 @@ def test_tokens_are_those_of_torch(
     assert_same_tokens(model, exported, pixels(2), input_ids=tokens(6, 3))
 
 
-@pytest.mark.parametrize(("vision", "fusion_type", "runtime"), VARIANTS)
-def test_concepts_and_other_image_encoders(tmp_path: Path, vision: str, fusion_type: str, runtime: str) -> None:
+@pytest.mark.parametrize(
+    ("fusion_type", "runtime"), [("attention", "onnx"), ("co_attention", "openvino"), ("sum", "onnx")]
+)
+def test_concepts_are_exported(tmp_path: Path, fusion_type: str, runtime: str) -> None:
+    model = tiny_model(fusion_type=fusion_type, num_concepts=3, concept_token_ids=[5, 7, 11, 12, 13, 14])
+    exported = ExportedCaptioner(export_captioner(model, tiny_processor(), runtime, tmp_path), num_threads=1)
+    assert_same_tokens(model, exported, pixels(3))
+    assert_same_tokens(model, exported, pixels(2), **prompts())
+
+
+@pytest.mark.parametrize(
+    ("vision", "runtime"),
+    [("vit", "onnx"), ("efficientnet", "openvino"), ("efficientnet", "onnx")],
+)
+def test_other_image_encoders(tmp_path: Path, vision: str, runtime: str) -> None:
     size = VISION_CONFIGS[vision]["image_size"]
-    model = tiny_model(
-        vision_config={"model_type": vision, **VISION_CONFIGS[vision]},
-        fusion_type=fusion_type,
-        num_concepts=3,
-        concept_token_ids=[5, 7, 11, 12, 13, 14],
-    )
+    model = tiny_model(vision_config={"model_type": vision, **VISION_CONFIGS[vision]})
     pixel_values = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
     calibrate(model.model.image_encoder, pixel_values)
     exported = ExportedCaptioner(export_captioner(model, tiny_processor(size), runtime, tmp_path), num_threads=1)
     assert_same_tokens(model, exported, pixel_values)
-    assert_same_tokens(model, exported, pixel_values[:2], **prompts())
 
 
 @pytest.fixture
