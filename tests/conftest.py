@@ -1,3 +1,5 @@
+import gc
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -21,6 +23,7 @@ GROUPS = {
     "classifier": "classifier",
     "coco_corpus": "coco",
     "export": "exports",
+    "int8": "exports",
     "page_url": "page",
     "results": "evaluate_modules",
 }
@@ -33,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         for fixture in GROUPS.keys() & getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group(GROUPS[fixture]))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected lives to the end: each full collection would go through it again for nothing."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -57,19 +66,20 @@ def java() -> str:
 @pytest.fixture(scope="session")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`export(runtime, **fields)`: what the command writes of a tiny captioner with these fields, once."""
-    from tiny_exports import tiny_processor
-    from tiny_models import tiny_model
+    from tiny_exports import exported_model, image_size, tiny_processor
 
     from fusion_captioner.cli import main
 
     @cache
-    def write(runtime: str, **fields: str) -> Path:
+    def write(runtime: str, fields: str) -> Path:
         checkpoint, folder = (tmp_path_factory.mktemp(name) / runtime for name in ("checkpoint", "export"))
-        tiny_model(**fields).save_pretrained(checkpoint)
-        tiny_processor().save_pretrained(checkpoint)
+        exported_model(**json.loads(fields)).save_pretrained(checkpoint)
+        tiny_processor(image_size(**json.loads(fields))).save_pretrained(checkpoint)
         with redirect_stdout(StringIO()) as said:
             assert main(["export", str(checkpoint), "--to", runtime, "--out", str(folder)]) == 0
         assert said.getvalue().strip() == str(folder)
         return folder
 
-    return write
+    # the ways to attend and remember that are the config's own, named or not, are one export
+    own = {"fusion_type": "attention", "text_encoder_type": "lstm", "decoder_type": "lstm"}
+    return lambda runtime, **fields: write(runtime, json.dumps(own | fields))

@@ -7,10 +7,10 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-# What is imported once serves all: each beginning has a process of its own, forked from this one.
+# What transformers takes longest to import is imported once: each beginning has a process of its own, forked from this.
 PROGRAM = """
 import os, sys
-import torch
+import accelerate, scipy.optimize, torch, torch._dynamo, torch.distributed.tensor
 
 for beginning in sys.argv[2:]:
     if os.fork() == 0:

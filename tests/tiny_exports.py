@@ -1,11 +1,16 @@
-"""A processor for tiny captioners."""
+"""Tiny captioners that are exported, and a processor for them."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from tiny_models import tiny_tokenizer
+import torch
+from tiny_models import calibrate, tiny_model, tiny_tokenizer
 
-from fusion_captioner import FusionCaptionerImageProcessor, FusionCaptionerProcessor
+from fusion_captioner import (
+    FusionCaptionerForConditionalGeneration,
+    FusionCaptionerImageProcessor,
+    FusionCaptionerProcessor,
+)
 
 # the fixture `export`
 Export = Callable[..., Path]
@@ -14,3 +19,20 @@ Export = Callable[..., Path]
 def tiny_processor(size: int = 32) -> FusionCaptionerProcessor:
     image_processor = FusionCaptionerImageProcessor(size={"height": size, "width": size}, resize_mode="crop")
     return FusionCaptionerProcessor(image_processor, tiny_tokenizer())
+
+
+def image_size(**fields) -> int:
+    return fields.get("vision_config", {}).get("image_size", 32)
+
+
+def noise(size: int) -> torch.Tensor:
+    """`(3, 3, size, size)`"""
+    return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def exported_model(**fields) -> FusionCaptionerForConditionalGeneration:
+    """The captioner that the fixture `export` exports with these fields."""
+    model = tiny_model(**fields)
+    if "vision_config" in fields:
+        calibrate(model.model.image_encoder, noise(image_size(**fields)))
+    return model

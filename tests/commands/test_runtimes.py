@@ -115,5 +115,7 @@ def test_a_runtime_that_is_not_installed(
 
     folder = export(runtime)
     monkeypatch.setattr(runtimes, "import_module", missing)
+    # not the core that an earlier test left
+    monkeypatch.setattr(runtimes, "openvino_core", runtimes.openvino_core.__wrapped__)
     line = refused(capsys, "caption", pictures[0], "--model", folder)
     assert package in line and f"pip install 'fusion-captioner[{runtime}]'" in line
