@@ -69,7 +69,7 @@ conformance: $(BIN)/.test ## transformers' own common tests, from its source dis
 lint: $(BIN)/.lint ## ruff (format and check) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 format: $(BIN)/.lint
 	$(BIN)/ruff format .

@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-# What transformers takes longest to import is imported once: each beginning has a process of its own, forked from this.
+# What takes transformers longest is imported once: each beginning has a process of its own, forked from this one.
 PROGRAM = """
 import os, sys
 import accelerate, scipy.optimize, torch, torch._dynamo, torch.distributed.tensor
