@@ -26,7 +26,7 @@ class SelfCriticalArguments(FusionCaptionerTrainingArguments):
     document_frequencies: dict[str, str] | str | None = field(
         default=None,
         metadata={
-            "help": "Captions whose n-grams the reward CIDEr counts, instead of the training set's: a `.gz` file of "
+            "help": "Captions whose n-grams the rewards by CIDEr count, not the training set's: a `.gz` file of "
             "lines `image id<TAB>caption`, or a folder or file of any layout; with several languages by language.",
             "example": "captions.txt.gz",
         },
@@ -57,9 +57,9 @@ class SelfCriticalArguments(FusionCaptionerTrainingArguments):
         unknown = sorted(set(self.rewards) - set(REWARDS))
         if unknown or not self.rewards:
             raise ValueError(f"`rewards` ({self.rewards}) must map some of these to weights: {', '.join(REWARDS)}.")
-        if self.document_frequencies is not None and "CIDEr" not in self.rewards:
+        if self.document_frequencies is not None and not {"CIDEr", "CIDEr-between"} & set(self.rewards):
             raise ValueError(
-                f"`document_frequencies` ({self.document_frequencies}) are for the reward CIDEr, and `rewards` has "
+                f"`document_frequencies` ({self.document_frequencies}) are for rewards by CIDEr, and `rewards` has "
                 f"{', '.join(self.rewards)}; unset them."
             )
         if self.samples_per_image < 2:

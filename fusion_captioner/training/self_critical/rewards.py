@@ -49,6 +49,28 @@ class CiderReward(Reward):
         return rewards
 
 
+class CiderBetweenReward(CiderReward):
+    """
+    CIDErBtw (Wang et al., 2020): the mean CIDEr-D of the caption against the references of the batch's other images in
+    its language, 0 where there is none.
+
+    With a negative weight a caption that would suit other images as well earns less.
+    """
+
+    def __call__(self, samples: SampledCaptions) -> np.ndarray:
+        tokens = samples.tokens()
+        rewards = np.zeros(len(tokens))
+        for language, scorer in self._scorers.items():
+            rows = [row for row, image in enumerate(samples.image_ids) if _language(image) == language]
+            images = dict.fromkeys(samples.image_ids[row] for row in rows)  # in an order that every run has
+            pairs = [(row, self._index[image]) for row in rows for image in images if image != samples.image_ids[row]]
+            if pairs:
+                captions, others = zip(*pairs, strict=True)
+                scores = scorer.score([tokens[row] for row in captions], others)
+                np.add.at(rewards, list(captions), scores / (len(images) - 1))
+        return rewards
+
+
 def _corpora(named: str | dict[str, str] | None, languages: Collection[str]) -> dict[str, str]:
     """Language → the corpus that `document_frequencies` names for it."""
     if isinstance(named, str) and len(languages) == 1:
@@ -108,6 +130,7 @@ class MatchingReward(Reward):
 
 REWARDS: dict[str, type[Reward]] = {
     "CIDEr": CiderReward,
+    "CIDEr-between": CiderBetweenReward,
     "BLEU-4": BleuReward,
     "matching": MatchingReward,
     "discriminator": DiscriminatorReward,

@@ -9,7 +9,12 @@ from tiny_captioner import tiny_model
 from fusion_captioner.metrics.cider import DocumentFrequencies, cider_d
 from fusion_captioner.metrics.tokenization import find_tokenizer
 from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
-from fusion_captioner.training.self_critical.rewards import BleuReward, CiderReward, MatchingReward
+from fusion_captioner.training.self_critical.rewards import (
+    BleuReward,
+    CiderBetweenReward,
+    CiderReward,
+    MatchingReward,
+)
 from fusion_captioner.training.self_critical.sampled_captions import END, SampledCaptions
 
 REFERENCES = {
@@ -31,6 +36,23 @@ def test_cider_is_that_of_the_words_and_their_end() -> None:
     tokens = [[*text.split(), END] for text in texts]
     references = [[[*caption.lower().replace(" .", "").split(), END] for caption in r] for r in REFERENCES.values()]
     np.testing.assert_allclose(rewards, cider_d(tokens, references, tokenizer=None)[1])
+
+
+def test_cider_between_is_that_of_the_batch_s_other_images() -> None:
+    by_language = {(language, image): each for language in ("en", "de") for image, each in REFERENCES.items()}
+    texts = ["a brown dog runs through the snow", "a dog", "two children play", "a bike on a beach", "children"]
+    images = [("en", "snow"), ("en", "snow"), ("en", "beach"), ("en", "street"), ("de", "beach")]
+    samples = sampled(texts, images)
+    between = CiderBetweenReward(by_language, tiny_model(), ARGUMENTS)(samples)
+    of_own = CiderReward(by_language, tiny_model(), ARGUMENTS)
+
+    def against(*images: str) -> np.ndarray:
+        return of_own(sampled(texts, [("en", image) for image in images]))
+
+    first, second = against("beach", "beach", "snow", "snow", "snow"), against(*["street"] * 3, "beach", "snow")
+    np.testing.assert_allclose(between[:4], (first + second)[:4] / 2)
+    assert between[4] == 0  # the only German one
+    assert between[3] > between[0]  # of a beach is also another image
 
 
 CORPUS = {"1": ["a dog runs", "a brown dog"], "2": ["a dog sleeps"], "3": ["a boat"], "4": ["snow"], "5": ["a dog"]}
