@@ -1,12 +1,13 @@
-"""Captions of each export beside those of torch, and the CIDEr-D of all of them.
+"""Captions of each export, and of torch in other types, compared with torch in float32, and the CIDEr-D of all.
 
     fusion-captioner export runs/captioner --to openvino --out exported
     fusion-captioner export runs/captioner --to openvino --int8 --calibration photos/ --out exported-int8
     python benchmarks/runtime_equality.py --checkpoint runs/captioner --export exported --export exported-int8 \\
         --source flickr8k [--split val] [--limit 200] [--beams 1 3]
+    python benchmarks/runtime_equality.py --checkpoint runs/captioner --dtype bfloat16 --source flickr8k
 
 Every system reads the same image files, in the same batches, and captions them with the checkpoint's own settings, as
-the command `caption` does. Told are the captions that equal torch's word for word; CIDEr-D against the split's
+the command `caption` does. The table has the captions that equal torch's word for word; CIDEr-D against the split's
 references, and how much of torch's is lost; and the seconds, for guidance: `captioning_speed.py` measures speed.
 """
 
@@ -40,7 +41,10 @@ def captions_of(captioner: Any, images: list[Any], beams: int, batch_size: int, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="captioner of this package, for torch")
-    parser.add_argument("--export", action="append", required=True, metavar="FOLDER", help="export; may be repeated")
+    parser.add_argument("--export", action="append", default=[], metavar="FOLDER", help="export; may be repeated")
+    parser.add_argument(
+        "--dtype", action="append", default=[], help="type of the image encoder on torch, as of `caption`; repeatable"
+    )
     parser.add_argument("--source", required=True, help="data, as for `evaluate`")
     parser.add_argument("--split", default="val", help="default: val")
     parser.add_argument("--limit", type=int, help="the first so many images only")
@@ -59,6 +63,8 @@ def main() -> None:
     figures: list[dict[str, Any]] = []
     print("| | search | equal captions | CIDEr | lost | s |\n|---|---|---|---|---|---|")
     systems: dict[str, Any] = {"torch": TorchCaptioner(options.checkpoint, num_threads=options.threads)}
+    for dtype in options.dtype:
+        systems[f"torch {dtype}"] = TorchCaptioner(options.checkpoint, num_threads=options.threads, dtype=dtype)
     for folder in options.export:
         exported = ExportedCaptioner(folder, num_threads=options.threads)
         dtype = exported.description.get("dtype", "float32")

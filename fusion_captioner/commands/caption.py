@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_captioner import DEFAULT_CHECKPOINT
 from fusion_captioner.commands.shared_flags import (
     RUNTIMES,
+    add_dtype,
     add_hub_flags,
     add_language,
     add_length_penalty,
@@ -71,11 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=RUNTIMES,
         help="runtime of the model (default: onnx for the captioner in the package, or else what the model is for)",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=["auto", "float32", "bfloat16"],
-        help="type of the image encoder on torch; auto measures which is faster on this machine (default: float32)",
-    )
+    add_dtype(parser)
     parser.add_argument(
         "--engine",
         choices=["ray"],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_captioner import __version__
 from fusion_captioner.commands.shared_flags import (
     add_data_flags,
+    add_dtype,
     add_hub_flags,
     add_language,
     add_length_penalty,
@@ -24,23 +25,25 @@ if TYPE_CHECKING:
 HELP = "score a model on a split"
 BEAMS = [1, 3]
 MAX_NEW_TOKENS = 30
-# Flags that are about generated captions, and for captioners only.
 # Flags of a model, for which a file of captions has no use.
 MODEL_FLAGS = (
     "beams",
     "length_penalty",
     "no_repeat_ngram",
     "language",
+    "dtype",
     "max_new_tokens",
     "as_captioner",
     "trust_remote_code",
 )
+# Flags that are about generated captions, and for captioners only.
 CAPTION_FLAGS = (
     "beams",
     "max_new_tokens",
     "length_penalty",
     "no_repeat_ngram",
     "language",
+    "dtype",
     "meteor",
     "tokenizer",
     "captions",
@@ -72,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_length_penalty(parser)
     add_no_repeat_ngram(parser)
     add_language(parser)
+    add_dtype(parser)
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: 32)")
     parser.add_argument("--max-new-tokens", type=int, help="maximum length of a caption in tokens (default: 30)")
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N images, or rows, only")
@@ -240,10 +244,12 @@ def _evaluate_captioner(options: argparse.Namespace) -> int:
     from fusion_captioner.evaluation.report import report_of_split
     from fusion_captioner.evaluation.split_scores import score_split
     from fusion_captioner.files import write_text
+    from fusion_captioner.inference.fused_convolutions import quicken_encoder
     from fusion_captioner.printing import json_line, print_json
 
     rows, skipped = _rows(options)
     model, processor = load_captioner(options.model, options.revision, trust_remote_code=options.trust_remote_code)
+    dtype = quicken_encoder(model, options.dtype or "auto")
     max_new_tokens = options.max_new_tokens or MAX_NEW_TOKENS
     asked = {"length_penalty": options.length_penalty, "no_repeat_ngram_size": options.no_repeat_ngram}
     scores = score_split(
@@ -266,6 +272,7 @@ def _evaluate_captioner(options: argparse.Namespace) -> int:
         "images": len(scores.captions),
         "skipped_images": len({example.image_id for example in skipped}) + len(rows) - len(scores.captions),
         "max_new_tokens": max_new_tokens,
+        "image_encoder_computes_in": str(dtype).removeprefix("torch."),
         "fusion_captioner": __version__,
     }
     try:

@@ -83,6 +83,14 @@ def add_no_repeat_ngram(parser: "argparse._ActionsContainer") -> None:
     )
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16"],
+        help="type of the image encoder on torch; auto takes the one that is faster on this machine (default: auto)",
+    )
+
+
 def add_language(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--language",

@@ -54,7 +54,7 @@ def load_on_runtime(
         revision: branch, tag or commit of a Hub model.
         runtime: `"torch"`, `"onnx"`, `"openvino"` or `"openvino+onnx"`; by default the one that `model` is for.
         num_threads: threads of the runtime; by default it chooses.
-        dtype: type of the image encoder on torch, by default float32; see [`TorchCaptioner`].
+        dtype: type of the image encoder on torch, by default the one that is faster here; see [`quicken_encoder`].
         trust_remote_code: run the code of a checkpoint's tokenizer.
 
     Raises:
@@ -88,7 +88,7 @@ def load_on_runtime(
     from fusion_captioner.process_setup import keep_stderr_quiet
 
     keep_stderr_quiet(reads_data=False)
-    return TorchCaptioner(model, revision, num_threads, dtype or "float32", trust_remote_code)
+    return TorchCaptioner(model, revision, num_threads, dtype or "auto", trust_remote_code)
 
 
 def _is_bundled(model: str) -> bool:

@@ -6,11 +6,10 @@ from typing import Any
 import torch
 
 from fusion_captioner.checkpoints.loading import load_captioner
-from fusion_captioner.hardware import faster_dtype
 from fusion_captioner.image_loading import ImageSource
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
 from fusion_captioner.inference.bad_words import bad_words_ids
-from fusion_captioner.inference.fused_convolutions import fuse_convolutions
+from fusion_captioner.inference.fused_convolutions import quicken_encoder
 
 
 class TorchCaptioner:
@@ -20,8 +19,7 @@ class TorchCaptioner:
     Args:
         name, revision, trust_remote_code: see `load_captioner`.
         num_threads: of torch, in the whole program; by default they stay as they are.
-        dtype: of the image encoder: `"float32"`, `"bfloat16"`, or `"auto"`, which is what [`faster_dtype`] finds. The
-            decoder stays in float32: it would gain little, and rounding errors would add up in its states.
+        dtype: of the image encoder; see [`quicken_encoder`].
     """
 
     def __init__(
@@ -29,7 +27,7 @@ class TorchCaptioner:
         name: str,
         revision: str = "main",
         num_threads: int | None = None,
-        dtype: str = "float32",
+        dtype: str = "auto",
         trust_remote_code: bool = False,
     ) -> None:
         if num_threads is not None:
@@ -37,14 +35,7 @@ class TorchCaptioner:
         self.model: Any  # GenerationMixin's types are narrower than what it takes
         self.model, self.processor = load_captioner(name, revision, trust_remote_code=trust_remote_code)
         self.model.kept_weights = {}  # nothing is trained here
-        # that of the image encoder
-        self.dtype: torch.dtype = faster_dtype() if dtype == "auto" else getattr(torch, dtype)
-        encoder = self.model.model.image_encoder
-        is_fused = fuse_convolutions(encoder, self.dtype)
-        if self.dtype != torch.float32:
-            if not is_fused:
-                encoder.to(self.dtype)
-            encoder.register_forward_hook(lambda module, inputs, regions: regions.float())
+        self.dtype = quicken_encoder(self.model, dtype)  # that of the image encoder
 
     @property
     def image_settings(self) -> dict[str, Any]:

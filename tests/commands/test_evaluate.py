@@ -11,12 +11,14 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_models import tiny_model, tiny_tokenizer
 
 from fusion_captioner import FusionCaptionerImageProcessor, FusionCaptionerProcessor
 from fusion_captioner.cli import main
 from fusion_captioner.evaluation.report import THUMBNAIL_SIDE, best_and_worst
+from fusion_captioner.inference import fused_convolutions
 from fusion_captioner.metrics.caption_scores import score_captions
 from fusion_captioner.metrics.diversity import caption_diversity
 
@@ -146,6 +148,15 @@ def test_beams_are_those_that_were_asked_for(evaluate: Callable[..., dict]) -> N
     assert [name for name, value in result.items() if isinstance(value, dict)] == ["beam 3"]
     assert result["images"] == 2
     assert "images=2" in result["beam 3"]["signature"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_type_of_the_image_encoder_is_said(
+    evaluate: Callable[..., dict], monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setattr(fused_convolutions, "faster_dtype", lambda: getattr(torch, dtype))
+    assert evaluate("--beams", 1)["image_encoder_computes_in"] == dtype
+    assert evaluate("--beams", 1, "--dtype", "float32")["image_encoder_computes_in"] == "float32"
 
 
 def test_no_sequence_of_tokens_comes_twice(evaluate: Callable[..., dict], tmp_path: Path) -> None:

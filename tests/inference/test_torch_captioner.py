@@ -10,7 +10,7 @@ from tiny_exports import Export, tiny_processor
 from tiny_models import pixels, tiny_model
 
 from fusion_captioner.cli import main
-from fusion_captioner.inference import torch_captioner
+from fusion_captioner.inference import fused_convolutions
 from fusion_captioner.inference.torch_captioner import TorchCaptioner
 
 
@@ -42,11 +42,11 @@ def test_the_flag(
     photo = tmp_path / "photo.png"
     Image.linear_gradient("L").save(photo)
     asked = []
-    monkeypatch.setattr(torch_captioner, "faster_dtype", lambda: asked.append(1) or torch.bfloat16)
+    monkeypatch.setattr(fused_convolutions, "faster_dtype", lambda: asked.append(1) or torch.bfloat16)
     flags = ["caption", str(photo), "--max-new-tokens", "3", "--model"]
-    assert main([*flags, str(checkpoint)]) == 0
+    assert main([*flags, str(checkpoint), "--dtype", "float32"]) == 0
     assert asked == []
-    assert main([*flags, str(checkpoint), "--dtype", "auto"]) == 0
+    assert main([*flags, str(checkpoint)]) == 0
     assert asked == [1]
     assert [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()] == [str(photo)] * 2
     assert main([*flags, str(export("onnx")), "--dtype", "float32"]) == 2
