@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,9 +20,11 @@ from fusion_captioner.serving.chat import ChatAnswer, ChatRequest, error_event
 from fusion_captioner.serving.door import ClientGoneError, Door
 from fusion_captioner.serving.errors import RequestError, queue_full
 from fusion_captioner.serving.metrics import Metrics
-from fusion_captioner.serving.photo_search import PhotoSearch
 from fusion_captioner.serving.request_images import RequestImages
 from fusion_captioner.serving.served_captioner import ServedCaptioner
+
+if TYPE_CHECKING:
+    from fusion_captioner.serving.photo_search import PhotoSearch  # needs torch, and few servers have an index
 
 CHAT, CAPTION, SEARCH = "/v1/chat/completions", "/caption", "/search"
 FREE = ("/healthz", "/metrics", "/v1/models")
@@ -52,7 +54,7 @@ class Limits:
 class CaptionService:
     """What the endpoints share: the captioner, its queue, the images, the index and the counters."""
 
-    def __init__(self, captioner: ServedCaptioner, limits: Limits, search: PhotoSearch | None) -> None:
+    def __init__(self, captioner: ServedCaptioner, limits: Limits, search: "PhotoSearch | None") -> None:
         self.captioner = captioner
         self.limits = limits
         self.search = search
@@ -86,7 +88,9 @@ class CaptionService:
             raise queue_full(str(error)) from error
 
 
-def create_app(captioner: ServedCaptioner, limits: Limits | None = None, search: PhotoSearch | None = None) -> FastAPI:
+def create_app(
+    captioner: ServedCaptioner, limits: Limits | None = None, search: "PhotoSearch | None" = None
+) -> FastAPI:
     """
     The application.
 
@@ -260,7 +264,7 @@ def _caption_error(error: BaseException) -> RequestError:
     return RequestError(500, f"the image could not be captioned ({type(error).__name__}).")
 
 
-def _searchable(service: CaptionService, top: int) -> PhotoSearch:
+def _searchable(service: CaptionService, top: int) -> "PhotoSearch":
     if service.search is None:
         raise RequestError(404, "this server has no index; start it with --index INDEX.")
     if not 1 <= top <= MAX_RESULTS:

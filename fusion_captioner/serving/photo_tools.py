@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from anyio import to_thread
 from mcp.server.mcpserver import Context, MCPServer
@@ -19,9 +19,11 @@ from fusion_captioner import __version__
 from fusion_captioner.data.row_layouts import photo_sidecars
 from fusion_captioner.files import write_text
 from fusion_captioner.image_loading import load_resized_image
-from fusion_captioner.serving.photo_search import PhotoSearch
 from fusion_captioner.serving.roots import Roots
 from fusion_captioner.serving.served_captioner import ServedCaptioner
+
+if TYPE_CHECKING:
+    from fusion_captioner.serving.photo_search import PhotoSearch  # needs torch, and few servers have an index
 
 BATCH_SIZE = 8
 # Results that are looked at for those that lie in the folders.
@@ -43,7 +45,7 @@ class PhotoTools:
         search: the index that photos are searched in, if there is one.
     """
 
-    def __init__(self, captioner: ServedCaptioner, roots: Roots, search: PhotoSearch | None = None) -> None:
+    def __init__(self, captioner: ServedCaptioner, roots: Roots, search: "PhotoSearch | None" = None) -> None:
         self.captioner = captioner
         self.roots = roots
         self.search = search

@@ -1,6 +1,8 @@
 """A captioner as a server has it: prompts of chats, settings, and batches of different prompts, on both runtimes."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,9 @@ def test_an_export_is_served_in_the_same_way(export: Export) -> None:
     assert served.chat_prompt(CHATS[0]) == "question: what is it? answer:"
     assert served.count_tokens("w5 w6 w7") == 3
     different_prompts(served)
+
+
+@pytest.mark.parametrize("module", ["http_app", "photo_tools"])
+def test_a_server_of_an_export_imports_no_torch(module: str) -> None:
+    program = f"import sys, fusion_captioner.serving.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
