@@ -1,4 +1,4 @@
-"""Captions a second, from JPEG file to text, beside transformers' BLIP-base (384 px), GIT-base and ViT-GPT2. Linux
+"""Captions per second, from JPEG file to text, compared with BLIP-base (384 px), GIT-base and ViT-GPT2. Linux
 only.
 
     fusion-captioner export runs/captioner --to openvino --out exported
@@ -362,7 +362,7 @@ def print_tables(about: Run, systems: list[Run]) -> None:
     print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in about.items()))
     for place, setting in enumerate(systems[0]["settings"]):
         search = "greedy" if setting["beams"] == 1 else f"beam {setting['beams']}"
-        print(f"\n{search}, batch {setting['batch']}; milliseconds an image\n")
+        print(f"\n{search}, batch {setting['batch']}; milliseconds per image\n")
         print(
             "| | images/s | decode, resize | encoder | generation | its share | times faster | FLOP ratio | peak MB |"
         )

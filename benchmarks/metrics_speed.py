@@ -1,4 +1,4 @@
-"""Speed of the caption metrics beside pycocoevalcap's, measured in the same run on the same tokens.
+"""Speed of the caption metrics compared with pycocoevalcap's, measured in the same run on the same tokens.
 
     python benchmarks/metrics_speed.py annotations/captions_val2017.json
 

@@ -6,7 +6,7 @@
 Each system runs in a process of its own as in captioning_speed.py, whose photos and stages these are: greedy, 15 new
 tokens. The first is torch without what this package does to be faster (see `TorchBefore`). The ceilings are measured
 in the same run, before and after, the best counting: floating-point operations a second
-of square float32 products, and bytes a second of a matrix of 256 MiB times a vector, which is what generation does
+of square float32 products, and bytes per second of a matrix of 256 MiB times a vector, which is what generation does
 with its weights. A stage's floor is the longer of its operations at the one, and of its weights at the other, each
 read once a batch by the encoder and once a token by the decoder. (Weights that stay in the processor's cache can be
 read faster than that.) An int8 export has the operations and weights of its checkpoint in float32. Decoding and
@@ -72,7 +72,7 @@ def count_work(task: Run) -> Run:
 
 
 def measure_ceilings(task: Run) -> Run:
-    """Operations and bytes a second."""
+    """Operations and bytes per second."""
     import time
 
     import torch

@@ -1,4 +1,4 @@
-"""Sampled captions a second of self-critical training from cached features, and what a step's time goes to.
+"""Sampled captions per second of self-critical training from cached features, and what a step's time goes to.
 
     python benchmarks/self_critical_speed.py [--rewards CIDEr discriminator]
 
@@ -153,7 +153,7 @@ def floating_point_operations(tokens: float, samples: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=15, help="measured steps, after one of warm-up (default: 15)")
-    parser.add_argument("--images", type=int, default=32, help="images a step (default: 32)")
+    parser.add_argument("--images", type=int, default=32, help="images per step (default: 32)")
     parser.add_argument("--samples", type=int, default=5, help="captions sampled of each (default: 5)")
     parser.add_argument("--bf16", action="store_true", help="matrix products in bfloat16")
     parser.add_argument("--threads", type=int, default=2, help="threads (default: 2)")
@@ -181,7 +181,7 @@ def main() -> None:
     operations = floating_point_operations(tokens, options.samples)
     rate, limit = captions / step, peak / operations
     print(f"{torch.get_num_threads()} threads, matrix-product peak {peak / 1e9:.0f} GFLOP/s")
-    print(f"{options.images} images x {options.samples} samples, {tokens:.1f} tokens a caption, median of steps\n")
+    print(f"{options.images} images x {options.samples} samples, {tokens:.1f} tokens per caption, median of steps\n")
     print(f"{rate:.1f} sampled captions/s (aim: 80)")
     print(
         f"{operations / 1e6:.0f} MFLOP a caption: {rate / limit:.0%} of the peak, at which it would be {limit:.0f}/s\n"

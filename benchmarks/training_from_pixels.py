@@ -1,11 +1,11 @@
-"""Captions a second in training, from pixels and from cached image states, beside fine-tuning BLIP-base's decoder.
+"""Captions per second in training, from pixels and from cached states, compared with fine-tuning BLIP-base's decoder.
 
     python benchmarks/training_from_pixels.py [--rounds 5] [--json FILE] [--tiny]
 
 This package: EfficientNet-Lite2 at 224 px, hidden size 512, vocabulary 4,000, its encoder frozen and trained. The
 peer: transformers' BLIP-base at its 384 px, vocabulary 30,524, its image encoder frozen, the decoder trained on what
 the encoder gives. Random weights; tiny numbers, which they make and processors are slow at, count as 0. One caption
-of 13 tokens an image, float32, AdamW; every model steps in turn in one run, the median of rounds. Batches are of a
+of 13 tokens per image, float32, AdamW; every model steps in turn in one run, the median of rounds. Batches are of a
 size that the model likes: BLIP gains nothing by a larger. FLOPs are counted by torch.utils.flop_counter, and those of
 recurrent layers, which it does not know, are added.
 """

@@ -1,4 +1,4 @@
-"""Captions a second in training from cached features, beside a show-attend-tell decoder's, and milliseconds a token;
+"""Captions per second in training from cached features, compared with show-attend-tell, and milliseconds per token;
 or, of three kinds of training, how many times float32's rate bfloat16 has.
 
     python benchmarks/training_speed.py [--bf16]
@@ -7,7 +7,7 @@ or, of three kinds of training, how many times float32's rate bfloat16 has.
 The peer (Xu et al., 2015) steps an LSTMCell through time with additive attention, its keys projected once. Both have
 hidden size 512, vocabulary 4,000, 49 regions, 13 tokens, batch 64; measured in turn in one run, the median of rounds.
 Once every caption has an image of its own, and once five captions share one: this package then projects an image once
-for all of them, and so does the peer with its keys. Beside each rate stands the share of the machine's matrix-product
+for all of them, and so does the peer with its keys. Next to each rate stands the share of the machine's matrix-product
 peak, measured in the same run, that the matrix products of a step reach.
 
 With `--types` each step is taken in float32 and in bfloat16, in turn, and the ratio is that of neighbours: cached
@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each (default: 9)")
     parser.add_argument("--bf16", action="store_true", help="both under bf16 autocast")
     parser.add_argument("--types", action="store_true", help="compare bfloat16 with float32 instead")
-    parser.add_argument("--images", type=int, default=8, help="with --types: images a batch of pixels (default: 8)")
+    parser.add_argument("--images", type=int, default=8, help="with --types: images per batch of pixels (default: 8)")
     options = parser.parse_args()
     keep_freed_memory()  # for both, as the commands do
     torch.manual_seed(0)

@@ -95,7 +95,7 @@ def training_rates(steps: int, repeats: int, cores: Sequence[int], joined: bool 
 
 
 def train(steps: int) -> float:
-    """One of the processes that train; its captions a second."""
+    """One of the processes that train; its captions per second."""
     import torch
     from training_speed import BATCH, REGIONS, TOKENS, VOCABULARY, WIDTH, captioner
     from transformers import PrinterCallback, TrainerCallback, default_data_collator

@@ -1,5 +1,5 @@
 """
-Alignment: what ties image and text embeddings to each other beside the caption.
+Alignment: what ties image and text embeddings to each other besides the caption.
 
 B: images, T = B·k: texts, L: tokens, Dv: width of a region, D: hidden size, E: projection width
 """

@@ -20,7 +20,7 @@ class AudioEncoder(nn.Module):
     An audio encoder built from its own config; of an encoder-decoder such as Whisper the encoder alone.
 
     Its steps are averaged to `num_regions` stretches of equal length. A sound of thirty seconds is 1,500 steps for
-    Whisper, beside some fifty regions of an image: fusions that average over regions would see the sound alone.
+    Whisper, next to some fifty regions of an image: fusions that average over regions would see the sound alone.
     """
 
     def __init__(self, audio_config: PreTrainedConfig, num_regions: int) -> None:

@@ -106,7 +106,7 @@ def unknown_keys(config_class: type[PreTrainedConfig], keys: Iterable[str]) -> l
         known |= set(config_class.attribute_map) | set(signature(config_class).parameters)
     unknown = sorted(key for key in keys if key not in known and not key.startswith("_"))
     if unknown and config_class is not FusionCaptionerConfig:
-        # what a class derives from its fields is saved beside them, such as `stage_names` of backbones
+        # what a class derives from its fields is saved next to them, such as `stage_names` of backbones
         derived = config_class().to_dict()
         unknown = [key for key in unknown if key not in derived]
     return unknown

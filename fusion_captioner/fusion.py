@@ -1,7 +1,7 @@
 """
 Cross-modal fusion: token states and image regions become one joint representation. One class a strategy.
 
-B: images, k: texts an image (captions, beams or samples; the k rows of an image stand together), L: tokens,
+B: images, k: texts per image (captions, beams or samples; the k rows of an image stand together), L: tokens,
 P: regions, D: hidden size, R: bilinear rank
 
 Each class does its work in two steps, so that an image is projected once however many texts or tokens meet it:
@@ -224,7 +224,7 @@ class AttentionFusion(Fusion):
 class CoAttentionFusion(AttentionFusion):
     """
     Parallel co-attention (Lu et al., 2016, section 3.3) made causal. Text attends to regions as in
-    `AttentionFusion`; beside it, regions are re-weighted by all the text seen so far:
+    `AttentionFusion`; in addition, regions are re-weighted by all the text seen so far:
     `softmax_P(log Σ_{s≤t} exp A_s)` of the affinities A (their mean over the heads), a running log-sum-exp whose
     state is `(B*k, P)`.
     """

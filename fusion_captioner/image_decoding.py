@@ -204,7 +204,7 @@ def _decoded_bytes(image: Image.Image) -> int:
 
 
 def _block_bytes(image: Image.Image) -> int:
-    """Bytes that a TIFF's strip of rows takes beside the picture, which may be all of it, or its tile, which may be
+    """Bytes that a TIFF's strip of rows takes besides the picture, which may be all of it, or its tile, which may be
     larger than the picture."""
     tags = image.tag_v2  # type: ignore[attr-defined]
 
@@ -316,7 +316,7 @@ def _band(image: Image.Image, top: int, rows: int) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a damaged EXIF block raises all sorts; the picture beside it is whole, and most are upright
+    except Exception:  # a damaged EXIF block raises all sorts; the picture next to it is whole, and most are upright
         return 1
 
 

@@ -39,7 +39,7 @@ class FusionCaptionerImageProcessorKwargs(TypedDict, total=False):
 
 
 SETTINGS = tuple(FusionCaptionerImageProcessorKwargs.__annotations__)
-# What transformers itself writes and sets beside the settings
+# What transformers itself writes and sets besides the settings
 _MACHINERY = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class", "use_fast")
 # The processor that each image processor is part of. Pipelines hold the parts of a processor, and save those alone.
 _WHOLES: WeakKeyDictionary = WeakKeyDictionary()
@@ -270,7 +270,7 @@ def _checked_size(size: Any) -> SizeDict:
     if isinstance(size, SizeDict | dict):
         keys = dict(size)
         if "shortest_edge" in keys:
-            raise ValueError(f"{error}; for a shortest edge set `resize_mode='crop'` beside it.")
+            raise ValueError(f"{error}; for a shortest edge also set `resize_mode='crop'`.")
         size = (keys.get("height"), keys.get("width")) if set(keys) == {"height", "width"} else ()
     if not isinstance(size, list | tuple) or len(size) != 2:
         raise ValueError(f"{error}.")

@@ -60,7 +60,7 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
         return [*super().get_init_context(*args, **kwargs), limited_weights()]
 
     def save_pretrained(self, *args, **kwargs) -> None:
-        """As in transformers; the code of all heads is saved beside the model, so that each of them loads from it
+        """As in transformers; the code of all heads is saved next to the model, so that each of them loads from it
         where this package is not installed."""
         classes: dict[str, type] = {"AutoConfig": FusionCaptionerConfig, **auto_classes()}
         self.config.auto_map = {
@@ -455,7 +455,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             count_texts(len(input_ids), len(images))
 
     def check_token_ids(self, token_ids: torch.Tensor) -> None:
-        """On a CPU an id out of range is read from beside the embedding's memory or fails without naming the id; on
+        """On a CPU an id out of range is read from behind the embedding's memory or fails without naming the id; on
         a GPU the check itself would stall the device, which reports the id by an assertion of its own."""
         if token_ids.device.type == "cpu" and not torch.compiler.is_compiling() and token_ids.numel():
             low, high = torch.aminmax(token_ids)

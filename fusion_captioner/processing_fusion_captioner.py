@@ -1,6 +1,6 @@
 """Images and text to model inputs, and tokens back to text.
 
-Legend: B: images, k: texts an image, L: tokens, F: frames of a video, N: choices, H, W: height and width in pixels.
+Legend: B: images, k: texts per image, L: tokens, F: frames of a video, N: choices, H, W: height and width in pixels.
 """
 
 import re

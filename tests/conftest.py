@@ -56,7 +56,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def java() -> str:
-    """The `java` program, with pycocoevalcap's jars importable beside it."""
+    """The `java` program, with pycocoevalcap's jars importable, too."""
     program = shutil.which("java")
     if program is None or find_spec("pycocoevalcap") is None:
         pytest.skip("Java or pycocoevalcap is not installed")

@@ -1,4 +1,4 @@
-"""Every audio encoder gives regions, which the fusion attends to beside those of the image."""
+"""Every audio encoder gives regions, which the fusion attends to besides those of the image."""
 
 import pytest
 import torch

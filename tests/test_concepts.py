@@ -208,7 +208,7 @@ def test_rows_that_do_not_describe_a_shown_image_count_nothing(on_the_left: bool
     shown = torch.tensor([True, True, True, False])
     true, counted = targets(model, texts, 4, shown)
     assert true == [[5, 8], [], [], []] and counted == [IDS, [], [], []]
-    # two texts an image: one caption is enough
+    # two texts per image: one caption is enough
     true, counted = targets(model, texts, 2, shown[[0, 3]])
     assert true == [[5, 8], []] and counted == [IDS, []]
 

@@ -36,7 +36,7 @@ def generate(model, seed: int = 0, **options):
 
 @pytest.mark.parametrize("padded_left", [True, False])
 def test_rows_with_labels_are_cut_to_their_prompts(padded_left: bool) -> None:
-    """Whoever evaluates with batches of training, as `Seq2SeqTrainer` does, must not go on behind the reference."""
+    """A user who evaluates with batches of training, as `Seq2SeqTrainer` does, must not go on behind the reference."""
     model, (ids, mask) = model_of("attention", "lstm"), prompts()
     words = [[BOS, 11, 12, 13, 7, 8, EOS], [BOS, 14, 9, EOS]]
     width = max(map(len, words))
@@ -74,7 +74,7 @@ def test_with_and_without_the_cache_the_words_are_the_same(fusion_type: str, lay
 @pytest.mark.parametrize(("fusion_type", "layer_type"), MODELS)
 @pytest.mark.parametrize("mode", ["greedy", "samples"])
 def test_tokens_alone_are_those_of_transformers_own_loop(fusion_type: str, layer_type: str, mode: str) -> None:
-    """Whoever asks for logits as well gets transformers' loop around the model, others the short one."""
+    """A caller who asks for logits as well gets transformers' loop around the model, others the short one."""
     model = model_of(fusion_type, layer_type)
     ids, mask = prompts()
     options = MODES[mode] | {"pixel_values": pixels(), "min_new_tokens": 2, "repetition_penalty": 1.3}

@@ -47,7 +47,7 @@ def write_questions(root: Path, train: int = 16, validation: int = 8) -> Path:
 
 
 def write_head_recipe(path: Path, source: Path, task: str = "classification", **changes: dict[str, Any]) -> Path:
-    """The YAML of a run on `source`, its results in `out` beside the file; `changes` are fields by section."""
+    """The YAML of a run on `source`, its results in `out` next to the file; `changes` are fields by section."""
     sections: dict[str, Any] = {
         "task": task,
         "model": {"image_size": 32, "config": {**MODEL_CONFIG, "dropout": 0.0}},

@@ -36,7 +36,7 @@ def write_data(root: Path, train: int = 8, restval: int = 0, val: int = 3) -> Pa
 
 
 def write_recipe(path: Path, source: Path, **changes: dict[str, Any]) -> Path:
-    """The YAML of a run on `source`, its results in `out` beside the file; `changes` are fields by section."""
+    """The YAML of a run on `source`, its results in `out` next to the file; `changes` are fields by section."""
     sections: dict[str, dict[str, Any]] = {
         "model": {"image_size": 32, "config": MODEL_CONFIG},
         "tokenizer": {"vocab_size": 200, "min_frequency": 1},

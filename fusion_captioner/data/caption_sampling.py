@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from fusion_captioner.data.augmentation import draws_flip, swap_sides
 from fusion_captioner.data.feature_shards import ImageFeatures
 
-# Columns with an entry for each caption of an image, beside `captions`.
+# Columns with an entry for each caption of an image, besides `captions`.
 OF_CAPTIONS = ("prompts", "languages")
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 MAX_CONCEPTS = 1500
-# How much likelier a word is beside a caption of the same image that has it. Chance is 1: function words of English,
-# German and Chinese are below 4 (`a` 1.0, `mit` 1.5, `with` 1.6, `of` 2.0, `as` 2.9), content words above.
+# How much likelier a word is in a caption where another of the same image has it. Chance is 1: function words of
+# English, German and Chinese are below 4 (`a` 1.0, `mit` 1.5, `with` 1.6, `of` 2.0, `as` 2.9), content words above.
 MIN_LIFT = 5.0
 # A word of every fifth caption can have no lift of 5; captions that agree on it (Cohen's kappa) tell it from `a`.
 MIN_KAPPA, MIN_LIFT_OF_FREQUENT = 0.3, 2.5

@@ -60,7 +60,7 @@ def meteor(
         command += ["-m", modules]
     program = subprocess.Popen(
         command,
-        cwd=jar.parent,  # it looks for its paraphrases beside itself
+        cwd=jar.parent,  # it looks for its paraphrases next to itself
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

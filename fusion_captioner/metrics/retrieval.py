@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 RANKS = (1, 5, 10)
-# rows ranked at a time, so that comparing 5,000 images with 25,000 texts needs little memory beside the scores
+# rows ranked at a time, so that comparing 5,000 images with 25,000 texts needs little memory besides the scores
 CHUNK = 256
 
 

@@ -1,4 +1,4 @@
-"""Few examples: the benchmark of LoRA beside full fine-tuning, and an adapter that transformers' own `Trainer`
+"""Few examples: the benchmark of LoRA compared with full fine-tuning, and an adapter that transformers' own `Trainer`
 trains."""
 
 import importlib.util

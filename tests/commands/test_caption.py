@@ -45,7 +45,7 @@ def picture(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """The one line of a run that captions nothing: no bars, no warnings beside it."""
+    """The one line of a run that captions nothing: no bars, no warnings around it."""
 
     def run(*flags: object) -> str:
         assert main(["caption", *map(str, flags), "--max-new-tokens", "3", "--beams", "1"]) == 2
@@ -59,7 +59,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG whose header says so; its pixels are not there, since whoever decodes them has lost."""
+    """A PNG whose header says so; its pixels are not there, since decoding them is the fault."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -92,7 +92,7 @@ def test_tokens_are_those_of_torch(
     for number in (1, 3):
         assert_same_tokens(model, exported, images[:number])
     assert_same_tokens(model, exported, images[:2], **prompts())
-    # three texts an image
+    # three texts per image
     assert_same_tokens(model, exported, images[:2], input_ids=tokens(6, 3))
 
 

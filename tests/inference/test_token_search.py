@@ -1,4 +1,4 @@
-"""Searches drop images whose texts have all ended, and choose what they would have chosen beside them."""
+"""Searches drop images whose texts have all ended, and choose what they would have chosen with them."""
 
 import numpy as np
 import pytest

@@ -76,7 +76,7 @@ def test_cider_takes_the_document_frequencies_of_another_corpus(tmp_path: Path) 
     frequencies = DocumentFrequencies.from_references(corpus, "corpus", tokenizer=None)
     np.testing.assert_allclose(rewards, cider_d(tokens, references, frequencies, tokenizer=None)[1])
     assert np.abs(rewards - CiderReward(REFERENCES, tiny_model(), ARGUMENTS)(samples)).max() > 1e-2
-    # a language with a corpus, beside one that counts its own references
+    # a language with a corpus, next to one that counts its own references
     by_language = {("en", image): captions for image, captions in REFERENCES.items()} | {("de", "x"): ["ein Hund"]}
     settings.document_frequencies = {"en": corpus_file(tmp_path)}
     of_english = CiderReward(by_language, tiny_model(), settings)(
