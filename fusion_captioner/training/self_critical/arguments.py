@@ -16,10 +16,10 @@ class SelfCriticalArguments(FusionCaptionerTrainingArguments):
         ValueError: the settings do not fit together; the message names the fields.
     """
 
-    rewards: dict[str, float] = field(
+    rewards: dict[str, float | dict[str, float]] = field(
         default_factory=lambda: {"CIDEr": 1.0},
         metadata={
-            "help": f"Weight of each reward; the rewards are {', '.join(REWARDS)}.",
+            "help": f"Weight of each reward, or its weights by language; the rewards are {', '.join(REWARDS)}.",
             "example": "{CIDEr: 1.0}",
         },
     )

@@ -26,7 +26,7 @@ class CiderReward(Reward):
     def __init__(self, references, model, settings, tokenizer=tokenize_caption) -> None:
         groups: dict[str, dict] = {}
         for image, captions in references.items():
-            groups.setdefault(_language(image), {})[image] = captions
+            groups.setdefault(language_of(image), {})[image] = captions
         corpora = _corpora(settings.document_frequencies, groups)
         self._scorers = {
             language: CiderD(
@@ -42,7 +42,7 @@ class CiderReward(Reward):
         tokens = samples.tokens()
         rewards = np.zeros(len(tokens))
         for language, scorer in self._scorers.items():
-            rows = [row for row, image in enumerate(samples.image_ids) if _language(image) == language]
+            rows = [row for row, image in enumerate(samples.image_ids) if language_of(image) == language]
             if rows:
                 images = [self._index[samples.image_ids[row]] for row in rows]
                 rewards[rows] = scorer.score([tokens[row] for row in rows], images)
@@ -61,7 +61,7 @@ class CiderBetweenReward(CiderReward):
         tokens = samples.tokens()
         rewards = np.zeros(len(tokens))
         for language, scorer in self._scorers.items():
-            rows = [row for row, image in enumerate(samples.image_ids) if _language(image) == language]
+            rows = [row for row, image in enumerate(samples.image_ids) if language_of(image) == language]
             images = dict.fromkeys(samples.image_ids[row] for row in rows)  # in an order that every run has
             pairs = [(row, self._index[image]) for row in rows for image in images if image != samples.image_ids[row]]
             if pairs:
@@ -90,7 +90,32 @@ def _frequencies(source: str, tokenizer: Tokenizer) -> DocumentFrequencies:
     return DocumentFrequencies.from_references(tokens, Path(source).name, tokenizer=None)
 
 
-def _language(image: ImageKey) -> str:
+def reward_weights(
+    rewards: Mapping[str, float | Mapping[str, float]], images: Sequence[ImageKey]
+) -> dict[str, np.ndarray]:
+    """
+    Args:
+        rewards: of each reward its weight, or its weights by language; languages that are not named have the weight 0.
+        images (N): the image of each caption, with several languages after the language.
+
+    Returns:
+        of each reward the weight for each caption, `(N,)` float64.
+
+    Raises:
+        ValueError: weights by language name another language than those of `images`.
+    """
+    languages = [language_of(image) for image in images]
+    weights = {}
+    for name, weight in rewards.items():
+        by_language = weight if isinstance(weight, Mapping) else dict.fromkeys(languages, weight)
+        if not set(by_language) <= set(languages):
+            choices = ", ".join(sorted(set(languages) - {""})) or "none: its data has one language"
+            raise ValueError(f"`rewards` ({name}: {weight}) must name languages of the data, which has {choices}.")
+        weights[name] = np.array([by_language.get(language, 0.0) for language in languages])
+    return weights
+
+
+def language_of(image: ImageKey) -> str:
     return "" if isinstance(image, str) else image[0]
 
 

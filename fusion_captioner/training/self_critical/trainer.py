@@ -17,7 +17,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from fusion_captioner.metrics.diversity import caption_diversity
 from fusion_captioner.metrics.tokenization import find_tokenizer
 from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
-from fusion_captioner.training.self_critical.rewards import REWARDS
+from fusion_captioner.training.self_critical.rewards import REWARDS, reward_weights
 from fusion_captioner.training.self_critical.sampled_captions import ImageKey, ReferenceCaptions, SampledCaptions
 from fusion_captioner.training.trainer import FusionCaptionerTrainer
 
@@ -105,6 +105,11 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         self.tokenizer = find_tokenizer(self.metric_tokenizer)
         self.rewards = {
             name: REWARDS[name](references, self.model, self.args, self.tokenizer) for name in self.args.rewards
+        }
+        images = list(references)
+        self._weights = {  # of each reward by image
+            name: dict(zip(images, weights, strict=True))
+            for name, weights in reward_weights(self.args.rewards, images).items()
         }
         self._sampled: dict[str, list[float]] = defaultdict(list)
 
@@ -194,8 +199,10 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         """(N,) float32. Keeps the rewards for the log, and trains the rewards that learn."""
         values_by_reward = {name: reward(samples) for name, reward in self.rewards.items()}
         learned = [reward.learn(samples, references) for reward in self.rewards.values()]
-        total = sum(self.args.rewards[name] * values for name, values in values_by_reward.items())
-        rewards = torch.from_numpy(np.asarray(total)).float().view(-1, self.args.samples_per_image)
+        total = np.zeros(len(samples.texts))
+        for name, values in values_by_reward.items():
+            total += np.array([self._weights[name][image] for image in samples.image_ids]) * values
+        rewards = torch.from_numpy(total).float().view(-1, self.args.samples_per_image)
         advantages = leave_one_out_advantages(rewards)
         diversity = caption_diversity(samples.texts, self.tokenizer)
         logged = {f"reward_{name}": values.mean() for name, values in values_by_reward.items()} | {

@@ -14,6 +14,7 @@ from fusion_captioner.training.self_critical.rewards import (
     CiderBetweenReward,
     CiderReward,
     MatchingReward,
+    reward_weights,
 )
 from fusion_captioner.training.self_critical.sampled_captions import END, SampledCaptions
 
@@ -53,6 +54,19 @@ def test_cider_between_is_that_of_the_batch_s_other_images() -> None:
     np.testing.assert_allclose(between[:4], (first + second)[:4] / 2)
     assert between[4] == 0  # the only German one
     assert between[3] > between[0]  # of a beach is also another image
+
+
+def test_rewards_weigh_by_language() -> None:
+    images = [("en", "snow"), ("zh", "snow"), ("de", "beach")]
+    weights = reward_weights({"CIDEr": 1.0, "CIDEr-between": {"zh": -6.0, "de": -0.5}}, images)
+    assert {name: each.tolist() for name, each in weights.items()} == {
+        "CIDEr": [1.0, 1.0, 1.0],
+        "CIDEr-between": [0.0, -6.0, -0.5],
+    }
+    with pytest.raises(ValueError, match=r"`rewards` \(CIDEr: \{'fr': 1\}\) .* which has de, en, zh"):
+        reward_weights({"CIDEr": {"fr": 1}}, images)
+    with pytest.raises(ValueError, match="one language"):
+        reward_weights({"CIDEr": {"en": 1}}, ["snow"])
 
 
 CORPUS = {"1": ["a dog runs", "a brown dog"], "2": ["a dog sleeps"], "3": ["a boat"], "4": ["snow"], "5": ["a dog"]}
