@@ -62,7 +62,9 @@ def main() -> None:
     references = list(rows["captions"])
     figures: list[dict[str, Any]] = []
     print("| | search | equal captions | CIDEr | lost | s |\n|---|---|---|---|---|---|")
-    systems: dict[str, Any] = {"torch": TorchCaptioner(options.checkpoint, num_threads=options.threads)}
+    systems: dict[str, Any] = {
+        "torch": TorchCaptioner(options.checkpoint, num_threads=options.threads, dtype="float32")
+    }
     for dtype in options.dtype:
         systems[f"torch {dtype}"] = TorchCaptioner(options.checkpoint, num_threads=options.threads, dtype=dtype)
     for folder in options.export:
