@@ -64,7 +64,7 @@ class TorchSystem:
         from fusion_captioner.process_setup import keep_freed_memory
 
         keep_freed_memory()
-        self.captioner = TorchCaptioner(task["path"], num_threads=task["threads"])
+        self.captioner = TorchCaptioner(task["path"], num_threads=task["threads"], dtype=task.get("dtype", "auto"))
         self.model = self.captioner.model
         self.model.get_image_hidden_states = watch.around(self.model.get_image_hidden_states)
         self.model.model.project_regions = watch.around(self.model.model.project_regions)
@@ -216,9 +216,11 @@ def examine(task: Run) -> Run:
         system.model.to(getattr(torch, found["dtype"])).save_pretrained(task["save"])
     else:
         from fusion_captioner.fingerprints import fingerprint
+        from fusion_captioner.hardware import faster_dtype
 
-        system = TorchSystem(task, Stopwatch())
-        found = {"dtype": "float32", "fingerprint": fingerprint(weights=system.model.state_dict(), digest_size=16)}
+        system = TorchSystem(task | {"dtype": "float32"}, Stopwatch())
+        dtype = str(faster_dtype("cpu")).removeprefix("torch.")  # of the image encoder, as a user's would be
+        found = {"dtype": dtype, "fingerprint": fingerprint(weights=system.model.state_dict(), digest_size=16)}
     system.dtype = torch.float32
     system.model.float()
     found["parameters"] = sum(weight.numel() for weight in system.model.parameters())

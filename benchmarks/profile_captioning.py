@@ -40,7 +40,7 @@ class TorchBefore(TorchSystem):
         causal_layers.CAN_PACK = False
         process_setup.keep_freed_memory = lambda: False
         JpegImagePlugin.JpegImageFile.draft = lambda *arguments: None
-        super().__init__(task, watch)
+        super().__init__(task | {"dtype": "float32"}, watch)
         self.model.model.image_encoder.backbone.register_forward_pre_hook(
             lambda module, inputs: (inputs[0].contiguous(), *inputs[1:])
         )
@@ -55,7 +55,7 @@ def count_work(task: Run) -> Run:
     from fusion_captioner import causal_layers
 
     causal_layers.CAN_PACK = False  # the counter does not know packed products
-    system = TorchSystem(task, Stopwatch())
+    system = TorchSystem(task | {"dtype": "float32"}, Stopwatch())
     inputs = system.prepare(task["photos"][:1])
     flop = {}
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():

@@ -26,7 +26,9 @@ from fusion_captioner.metrics.caption_scores import score_captions
 from fusion_captioner.process_setup import keep_freed_memory
 
 
-def captions_of(captioner: Any, images: list[Any], beams: int, batch_size: int, name: str) -> tuple[list[str], float]:
+def captions_of(
+    captioner: Any, images: list[Any], beams: int, batch_size: int, name: str, language: str | None = None
+) -> tuple[list[str], float]:
     """The best caption of each image, and the seconds that they took."""
     captions: list[str] = []
     # as the command does: the captioner's own length penalty is one of beam search
@@ -34,7 +36,7 @@ def captions_of(captioner: Any, images: list[Any], beams: int, batch_size: int, 
     start = time.perf_counter()
     for first in tqdm(range(0, len(images), batch_size), desc=f"{name}, beam {beams}", disable=None):
         batch = images[first : first + batch_size]
-        captions += [texts[0] for texts in captioner.caption(batch, "", **settings)]
+        captions += [texts[0] for texts in captioner.caption(batch, "", language=language, **settings)]
     return captions, time.perf_counter() - start
 
 
@@ -47,6 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--source", required=True, help="data, as for `evaluate`")
     parser.add_argument("--split", default="val", help="default: val")
+    parser.add_argument("--language", metavar="CODE", help="of the captions (default: the captioner's first)")
     parser.add_argument("--limit", type=int, help="the first so many images only")
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 3], help="1 is greedy (default: 1 3)")
     parser.add_argument("--batch-size", type=int, default=8, help="default: 8")
@@ -74,7 +77,7 @@ def main() -> None:
     for beams in options.beams:
         expected: list[str] = []
         for name, captioner in systems.items():
-            captions, seconds = captions_of(captioner, images, beams, options.batch_size, name)
+            captions, seconds = captions_of(captioner, images, beams, options.batch_size, name, options.language)
             expected = expected or captions
             equal = sum(caption == other for caption, other in zip(captions, expected, strict=True))
             cider = score_captions(captions, references, metrics=("CIDEr",))["CIDEr"]

@@ -50,13 +50,21 @@ def test_a_gpu_is_asked_itself(processor, monkeypatch: pytest.MonkeyPatch) -> No
         assert faster_dtype() == (torch.bfloat16 if answer else torch.float32)
 
 
+def test_beside_a_gpu_the_processor_is_asked_for_itself(processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor("flags\t: avx2\n")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert has_bfloat16() and not has_bfloat16("cpu")
+    assert faster_dtype("cpu") == torch.float32
+
+
 def test_what_is_clearly_faster_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {torch.float32: 1.1, torch.bfloat16: 1.0}
     monkeypatch.setattr(hardware, "_product_seconds", lambda dtype, size: seconds[dtype])
-    monkeypatch.setattr(hardware, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert faster_dtype() == torch.float32
     seconds[torch.float32] = 2.0
     assert faster_dtype() == torch.bfloat16
-    monkeypatch.setattr(hardware, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: False)
     assert faster_dtype() == torch.float32

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from tiny_models import calibrate, tiny_model, tiny_tokenizer
+from tiny_models import calibrate, pixels, tiny_model, tiny_tokenizer
 
 from fusion_captioner import (
     FusionCaptionerForConditionalGeneration,
@@ -25,14 +24,9 @@ def image_size(**fields) -> int:
     return fields.get("vision_config", {}).get("image_size", 32)
 
 
-def noise(size: int) -> torch.Tensor:
-    """`(3, 3, size, size)`"""
-    return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-
 def exported_model(**fields) -> FusionCaptionerForConditionalGeneration:
     """The captioner that the fixture `export` exports with these fields."""
     model = tiny_model(**fields)
     if "vision_config" in fields:
-        calibrate(model.model.image_encoder, noise(image_size(**fields)))
+        calibrate(model.model.image_encoder, pixels(3, size=image_size(**fields)))
     return model

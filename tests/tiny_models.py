@@ -123,9 +123,9 @@ def tiny_model(**fields) -> FusionCaptionerForConditionalGeneration:
     return tiny_head(FusionCaptionerForConditionalGeneration, **fields)
 
 
-def pixels(number: int = 2, *frames: int, seed: int = 0) -> torch.Tensor:
-    """`(number, [frames,] 3, 32, 32)`"""
-    return torch.randn(number, *frames, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+def pixels(number: int = 2, *frames: int, seed: int = 0, size: int = 32) -> torch.Tensor:
+    """`(number, [frames,] 3, size, size)`"""
+    return torch.randn(number, *frames, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
 def tokens(rows: int = 2, length: int = 6, seed: int = 0) -> torch.Tensor:

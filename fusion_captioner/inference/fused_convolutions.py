@@ -70,8 +70,9 @@ def quicken_encoder(model: Any, dtype: str = "auto") -> torch.dtype:
     Returns:
         the type that the encoder computes in.
     """
-    found: torch.dtype = faster_dtype() if dtype == "auto" else getattr(torch, dtype)
     encoder = model.model.image_encoder
+    device = next(encoder.parameters()).device.type  # a machine with a GPU may caption on its processor
+    found: torch.dtype = faster_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     is_fused = fuse_convolutions(encoder, found)
     if found != torch.float32:
         if not is_fused:

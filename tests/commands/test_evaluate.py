@@ -154,7 +154,7 @@ def test_beams_are_those_that_were_asked_for(evaluate: Callable[..., dict]) -> N
 def test_the_type_of_the_image_encoder_is_said(
     evaluate: Callable[..., dict], monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
-    monkeypatch.setattr(fused_convolutions, "faster_dtype", lambda: getattr(torch, dtype))
+    monkeypatch.setattr(fused_convolutions, "faster_dtype", lambda device: getattr(torch, dtype))
     assert evaluate("--beams", 1)["image_encoder_computes_in"] == dtype
     assert evaluate("--beams", 1, "--dtype", "float32")["image_encoder_computes_in"] == "float32"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_exports import Export, exported_model, image_size, noise, tiny_processor
+from tiny_exports import Export, exported_model, image_size, tiny_processor
 from tiny_models import FUSION_TYPES, LAYER_TYPES, VISION_CONFIGS, pixels, tiny_model, tokens
 
 from fusion_captioner.export.captioner import export_captioner
@@ -88,7 +88,7 @@ def test_tokens_are_those_of_torch(
     fields = {"fusion_type": fusion_type, "decoder_type": decoder_type, "text_encoder_type": text_encoder_type}
     fields |= MORE_FIELDS.get((runtime, fusion_type, decoder_type), {})
     model, exported = exported_model(**fields), ExportedCaptioner(export(runtime, **fields), num_threads=1)
-    images = noise(image_size(**fields))
+    images = pixels(3, size=image_size(**fields))
     for number in (1, 3):
         assert_same_tokens(model, exported, images[:number])
     assert_same_tokens(model, exported, images[:2], **prompts())

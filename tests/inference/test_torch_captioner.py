@@ -42,12 +42,12 @@ def test_the_flag(
     photo = tmp_path / "photo.png"
     Image.linear_gradient("L").save(photo)
     asked = []
-    monkeypatch.setattr(fused_convolutions, "faster_dtype", lambda: asked.append(1) or torch.bfloat16)
+    monkeypatch.setattr(fused_convolutions, "faster_dtype", lambda device: asked.append(device) or torch.bfloat16)
     flags = ["caption", str(photo), "--max-new-tokens", "3", "--model"]
     assert main([*flags, str(checkpoint), "--dtype", "float32"]) == 0
     assert asked == []
     assert main([*flags, str(checkpoint)]) == 0
-    assert asked == [1]
+    assert asked == ["cpu"]
     assert [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()] == [str(photo)] * 2
     assert main([*flags, str(export("onnx")), "--dtype", "float32"]) == 2
     assert "--dtype (float32) is for torch" in capsys.readouterr().err

@@ -42,11 +42,20 @@ class CiderReward(Reward):
         tokens = samples.tokens()
         rewards = np.zeros(len(tokens))
         for language, scorer in self._scorers.items():
-            rows = [row for row, image in enumerate(samples.image_ids) if language_of(image) == language]
-            if rows:
-                images = [self._index[samples.image_ids[row]] for row in rows]
-                rewards[rows] = scorer.score([tokens[row] for row in rows], images)
+            images = {row: image for row, image in enumerate(samples.image_ids) if language_of(image) == language}
+            batch = list(dict.fromkeys(images.values()))  # in an order that every run has
+            pairs = [
+                (row, self._index[other]) for row, image in images.items() for other in self._others(image, batch)
+            ]
+            if pairs:
+                rows, others = map(list, zip(*pairs, strict=True))
+                scores = scorer.score([tokens[row] for row in rows], others)
+                np.add.at(rewards, rows, scores / np.bincount(rows)[rows])
         return rewards
+
+    def _others(self, image: ImageKey, batch: Sequence[ImageKey]) -> Sequence[ImageKey]:
+        """The images whose references a caption of `image` is scored by; its reward is the mean."""
+        return [image]
 
 
 class CiderBetweenReward(CiderReward):
@@ -57,18 +66,8 @@ class CiderBetweenReward(CiderReward):
     With a negative weight a caption that would suit other images as well earns less.
     """
 
-    def __call__(self, samples: SampledCaptions) -> np.ndarray:
-        tokens = samples.tokens()
-        rewards = np.zeros(len(tokens))
-        for language, scorer in self._scorers.items():
-            rows = [row for row, image in enumerate(samples.image_ids) if language_of(image) == language]
-            images = dict.fromkeys(samples.image_ids[row] for row in rows)  # in an order that every run has
-            pairs = [(row, self._index[image]) for row in rows for image in images if image != samples.image_ids[row]]
-            if pairs:
-                captions, others = zip(*pairs, strict=True)
-                scores = scorer.score([tokens[row] for row in captions], others)
-                np.add.at(rewards, list(captions), scores / (len(images) - 1))
-        return rewards
+    def _others(self, image: ImageKey, batch: Sequence[ImageKey]) -> Sequence[ImageKey]:
+        return [other for other in batch if other != image]
 
 
 def _corpora(named: str | dict[str, str] | None, languages: Collection[str]) -> dict[str, str]:
@@ -91,31 +90,31 @@ def _frequencies(source: str, tokenizer: Tokenizer) -> DocumentFrequencies:
 
 
 def reward_weights(
-    rewards: Mapping[str, float | Mapping[str, float]], images: Sequence[ImageKey]
-) -> dict[str, np.ndarray]:
+    rewards: Mapping[str, float | Mapping[str, float]], languages: Collection[str]
+) -> dict[str, dict[str, float]]:
     """
     Args:
         rewards: of each reward its weight, or its weights by language; languages that are not named have the weight 0.
-        images (N): the image of each caption, with several languages after the language.
+        languages: of the data, as [`language_of`] gives them.
 
     Returns:
-        of each reward the weight for each caption, `(N,)` float64.
+        reward → language → weight.
 
     Raises:
-        ValueError: weights by language name another language than those of `images`.
+        ValueError: weights by language name another language.
     """
-    languages = [language_of(image) for image in images]
     weights = {}
     for name, weight in rewards.items():
         by_language = weight if isinstance(weight, Mapping) else dict.fromkeys(languages, weight)
         if not set(by_language) <= set(languages):
             choices = ", ".join(sorted(set(languages) - {""})) or "none: its data has one language"
             raise ValueError(f"`rewards` ({name}: {weight}) must name languages of the data, which has {choices}.")
-        weights[name] = np.array([by_language.get(language, 0.0) for language in languages])
+        weights[name] = {language: by_language.get(language, 0.0) for language in languages}
     return weights
 
 
 def language_of(image: ImageKey) -> str:
+    """Empty where the data has one language."""
     return "" if isinstance(image, str) else image[0]
 
 

@@ -17,7 +17,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from fusion_captioner.metrics.diversity import caption_diversity
 from fusion_captioner.metrics.tokenization import find_tokenizer
 from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
-from fusion_captioner.training.self_critical.rewards import REWARDS, reward_weights
+from fusion_captioner.training.self_critical.rewards import REWARDS, language_of, reward_weights
 from fusion_captioner.training.self_critical.sampled_captions import ImageKey, ReferenceCaptions, SampledCaptions
 from fusion_captioner.training.trainer import FusionCaptionerTrainer
 
@@ -106,11 +106,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         self.rewards = {
             name: REWARDS[name](references, self.model, self.args, self.tokenizer) for name in self.args.rewards
         }
-        images = list(references)
-        self._weights = {  # of each reward by image
-            name: dict(zip(images, weights, strict=True))
-            for name, weights in reward_weights(self.args.rewards, images).items()
-        }
+        self._weights = reward_weights(self.args.rewards, {language_of(image) for image in references})
         self._sampled: dict[str, list[float]] = defaultdict(list)
 
     def _prepare_inputs(self, inputs):
@@ -201,7 +197,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         learned = [reward.learn(samples, references) for reward in self.rewards.values()]
         total = np.zeros(len(samples.texts))
         for name, values in values_by_reward.items():
-            total += np.array([self._weights[name][image] for image in samples.image_ids]) * values
+            total += np.array([self._weights[name][language_of(image)] for image in samples.image_ids]) * values
         rewards = torch.from_numpy(total).float().view(-1, self.args.samples_per_image)
         advantages = leave_one_out_advantages(rewards)
         diversity = caption_diversity(samples.texts, self.tokenizer)

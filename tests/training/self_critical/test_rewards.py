@@ -57,16 +57,15 @@ def test_cider_between_is_that_of_the_batch_s_other_images() -> None:
 
 
 def test_rewards_weigh_by_language() -> None:
-    images = [("en", "snow"), ("zh", "snow"), ("de", "beach")]
-    weights = reward_weights({"CIDEr": 1.0, "CIDEr-between": {"zh": -6.0, "de": -0.5}}, images)
-    assert {name: each.tolist() for name, each in weights.items()} == {
-        "CIDEr": [1.0, 1.0, 1.0],
-        "CIDEr-between": [0.0, -6.0, -0.5],
+    languages = ["en", "zh", "de"]
+    assert reward_weights({"CIDEr": 1.0, "CIDEr-between": {"zh": -6.0, "de": -0.5}}, languages) == {
+        "CIDEr": {"en": 1.0, "zh": 1.0, "de": 1.0},
+        "CIDEr-between": {"en": 0.0, "zh": -6.0, "de": -0.5},
     }
     with pytest.raises(ValueError, match=r"`rewards` \(CIDEr: \{'fr': 1\}\) .* which has de, en, zh"):
-        reward_weights({"CIDEr": {"fr": 1}}, images)
+        reward_weights({"CIDEr": {"fr": 1}}, languages)
     with pytest.raises(ValueError, match="one language"):
-        reward_weights({"CIDEr": {"en": 1}}, ["snow"])
+        reward_weights({"CIDEr": {"en": 1}}, [""])
 
 
 CORPUS = {"1": ["a dog runs", "a brown dog"], "2": ["a dog sleeps"], "3": ["a boat"], "4": ["snow"], "5": ["a dog"]}
