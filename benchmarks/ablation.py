@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py --source FOLDER --cache FOLDER --vision-model lite2 --out FOLDER [--steps N]
         [--rows sum attention ...] [--seeds 0 1 2] [--SECTION.FIELD VALUE ...]
-    python benchmarks/ablation.py --out FOLDER --table [--page NAME] [--title TITLE]
+    python benchmarks/ablation.py --out FOLDER --table [--rows ...] [--page NAME] [--title TITLE]
 
 Each row is `fusion-captioner train flickr8k_cpu` with its change, scored on `val` once, at its end: no
 row is given the best of several checkpoints. All rows but two have the decoder's residual, which the recipe leaves
@@ -76,6 +76,11 @@ ROWS = {
     "no_average": Row("no average of weights", ["--training.ema_decay", "0"]),
     "small_vocabulary": Row("1,500 tokens (3,500)", ["--tokenizer.vocab_size", "1500"]),
     "byte_bpe": Row("byte-level BPE (WordPiece)", ["--tokenizer.kind", "byte_bpe"]),
+    **{
+        f"hidden_{size}": Row(f"hidden size {size} (512)", ["--model.config.hidden_size", str(size)])
+        for size in (256, 384, 768)
+    },
+    "two_layers": Row("two decoder layers (1)", ["--model.config.num_hidden_layers", "2"]),
 }
 
 
@@ -232,10 +237,10 @@ def plot(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def write_table(out: Path, docs: Path, page: str, title: str) -> None:
-    results = read_results(out)
+def write_table(out: Path, rows: Sequence[str], docs: Path, page: str, title: str) -> None:
+    results = [result for result in read_results(out) if result["row"] in rows]
     if not results:
-        raise ValueError(f"`--out` ({out}) holds no results.jsonl with results; run some rows first.")
+        raise ValueError(f"`--out` ({out}) holds no results.jsonl with results of these rows; run some rows first.")
     settings = json.loads((out / "settings.json").read_text())
     (docs / f"{page}.md").write_text(table(results, settings, page, title))
     (docs / f"{page}.svg").write_text(plot(results))
@@ -262,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, flags = parser.parse_known_args(arguments)
     try:
         if options.table:
-            write_table(options.out, options.docs, options.page, options.title)
+            write_table(options.out, options.rows, options.docs, options.page, options.title)
         else:
             run(options, flags)
     except (ValueError, OSError, ImportError) as error:
