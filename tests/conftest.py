@@ -64,7 +64,16 @@ def java() -> str:
 
 
 @pytest.fixture(scope="session")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def onnx_operators_once() -> None:
+    """torch reads the source of a thousand ONNX functions anew for each graph that it exports, a second each time."""
+    from torch.onnx._internal.exporter import _registration
+
+    if apis := getattr(_registration, "onnxscript_apis", None):  # private: other versions may lack it
+        apis.get_torchlib_ops = cache(apis.get_torchlib_ops)
+
+
+@pytest.fixture(scope="session")
+def export(tmp_path_factory: pytest.TempPathFactory, onnx_operators_once: None) -> Callable[..., Path]:
     """`export(runtime, **fields)`: what the command writes of a tiny captioner with these fields, once."""
     from tiny_exports import exported_model, image_size, tiny_processor
 

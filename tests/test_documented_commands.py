@@ -167,6 +167,7 @@ def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("onnx_operators_once")
 @pytest.mark.parametrize("guide", CHOSEN, ids=lambda path: path.stem)
 def test_commands_run(guide: Path, reader_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(reader_folder, tmp_path, dirs_exist_ok=True)

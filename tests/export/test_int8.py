@@ -16,7 +16,7 @@ from fusion_captioner.image_processing_fusion_captioner import SETTINGS
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner
 from fusion_captioner.inference.runtimes import import_runtime
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("onnx_operators_once")]
 
 RUNTIMES = ["onnx", "openvino", "openvino+onnx"]
 # recurrent layers and attention in one

@@ -97,6 +97,7 @@ def test_wrong_languages_are_named(tmp_path: Path, languages: dict, words: list[
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("onnx_operators_once")
 def test_a_captioner_of_three_languages_is_trained_scored_and_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
