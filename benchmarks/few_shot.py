@@ -198,7 +198,7 @@ def by_size(results: Sequence[dict[str, Any]]) -> dict[int, dict[str, list[dict[
 def table(document: dict[str, Any]) -> str:
     settings, results, commonest = (document[name] for name in ("settings", "results", "commonest"))
     seeds = sorted({result["seed"] for result in results})
-    start = f"`{settings['checkpoint']}`" if settings["checkpoint"] else "the captioner that comes with the package"
+    start = f"`{settings['checkpoint']}`" if settings["checkpoint"] else "the bundled captioner"
     given = {name: settings[name] for name in ("steps", "lora_rate", "full_rate", "rank")}
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = shlex.join(["--seeds", *map(str, seeds), *words, *settings["flags"]])

@@ -65,9 +65,9 @@ def write_reader_folder(root: Path) -> None:
         shutil.copytree(captioner, root / "runs" / name)
     losses = {"contrastive_loss_weight": 1.0, "matching_loss_weight": 1.0}
     tiny_head(FusionCaptionerForImageTextRetrieval, vocab_size=len(WORDS), **losses).save_pretrained(
-        root / "runs" / "retrieval"
+        root / "runs" / "flickr8k_retrieval"
     )
-    tiny_processor().save_pretrained(root / "runs" / "retrieval")
+    tiny_processor().save_pretrained(root / "runs" / "flickr8k_retrieval")
 
 
 def write_captions(root: Path) -> None:

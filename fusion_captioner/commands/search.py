@@ -13,7 +13,7 @@ EPILOG = """\
   fusion-captioner search holiday.index "a dog in the snow" --rerank 50      look at the best 50 more closely
 
 `score` is the cosine of two embeddings. --rerank fuses the text with each of the best candidates and orders them by
-`matching`: slower, and better where the checkpoint was trained with a matching loss."""
+the sum of `matching` and the scaled `score`: slower, and better where the checkpoint was trained with a matching loss."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
