@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fusion_captioner.files import INCOMPLETE, check_output_folder, missing_parents, real_path
+from fusion_captioner.files import INCOMPLETE, check_output_folder, missing_parents, real_path, temporary_stem
 
 logger = logging.getLogger(__name__)
+
+# what the text in a lock begins with
+HOLDER = b"process "
 
 
 @contextmanager
@@ -29,7 +32,8 @@ def lock_output(path: str | Path, name: str) -> Iterator[None]:
         name: of the flag or setting that names it, for the message.
 
     Raises:
-        OSError: another process holds the lock; the message names that process.
+        OSError: another process holds the lock; the message names that process. Or the file with the lock's name is
+            not a lock of this package.
     """
     from filelock import FileLock, Timeout  # takes longer to load than everything above
 
@@ -37,8 +41,10 @@ def lock_output(path: str | Path, name: str) -> Iterator[None]:
     made = missing_parents(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     file = lock_file(target)
-    lock = FileLock(file)
     holder = _read_holder(file)
+    if not _is_ours(file):
+        raise OSError(f"{name} ({path}): {file} is not a lock of this package; move it, or name another output.")
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -128,9 +134,21 @@ def _read_holder(file: Path) -> str:
         return "another process"
 
 
+def _is_ours(file: Path) -> bool:
+    """Whether the lock `file` is missing, or holds nothing but what [`_write_holder`] or a part of it wrote: locking
+    empties the file, and unlocking removes it."""
+    try:
+        beginning = file.read_bytes()[: len(HOLDER)]
+    except FileNotFoundError:
+        return True
+    except PermissionError:  # Windows lets nobody read a locked file
+        return os.name == "nt"
+    return HOLDER.startswith(beginning)
+
+
 def _remove_incomplete(target: Path) -> None:
     """Remove what killed processes left of `target`, whose lock this process holds."""
-    of_target = re.compile(rf"{re.escape(target.name)}\.[0-9a-f]{{8}}{re.escape(INCOMPLETE)}")
+    of_target = re.compile(rf"{re.escape(temporary_stem(target.name))}\.[0-9a-f]{{8}}{re.escape(INCOMPLETE)}")
     folders = [target.parent, target] if target.is_dir() else [target.parent]
     for path in [path for folder in folders for path in folder.iterdir() if of_target.fullmatch(path.name)]:
         if path.is_dir():

@@ -1,8 +1,9 @@
 """
 Files and folders that commands write: checked first, then written whole or not at all.
 
-A file is written under another name (`NAME.RANDOM.incomplete`), flushed to the disk and renamed: it is there whole, or
-as it was before. A folder is filled in the same way. Neither torch nor NumPy is imported here.
+A file is written under another name (`NAME.RANDOM.incomplete`, where a long `NAME` is cut), flushed to the disk and
+renamed: it is there whole, or as it was before. A folder is filled in the same way. Neither torch nor NumPy is
+imported here.
 """
 
 import errno
@@ -14,8 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
+from zlib import crc32
 
 INCOMPLETE = ".incomplete"
+MAX_NAME = 255  # bytes, of file systems
 
 
 def check_output_file(path: str, flag: str) -> None:
@@ -87,7 +90,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it would hide the cause
+            temporary.unlink(missing_ok=True)
         _raise_with_name(path, temporary, error)
 
 
@@ -152,13 +156,27 @@ def atomic_folder(folder: str | Path, last: str = "config.json") -> Iterator[Pat
         _raise_with_name(folder, temporary, error)
 
 
+def expanded(path: str | Path) -> Path:
+    """`~` and `~name` as the home folder of a user; other names that begin with `~` are names, not errors."""
+    return Path(os.path.expanduser(path))
+
+
 def real_path(path: str | Path) -> Path:
-    return Path(os.path.realpath(Path(path).expanduser()))
+    return Path(os.path.realpath(expanded(path)))
 
 
 def _temporary(target: Path) -> Path:
     # a name of its own: several processes and threads may write the same file
-    return target.with_name(f"{target.name}.{os.urandom(4).hex()}{INCOMPLETE}")
+    return target.with_name(f"{temporary_stem(target.name)}.{os.urandom(4).hex()}{INCOMPLETE}")
+
+
+def temporary_stem(name: str) -> str:
+    """What temporary names of the file `name` begin with: `name`, or the beginning of a long one and its checksum."""
+    encoded = os.fsencode(name)
+    room = MAX_NAME - 9 - len(INCOMPLETE)  # 9: a dot and eight digits
+    if not room < len(encoded) <= MAX_NAME:  # a name that no file can have is to fail at once
+        return name
+    return f"{encoded[: room - 9].decode(errors='ignore')}.{crc32(encoded):08x}"
 
 
 def _existing(path: Path) -> Path:

@@ -63,6 +63,10 @@ def write_reader_folder(root: Path) -> None:
     tiny_processor().save_pretrained(captioner)
     for name in ("a", "b"):
         shutil.copytree(captioner, root / "runs" / name)
+
+
+def write_retriever(root: Path) -> None:
+    """What `train flickr8k_retrieval` leaves."""
     losses = {"contrastive_loss_weight": 1.0, "matching_loss_weight": 1.0}
     tiny_head(FusionCaptionerForImageTextRetrieval, vocab_size=len(WORDS), **losses).save_pretrained(
         root / "runs" / "flickr8k_retrieval"

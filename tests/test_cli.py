@@ -214,3 +214,35 @@ def test_as_a_process_it_ends_with_one_line_and_status_2(tmp_path: Path) -> None
     assert "Traceback" not in finished.stderr
     assert finished.stderr.count("\n") == 1
     assert "missing.png: no such file or folder" in finished.stderr
+
+
+@pytest.mark.parametrize("value", ["300", "-300", "nan", "inf"])
+@pytest.mark.parametrize("command", [["caption", "a.jpg"], ["evaluate", "model", "--source", "data"]])
+def test_a_length_penalty_out_of_range(command: list[str], value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--length-penalty", value]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--length-penalty ({float(value)}) must be -10 to 10" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        (["caption", "a.jpg"], "--prompt"),
+        (["caption", "a.jpg"], "--prefix"),
+        (["caption", "a.jpg"], "--suffix"),
+        (["caption", "a.jpg"], "--bad-words"),
+        (["answer", "a.jpg", "--model", "m"], "--question"),
+        (["answer", "--model", "m", "--question", "what?", "--choices", "a"], "--choices"),
+        (["classify", "--model", "m"], "--text"),
+        (["search", "folder.index"], "TEXT"),
+        (["serve"], "--name"),
+    ],
+)
+def test_a_text_that_is_not_utf_8(command: list[str], flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if command == ["serve"]:
+        pytest.importorskip("fastapi", reason="needs the extra 'serve'")
+    text = os.fsdecode(b"caf\xe9")  # as Python reads it from the command line
+    arguments = [text] if flag in ("TEXT", "--choices") else [flag, text]
+    assert main([*command, *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{flag} ('caf\\udce9') is not UTF-8" in line

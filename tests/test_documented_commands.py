@@ -29,6 +29,7 @@ from reader_folder import (
     write_first_captioner,
     write_languages,
     write_reader_folder,
+    write_retriever,
 )
 
 from fusion_captioner.cli import build_parser, main
@@ -67,6 +68,7 @@ TRAINING = {
 MORE_FILES: dict[str, Callable[[Path], None]] = {
     "captioning": write_captions,
     "languages": write_languages,
+    "retrieval": write_retriever,
     "training": write_first_captioner,
 }
 

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 import fusion_captioner
-from fusion_captioner.files import atomic_folder, atomic_write, check_output_file, check_output_folder, write_text
+from fusion_captioner.files import (
+    atomic_folder,
+    atomic_write,
+    check_output_file,
+    check_output_folder,
+    expanded,
+    write_text,
+)
 
 
 def test_a_file_that_can_be_written_passes_and_is_left_as_it_is(tmp_path: Path) -> None:
@@ -61,6 +68,31 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         write_text(str(old), "new content")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
     assert old.read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["x" * 236, "x" * 255, "狗" * 78 + ".txt", "x" * 230 + "\udce9" * 20])
+def test_a_long_name_is_written(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    check_output_file(str(path), "--report")
+    write_text(path, "new")
+    with atomic_folder(tmp_path / "below" / name) as folder:
+        (folder / "config.json").write_text("new")
+    assert path.read_text() == "new" and (tmp_path / "below" / name / "config.json").exists()
+    assert {entry.name for entry in tmp_path.iterdir()} == {name, "below"}
+
+
+def test_a_name_that_no_file_can_have_is_named_itself(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 256)
+    with pytest.raises(OSError, match=r"x: cannot be written \(File name too long\)"):
+        write_text(path, "new")
+
+
+def test_long_names_have_temporary_names_of_their_own(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / ("x" * 255)) as first, atomic_write(tmp_path / ("x" * 254)) as second:
+        first.touch()
+        second.touch()
+        stems = [path.name.rsplit(".", 2)[0] for path in (first, second)]
+    assert stems[0] != stems[1]
 
 
 def test_a_folder_that_can_be_made_passes_and_is_not_made(tmp_path: Path) -> None:
@@ -126,6 +158,15 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
         write_text(path, "second")
         assert path.read_text() == "second"
     assert path.read_text() == "first"
+
+
+def test_a_name_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/reader")
+    monkeypatch.setenv("USERPROFILE", "/home/reader")
+    assert expanded("~/a.jpg") == Path("/home/reader/a.jpg")
+    assert expanded("~a.jpg") == Path("~a.jpg")
+    for path in Path(fusion_captioner.__file__).parent.rglob("*.py"):
+        assert ".expanduser()" not in path.read_text(encoding="utf-8"), f"{path}: pathlib's raises RuntimeError"
 
 
 def test_every_text_of_the_package_names_its_encoding() -> None:

@@ -18,6 +18,8 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
+from fusion_captioner.files import expanded
+from fusion_captioner.given_values import check_length_penalty
 from fusion_captioner.image_encoder import FILES_HOLD, limited_weights
 from fusion_captioner.image_loading import check_processed_size
 from fusion_captioner.modeling_fusion_captioner import (
@@ -212,7 +214,7 @@ def check_captioner(name: str) -> None:
     """
     if not _is_folder(name):
         return
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{name}: has no config.json; give the folder of a saved captioner, or a Hub name.")
     config = _read_object(folder / "config.json")
@@ -235,7 +237,7 @@ def check_captioner(name: str) -> None:
 
 
 def _is_folder(name: str) -> bool:
-    return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    return expanded(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -280,7 +282,7 @@ def _held(files: Iterable[str]) -> tuple[int, int] | None:
 
 def _weight_files(name: str, revision: str) -> list[str]:
     """The files of a checkpoint that hold its weights, all shards."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
         return [str(file) for file in files]
@@ -318,6 +320,8 @@ def _check_numbers(file: str | Path, settings: Mapping[str, Any]) -> None:
         value = settings.get(key)
         if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
             raise ValueError(f"{file}: `{key}` ({value!r}) must be a number; correct it.")
+    if (penalty := settings.get("length_penalty")) is not None:
+        check_length_penalty(penalty, f"{file}: `length_penalty`")
 
 
 def _cannot_load(name: str, part: str, error: Exception) -> str:

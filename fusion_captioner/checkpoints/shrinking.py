@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from fusion_captioner.checkpoints.loading import load_captioner
-from fusion_captioner.files import atomic_folder, write_json, write_text
+from fusion_captioner.files import atomic_folder, expanded, write_json, write_text
 
 
 def shrink(name: str, revision: str, out: str, with_code: bool = True, trust_remote_code: bool = False) -> Path:
@@ -45,7 +45,7 @@ def shrink(name: str, revision: str, out: str, with_code: bool = True, trust_rem
         if not with_code:
             for path in folder.glob("*.py"):
                 path.unlink()
-        card = Path(name).expanduser() / "README.md"
+        card = expanded(name) / "README.md"
         if card.is_file():
             write_text(folder / "README.md", card.read_text(encoding="utf-8"))
     return Path(out)

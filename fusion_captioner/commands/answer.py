@@ -2,7 +2,7 @@
 
 import argparse
 
-from fusion_captioner.commands.shared_flags import add_image_flags, check_at_least_one
+from fusion_captioner.commands.shared_flags import add_image_flags, check_at_least_one, check_texts
 
 HELP = "answer a question about images"
 
@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     check_at_least_one(options, "batch_size")
+    check_texts(options, "question", "choices")
     if not options.question.strip():
         raise ValueError(f"--question ({options.question!r}) is empty; ask something.")
     choices = options.choices

@@ -9,7 +9,6 @@ import os
 import sys
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_captioner import DEFAULT_CHECKPOINT
@@ -21,7 +20,10 @@ from fusion_captioner.commands.shared_flags import (
     add_length_penalty,
     add_no_repeat_ngram,
     check_at_least_one,
+    check_search,
+    check_texts,
 )
+from fusion_captioner.files import expanded
 
 if TYPE_CHECKING:
     from fusion_captioner.inference.caption_outputs import CaptionOutputs
@@ -256,7 +258,7 @@ def _listed(name: str) -> list[str]:
         OSError: it cannot be read.
     """
     try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
+        content = sys.stdin.buffer.read() if name == "-" else expanded(name).read_bytes()
     except OSError as error:
         raise type(error)(
             f"--from-file ({name}): cannot be read ({error.strerror}); name a file with an image per line."
@@ -296,6 +298,8 @@ def _outputs(options: argparse.Namespace, file: Any, sidecars: Any, format: Any)
 
 def _check(options: argparse.Namespace, process: "LaunchedProcess") -> None:
     check_at_least_one(options, "beams", "num_captions", "max_new_tokens", "batch_size")
+    check_search(options)
+    check_texts(options, "prompt", "bad_words", "prefix", "suffix")
     if not options.sample and options.num_captions > options.beams:
         raise ValueError(
             f"--num-captions ({options.num_captions}) needs at least as many --beams ({options.beams}), or --sample."

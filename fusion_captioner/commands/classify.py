@@ -2,7 +2,7 @@
 
 import argparse
 
-from fusion_captioner.commands.shared_flags import add_image_flags, check_at_least_one
+from fusion_captioner.commands.shared_flags import add_image_flags, check_at_least_one, check_texts
 
 HELP = "label images, a text, or both"
 
@@ -22,6 +22,7 @@ def run(options: argparse.Namespace) -> int:
     from fusion_captioner.inference.predictors import Classifier, print_predictions
     from fusion_captioner.process_setup import keep_stderr_quiet
 
+    check_texts(options, "text")
     if options.text is not None and not options.text.strip():
         raise ValueError(f"--text ({options.text!r}) is empty; give a text, or leave it out.")
     if not options.images and options.text is None:

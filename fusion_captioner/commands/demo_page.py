@@ -3,10 +3,10 @@
 import argparse
 import socket
 from importlib.util import find_spec
-from pathlib import Path
 
 from fusion_captioner import DEFAULT_CHECKPOINT
 from fusion_captioner.commands.shared_flags import add_hub_flags
+from fusion_captioner.files import expanded
 
 HELP = "caption, explain and correct photos on a page in the browser"
 
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     if find_spec("gradio") is None:
         raise ImportError("gradio is not installed: pip install -c constraints.txt 'fusion-captioner[demo]'")
     port = _free_port(options.host, options.port)
-    folder = None if options.folder is None else Path(options.folder).expanduser()
+    folder = None if options.folder is None else expanded(options.folder)
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"FOLDER ({options.folder}): no such folder; give the folder of the photos.")
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion_captioner.files import expanded
+
 if TYPE_CHECKING:
     from fusion_captioner.data.published import PublishedDataset, PublishedFile
 
@@ -38,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
     dataset = DATASETS[options.dataset]
     parts = _parts(dataset, options)
-    folder = Path(options.out or dataset.folder).expanduser()
+    folder = expanded(options.out or dataset.folder)
     with lock_output_folder(folder, "--out"):
         left = {name: part for name, part in parts.items() if not _is_there(folder, part)}
         print_line(_plan(dataset, parts, left, folder), sys.stdout)

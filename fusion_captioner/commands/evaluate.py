@@ -4,7 +4,6 @@ import argparse
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_captioner import __version__
@@ -16,8 +15,10 @@ from fusion_captioner.commands.shared_flags import (
     add_length_penalty,
     add_no_repeat_ngram,
     check_at_least_one,
+    check_search,
     data_options,
 )
+from fusion_captioner.files import expanded
 
 if TYPE_CHECKING:
     from fusion_captioner.data.annotated_images import AnnotatedImage, SkippedExample
@@ -127,6 +128,7 @@ def _check(options: argparse.Namespace) -> None:
     from fusion_captioner.checkpoints.loading import check_captioner
 
     check_at_least_one(options, "batch_size", "max_new_tokens", "no_repeat_ngram", "limit")
+    check_search(options)
     sizes = options.beams or BEAMS
     for beams in sizes:
         if beams < 1:
@@ -134,7 +136,7 @@ def _check(options: argparse.Namespace) -> None:
         if sizes.count(beams) > 1:
             raise ValueError(f"--beams ({' '.join(map(str, sizes))}) names {beams} twice; name it once.")
     check_captioner(options.model)
-    if options.source.startswith((".", "/", "~")) and not Path(options.source).expanduser().exists():
+    if options.source.startswith((".", "/", "~")) and not expanded(options.source).exists():
         # before the Hub is asked for the model
         raise FileNotFoundError(f"--source ({options.source}): no such file or folder; check the path.")
 

@@ -1,9 +1,9 @@
 """`fusion-captioner export`: a captioner as files that run without torch."""
 
 import argparse
-from pathlib import Path
 
 from fusion_captioner.commands.shared_flags import RUNTIMES, add_hub_flags
+from fusion_captioner.files import expanded
 
 HELP = "write a captioner that runs without torch"
 
@@ -56,6 +56,6 @@ def _calibration_images(options: argparse.Namespace) -> list[str] | None:
             "--int8 needs --calibration FOLDER, with some hundreds of images like those to caption; "
             f"{MAX_CALIBRATION_IMAGES} of them are used."
         )
-    if not Path(options.calibration).expanduser().is_dir():
+    if not expanded(options.calibration).is_dir():
         raise FileNotFoundError(f"--calibration ({options.calibration}): no such folder; name one with images.")
     return list(find_images([options.calibration]))

@@ -2,9 +2,9 @@
 
 import argparse
 import logging
-from pathlib import Path
 
 from fusion_captioner.commands.shared_flags import add_column_flags, add_hub_flags, check_at_least_one, data_options
+from fusion_captioner.files import expanded
 
 HELP = "make images searchable"
 EPILOG = """\
@@ -57,11 +57,11 @@ def run(options: argparse.Namespace) -> int:
     check_at_least_one(options, "batch_size")
     require_faiss()
     check_captioner(options.model)
-    folder = Path(options.out).expanduser()
+    folder = expanded(options.out)
     columns = data_options(options)
     columns.pop("layout", None)
     if options.images_folder is not None:
-        columns["images_folder"] = str(Path(options.images_folder).expanduser().absolute())
+        columns["images_folder"] = str(expanded(options.images_folder).absolute())
     check_index_folder(folder)
     if (folder / MANIFEST).is_file():
         ImageIndex(folder).check_source(options.source, options.split, columns)

@@ -1,9 +1,10 @@
 """`fusion-captioner search`: the images or texts of an index that are closest to a text or an image, as JSON lines."""
 
 import argparse
-from pathlib import Path
 
 from fusion_captioner.commands.shared_flags import add_trust_flag
+from fusion_captioner.files import expanded
+from fusion_captioner.given_values import check_text
 
 HELP = "find images for a text, texts for an image, images like an image"
 EPILOG = """\
@@ -13,7 +14,8 @@ EPILOG = """\
   fusion-captioner search holiday.index "a dog in the snow" --rerank 50      look at the best 50 more closely
 
 `score` is the cosine of two embeddings. --rerank fuses the text with each of the best candidates and orders them by
-the sum of `matching` and the scaled `score`: slower, and better where the checkpoint was trained with a matching loss."""
+the sum of `matching` and the scaled `score`: slower, and better where the checkpoint was trained with a matching
+loss."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     keep_stderr_quiet(reads_data=True)
     _check(options)
     require_faiss()
-    image_index = ImageIndex(Path(options.index).expanduser())
+    image_index = ImageIndex(expanded(options.index))
     rows = image_index.searchable(options.find)
     manifest = image_index.manifest
     retriever = Retriever(
@@ -66,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
+    check_text(options.text or "", "TEXT")
     if (options.text is None) == (options.image is None):
         raise ValueError("give either a text to search by, or --image FILE.")
     if options.text is not None and not options.text.strip():

@@ -5,6 +5,7 @@ import argparse
 from fusion_captioner.commands.shared_flags import (
     add_serving_flags,
     check_at_least_one,
+    check_texts,
     load_to_serve,
     open_index,
     require_extra,
@@ -71,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     check_at_least_one(options, "beams", "max_new_tokens", "batch_size", "queue", "shutdown_seconds")
+    check_texts(options, "name")
     for name in ("max_body_mib", "max_megapixels"):
         value = getattr(options, name)
         if not 0 < value < float("inf"):

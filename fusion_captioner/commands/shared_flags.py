@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from fusion_captioner import DEFAULT_CHECKPOINT
+from fusion_captioner.given_values import check_length_penalty, check_text
 
 if TYPE_CHECKING:
     from fusion_captioner.serving.photo_search import PhotoSearch
@@ -74,6 +75,15 @@ def add_length_penalty(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_search(options: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: `--length-penalty` is given and out of range.
+    """
+    if options.length_penalty is not None:
+        check_length_penalty(options.length_penalty, "--length-penalty")
+
+
 def add_no_repeat_ngram(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument(
         "--no-repeat-ngram",
@@ -108,6 +118,17 @@ def check_at_least_one(options: argparse.Namespace, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} ({value}) must be at least 1.")
+
+
+def check_texts(options: argparse.Namespace, *names: str) -> None:
+    """
+    Raises:
+        ValueError: a text of a flag, or one of several, is not UTF-8.
+    """
+    for name in names:
+        value = getattr(options, name)
+        for text in value if isinstance(value, list) else [value]:
+            check_text(text or "", f"--{name.replace('_', '-')}")
 
 
 def require_extra(extra: str, *modules: str) -> None:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ FIX = (
     "correct it, or leave such examples out with `skip_bad_images=True` (`train --data.skip_bad_images true`, "
     "`evaluate --skip-bad-images`)"
 )
+
+NO_UTF8_NAME = "its name is no UTF-8 text; rename it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,10 @@ class BadExamples:
         self.skipped: list[SkippedExample] = []
 
     def report(self, example: SkippedExample, error: type[Exception] = ValueError) -> None:
-        """Raise `error` with one line that names the file and the fix, or put `example` on the list."""
+        """Raise `error` with one line that names the file and the fix, or put `example` on the list; what cannot be
+        printed or saved in it is escaped."""
+        image_id, file, reason = map(escape_surrogates, (example.image_id, example.file, example.reason))
+        example = replace(example, image_id=image_id, file=file, reason=reason)
         if not self.skip:
             where = f"split {example.split!r}, image_id {example.image_id!r}"
             raise error(f"{example.file} ({where}): {example.reason}; {FIX}.")
@@ -57,6 +62,19 @@ class BadExamples:
     def log_summary(self, source: str) -> None:
         """Log how many were left out of `source`, and why."""
         log_skipped(self.skipped, source)
+
+
+def escape_surrogates(text: str) -> str:
+    """
+    `text` with its lone surrogates, which UTF-8 and so Arrow cannot hold, written as `\\udce9`. They stand for the
+    bytes of a file's name that are no UTF-8, and in JSON for half a character.
+    """
+    return text.encode("utf-8", errors="backslashreplace").decode()
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold `text`: it has no lone surrogates."""
+    return escape_surrogates(text) == text
 
 
 def bad_image_error(error: Exception) -> Exception:
@@ -79,12 +97,21 @@ def clean_captions(captions: Iterable[Any], split: str, image_id: str, file: str
     """The captions with runs of white space (COCO has line breaks inside captions) made one space, empty ones left
     out.
 
-    Every empty or non-text caption is reported to `bad`, and so is an image that has no caption left.
+    Every empty or non-text caption is reported to `bad`, and so is an image that has no caption left, or whose name
+    or id is no text.
     """
+    is_bad_file = not is_utf8(file)
+    if is_bad_file or not is_utf8(image_id):
+        reason = NO_UTF8_NAME if is_bad_file else "its id is no UTF-8 text; change it"
+        bad.report(SkippedExample(split, image_id, file, reason, is_bad_file))
+        return []
     cleaned = []
     for number, caption in enumerate(captions, start=1):
         if not isinstance(caption, str):
             reason = f"caption {number} is {type(caption).__name__} {caption!r}, not text"
+            bad.report(SkippedExample(split, image_id, file, reason))
+        elif not is_utf8(caption):
+            reason = f"caption {number} ({caption!r}) is no UTF-8 text: a character is cut in half"
             bad.report(SkippedExample(split, image_id, file, reason))
         elif text := " ".join(caption.split()):
             cleaned.append(text)

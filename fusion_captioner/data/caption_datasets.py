@@ -5,10 +5,10 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from fusion_captioner.data.caption_tables import load_caption_tables
 from fusion_captioner.data.layouts import LAYOUTS
 from fusion_captioner.data.row_files import table_form
 from fusion_captioner.data.row_layouts import unfit_files
+from fusion_captioner.files import expanded
 
 if TYPE_CHECKING:  # the arguments import transformers, which reading captions does without
     from fusion_captioner.data.arguments import DataArguments
@@ -110,7 +111,7 @@ def resolve_source(wanted: CaptionSource) -> CaptionSource:
         source=wanted.source if layout == "hub" else str(path),
         layout=layout,
         images_folder=None if images_path is None else str(images_path),
-        cache_dir=None if wanted.cache_dir is None else str(Path(wanted.cache_dir).expanduser()),
+        cache_dir=None if wanted.cache_dir is None else str(expanded(wanted.cache_dir)),
     )
 
 
@@ -257,8 +258,14 @@ def load_splits(data: "DataArguments") -> dict[str, Any]:
             )
         splits[role] = rows
     if data.more_train_sources:
-        more = [_more_train_rows(source, data) for source in data.more_train_sources]
-        splits["train"] = datasets.concatenate_datasets([splits["train"], *more])
+        names = source_names(data)
+        more = {
+            source: _more_train_rows(source, names[source], data) for source in dict.fromkeys(data.more_train_sources)
+        }
+        check_image_ids([splits["train"], *more.values()])
+        # a source that is named twice weighs twice
+        parts = [splits["train"], *(more[source] for source in data.more_train_sources)]
+        splits["train"] = datasets.concatenate_datasets(parts)
     return splits
 
 
@@ -292,7 +299,8 @@ def load_languages(data: "DataArguments") -> datasets.DatasetDict:
                         f"{split_of[key]!r} of another language; give it the same split in both."
                     )
                 if key not in photos:
-                    image_id = f"{language}/{image_id}" if image_id in ids else image_id
+                    while image_id in ids:
+                        image_id = f"{language}/{image_id}"
                     ids.add(image_id)
                     photos[key] = {"row": number, "image_id": image_id, "captions": [], "languages": []}
                 photos[key]["captions"] += texts
@@ -307,9 +315,10 @@ def load_languages(data: "DataArguments") -> datasets.DatasetDict:
 
 
 def _image_paths(rows: datasets.Dataset) -> list[str | None]:
-    """The file of each image, or None where a table holds its bytes."""
+    """The file of each image, or None where a table holds its bytes, whose `path` is no more than a name."""
     column = rows.select_columns(["image"]).with_format("arrow")[:]["image"]
-    return pc.struct_field(column, "path").to_pylist()
+    has_bytes = pc.is_valid(pc.struct_field(column, "bytes"))
+    return pc.if_else(has_bytes, None, pc.struct_field(column, "path")).to_pylist()
 
 
 def source_of_language(data: "DataArguments", where: str | dict[str, Any]) -> CaptionSource:
@@ -331,13 +340,44 @@ def rows_of_language(rows: datasets.Dataset, language: str) -> datasets.Dataset:
     return kept.add_column("captions", [captions[number] for number in numbers])  # type: ignore[call-arg]
 
 
-def _more_train_rows(source: str, data: "DataArguments") -> datasets.Dataset:
-    """The split `train` of a further source; its image ids get the source's name as a prefix, to be unique in the
+def source_names(data: "DataArguments") -> dict[str, str]:
+    """Source → what its image ids begin with, of all sources besides the first: the last part of its path, with a
+    number behind it (`data`, `data-2`) where it is that of another source, too."""
+    names: dict[str, str] = {}
+    of_path: dict[str, str] = {}
+    for source in (*data.more_train_sources, *(where["source"] for where in data.question_sources)):
+        path, name = os.path.abspath(expanded(source)), Path(source).name
+        numbered = chain([name], (f"{name}-{number}" for number in count(2)))
+        names[source] = of_path.setdefault(path, next(each for each in numbered if each not in of_path.values()))
+    return names
+
+
+def check_image_ids(parts: Sequence[datasets.Dataset]) -> None:
+    """
+    Raises:
+        ValueError: an id is that of one image in one of the parts, and of another image in another part.
+    """
+    first: dict[str, tuple[datasets.Dataset, int]] = {}
+    for part in parts:
+        images = part.select_columns(["image"])
+        for number, image_id in enumerate(part["image_id"]):
+            other, place = first.setdefault(image_id, (images, number))
+            if other is images:
+                continue
+            one, two = other[place]["image"], images[number]["image"]
+            if (one["bytes"] or os.path.realpath(one["path"])) != (two["bytes"] or os.path.realpath(two["path"])):
+                raise ValueError(
+                    f"two images of the sources for training have the id {image_id!r} ({one['path']} and "
+                    f"{two['path']}); rename the folder of one of the sources."
+                )
+
+
+def _more_train_rows(source: str, name: str, data: "DataArguments") -> datasets.Dataset:
+    """The split `train` of a further source; its image ids get the source's `name` as a prefix, to be unique in the
     run. Its captions are in the first of several languages."""
     loaded = load_caption_dataset(source, cache_dir=data.cache_dir, skip_bad_images=data.skip_bad_images)
     if "train" not in loaded:
         raise ValueError(f"`data.more_train_sources` ({source}) has no split 'train'; there are {', '.join(loaded)}.")
-    name = Path(source).name
     rows = loaded["train"].map(
         lambda row: {"image_id": f"{name}/{row['image_id']}"}, features=FEATURES, desc=f"naming images of {name}"
     )

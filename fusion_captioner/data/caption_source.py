@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Self
 
+from fusion_captioner.files import expanded
+
 
 @dataclass
 class CaptionSource:
@@ -56,7 +58,7 @@ class CaptionSource:
     @property
     def path(self) -> Path:
         """`source` as an absolute path; it exists unless the source is on the Hub."""
-        return Path(self.source).expanduser().absolute()
+        return expanded(self.source).absolute()
 
     @property
     def images_path(self) -> Path | None:
@@ -67,7 +69,7 @@ class CaptionSource:
         """
         if self.images_folder is None:
             return None
-        path = Path(self.images_folder).expanduser().absolute()
+        path = expanded(self.images_folder).absolute()
         if not path.is_dir():
             raise FileNotFoundError(f"`images_folder` ({self.images_folder}) is no folder.")
         return path

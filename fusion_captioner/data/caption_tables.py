@@ -12,7 +12,7 @@ import datasets
 import pyarrow as pa
 
 from fusion_captioner.data.annotated_images import BadExamples, SkippedExample, clean_captions, log_skipped
-from fusion_captioner.data.caption_folder import FEATURES
+from fusion_captioner.data.caption_folder import FEATURES, READER_VERSION
 from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.data.image_files import MISSING_IMAGE, ImageFolder, image_path_problem, image_problem
 from fusion_captioner.data.names import (
@@ -22,9 +22,11 @@ from fusion_captioner.data.names import (
     choose_captions,
     choose_column,
     choose_splits,
-    value_at,
+    id_at,
 )
 
+# pandas writes the first, polars the others.
+TEXT_TYPES = [datasets.Value(name) for name in ("string", "large_string", "string_view")]
 # One row of the source after its check: the columns of the result, and what was left out of it.
 TEXT_FEATURES = datasets.Features({name: FEATURES[name] for name in ("captions", "image_id")})
 PROBLEM = {"file": datasets.Value("string"), "reason": datasets.Value("string"), "is_bad_file": datasets.Value("bool")}
@@ -71,7 +73,7 @@ def load_caption_tables(
             raise ValueError(f"{source.source}: {error}") from None
         if source.streaming and table.features:
             table = table.decode(False)  # of all columns: a stream decodes those too that nobody asks for
-        names_files = features[columns.image] == datasets.Value("string")
+        names_files = features[columns.image] in TEXT_TYPES
         if names_files and images_path is None:
             raise ValueError(
                 f"{source.source}: column {columns.image!r} holds text; give `images_folder`, the folder of the files "
@@ -93,6 +95,7 @@ def load_caption_tables(
             split=split,
             source=source.source,
             skip=source.skip_bad_images,
+            reader_version=READER_VERSION,
         )
         if source.streaming:
             rows = table.map(check, remove_columns=list(features), features=CHECKED_FEATURES)
@@ -157,7 +160,7 @@ def _choose_columns(features: Mapping[str, Any], source: CaptionSource) -> Colum
 
 
 def _may_be_images(feature: Any) -> bool:
-    plain = (datasets.Value("string"), datasets.Value("binary"), datasets.Value("large_binary"), None)
+    plain = (*TEXT_TYPES, datasets.Value("binary"), datasets.Value("large_binary"), None)
     return (
         isinstance(feature, datasets.Image) or feature in plain or (isinstance(feature, dict) and "bytes" in feature)
     )
@@ -172,12 +175,13 @@ def check_row(
     split: str,
     source: str,
     skip: bool,
+    reader_version: int,
 ) -> dict[str, Any]:
     """One row of the source as `image`, `captions`, `image_id` and the `problems` found in it.
 
-    A row with a bad image has no captions. Without a column for it the id is a digest of the image, so that rows that
-    repeat an image, one caption each, are still the same image. Files lie in
-    `folder`.
+    A row with a bad image has no captions. Without an id the digest of the image is one, so that rows that repeat an
+    image, one caption each, are still the same image. Files lie in `folder`. `reader_version` is there for the key of
+    the cache that `datasets` keeps of the result.
 
     Raises:
         FileNotFoundError, ValueError: a problem was found, and `skip` is false.
@@ -198,7 +202,7 @@ def check_row(
         problem = image_path_problem(path, folder, allow_urls)
         image = {"path": path, "bytes": None}
     digest = blake2b(image["bytes"] or (image["path"] or "").encode(), digest_size=8).hexdigest()
-    image_id = digest if columns.image_id is None else str(value_at(row, columns.image_id))
+    image_id = id_at(row, columns.image_id) or digest
     file = image["path"] or f"{source} ({image_id})"
     problem = problem or _problem(image)
     if problem:

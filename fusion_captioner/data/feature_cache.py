@@ -30,7 +30,7 @@ from fusion_captioner.data.feature_shards import ImageFeatures, MappedShard, Sha
 from fusion_captioner.data.image_files import MISSING_IMAGE, open_image
 from fusion_captioner.data.image_hashes import ImageHashes
 from fusion_captioner.file_locks import wait_for_lock
-from fusion_captioner.files import INCOMPLETE, write_text
+from fusion_captioner.files import INCOMPLETE, expanded, write_text
 from fusion_captioner.fingerprints import fingerprint, without_volatile_keys
 from fusion_captioner.image_encoder import ImageEncoder
 from fusion_captioner.prefetching import prefetch
@@ -113,10 +113,10 @@ def cached_features(
 
     Raises:
         OSError: too little space on the disk.
-        ValueError, FileNotFoundError: an image cannot be decoded (and `skip_bad_images` is false), the number of
-            regions differs between images, or features exceed the range of float16.
+        ValueError, FileNotFoundError: an image cannot be decoded (and `skip_bad_images` is false), two images have
+            the same id, the number of regions differs between images, or features exceed the range of float16.
     """
-    root = Path(cache_dir).expanduser().absolute()
+    root = expanded(cache_dir).absolute()
     fingerprint = encoder_fingerprint(model, image_processor, autocast_dtype)
     folder = root / fingerprint
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,11 +143,14 @@ def cached_features(
 
     result, left_out = {}, []
     for split, rows in splits.items():
-        kept, ids, mirrored_ids = [], {}, {}
+        kept: list[int] = []
+        ids: dict[str, int] = {}
+        mirrored_ids: dict[str, int] = {}
         for row, (key, image_id) in enumerate(zip(keys[split], rows["image_id"], strict=True)):
             if key in index:
                 kept.append(row)
-                ids[image_id] = index[key]
+                if ids.setdefault(image_id, index[key]) != index[key]:
+                    raise ValueError(f"split {split!r}: two different images have the id {image_id!r}; rename one.")
                 if split in mirrored:
                     mirrored_ids[image_id] = index[_mirrored(key)]
             else:

@@ -1,5 +1,6 @@
 """Rows of an imagefolder whose lines are more than captions: an image, and fields of which a task makes its inputs."""
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -7,11 +8,12 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple
 
-from fusion_captioner.data.annotated_images import BadExamples, SkippedExample
+from fusion_captioner.data.annotated_images import BadExamples, SkippedExample, is_utf8
 from fusion_captioner.data.image_files import MISSING_IMAGE, ImageFolder, image_problems
 from fusion_captioner.data.names import choose_splits
 from fusion_captioner.data.row_files import json_lines
 from fusion_captioner.data.row_layouts import imagefolder_splits
+from fusion_captioner.files import expanded
 
 METADATA = "metadata.jsonl"
 HIDDEN = "..."
@@ -73,7 +75,7 @@ def read_folder_rows(
         FileNotFoundError: the folder, its metadata or an image is missing.
         ValueError: a split that is not there, malformed lines, an unreadable image.
     """
-    root = Path(source).expanduser().absolute()
+    root = expanded(source).absolute()
     if not root.is_dir():
         raise FileNotFoundError(f"{source}: no such folder; give one with <split>/{METADATA} next to its images.")
     files = imagefolder_splits(root, [METADATA])
@@ -113,6 +115,9 @@ def _rows_of(root: Path, path: Path, split: str, bad: BadExamples) -> list[Folde
             image = folder.resolve(fields["file_name"])
         except ValueError as error:
             bad.report(SkippedExample(split, str(fields["file_name"]), where, str(error)))
+            continue
+        if not is_utf8(json.dumps([image, fields], ensure_ascii=False)):
+            bad.report(SkippedExample(split, fields["file_name"], where, "has a name or a text that is no UTF-8"))
             continue
         image_id = (path.parent / fields["file_name"]).relative_to(root).as_posix()
         rows.append(FolderRow(where, image_id, image, fields))

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image, JpegImagePlugin
 
+from fusion_captioner.files import expanded
 from fusion_captioner.image_decoding import MAX_IMAGE_PIXELS, REFUSED_FORMATS, is_heif, open_header
 from fusion_captioner.image_downloads import MAX_DOWNLOAD_BYTES
 from fusion_captioner.image_loading import is_url, load_image
@@ -42,7 +43,7 @@ def find_images(sources: list[str]) -> Iterator[str]:
         if is_url(source):
             yield source
             continue
-        path = Path(source).expanduser()
+        path = expanded(source)
         if path.is_dir():
             yield from _images_in(path, source)
         elif path.exists():

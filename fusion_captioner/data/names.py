@@ -67,6 +67,16 @@ def value_at(row: Any, path: str) -> Any:
     return value
 
 
+def id_at(row: Any, path: str | None) -> str | None:
+    """The id of an image at a dotted path; None: there is none, as it is null or empty, or no path is given.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    value = None if path is None else value_at(row, path)
+    return None if value is None or value == "" else str(value)
+
+
 def choose_captions(name: str | Sequence[str] | None, available: Sequence[str]) -> list[str]:
     """The columns of captions: those asked for, or else the first usual one, or `caption_0`, `caption_1`, ...
 

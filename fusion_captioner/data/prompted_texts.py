@@ -11,7 +11,7 @@ import datasets
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from fusion_captioner.data.arguments import DataArguments, PromptDataArguments
-from fusion_captioner.data.caption_datasets import load_caption_dataset
+from fusion_captioner.data.caption_datasets import check_image_ids, load_caption_dataset, source_names
 from fusion_captioner.data.caption_folder import FEATURES as CAPTION_FEATURES
 from fusion_captioner.data.choice_questions import UNKNOWN, check_choices
 from fusion_captioner.data.folder_rows import FolderRow, TextTemplate, read_folder_rows
@@ -95,7 +95,11 @@ def add_questions(rows: datasets.Dataset, data: DataArguments) -> datasets.Datas
 
     The column `prompts` has the question of each answer, as a chat gives it, and "" of each caption. Of several
     languages the answers are in the first.
+
+    Raises:
+        ValueError: two images have the same id.
     """
+    names = source_names(data)
     parts = [rows.add_column("prompts", [[""] * len(texts) for texts in rows["captions"]])]  # type: ignore[call-arg]
     for where in data.question_sources:
         asked = PromptDataArguments(
@@ -103,7 +107,7 @@ def add_questions(rows: datasets.Dataset, data: DataArguments) -> datasets.Datas
         )
         images: dict[str, dict[str, Any]] = {}
         for row in load_prompted_texts(asked, {"train": None})["train"]:
-            image_id = f"{Path(asked.source).name}/{row['image_id']}"
+            image_id = f"{names[where['source']]}/{row['image_id']}"
             image = images.setdefault(
                 image_id, {"image": row["image"], "image_id": image_id, "captions": [], "prompts": []}
             )
@@ -114,6 +118,7 @@ def add_questions(rows: datasets.Dataset, data: DataArguments) -> datasets.Datas
             if data.languages:
                 image["languages"] = [next(iter(data.languages))] * len(image["captions"])
         parts.append(datasets.Dataset.from_list(list(images.values()), features=parts[0].features))
+    check_image_ids(parts)
     return datasets.concatenate_datasets(parts)
 
 

@@ -20,6 +20,7 @@ from fusion_captioner.data.caption_datasets import (
 )
 from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.data.layouts import LAYOUTS
+from fusion_captioner.files import expanded
 
 if TYPE_CHECKING:  # the arguments import transformers, which reading captions does without
     from fusion_captioner.data.arguments import DataArguments
@@ -71,7 +72,7 @@ def read_corpus(source: str) -> dict[str, list[str]]:
     Raises:
         ValueError: a line without id or caption, no caption, no split `train`; and what [`read_references`] raises.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_file() and path.suffix == ".gz":
         return _text_captions(path)
     splits = read_references(CaptionSource(source), [])

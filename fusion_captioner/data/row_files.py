@@ -226,7 +226,11 @@ def table_rows(path: Path, form: TableForm, broken: Broken) -> Iterator[tuple[in
     for number, (line, row) in enumerate(_records(path, form.delimiter)):
         if (form.has_header and number == 0) or not any(value.strip() for value in row):
             continue
-        if len(row) == width - 1 > 1 and (match := re.fullmatch(r"\s*(\d+)\s+(\S.*)", row[-1])):
+        if (
+            form.delimiter == "|"
+            and len(row) == width - 1 > 1
+            and (match := re.fullmatch(r"\s*(\d+)\s+(\S.*)", row[-1]))
+        ):
             logger.info("%s, line %d: a missing delimiter behind the number %s was added", path, line, match[1])
             row = [*row[:-1], *match.groups()]
         while len(row) > width and not row[-1].strip():

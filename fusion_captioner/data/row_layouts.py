@@ -27,6 +27,7 @@ from fusion_captioner.data.names import (
     choose_captions,
     choose_column,
     choose_splits,
+    id_at,
     split_in_name,
     usual_name,
     value_at,
@@ -276,7 +277,7 @@ def _images_of_rows(
         name = _file_name(row, source)
         try:
             captions = captions_at(row.fields, choose_captions(source.caption_column, list(row.fields)))
-            image_id = None if source.id_column is None else str(value_at(row.fields, source.id_column))
+            image_id = id_at(row.fields, source.id_column)
         except ValueError as error:
             raise ValueError(f"{row.where}: {error}") from None
         try:

@@ -21,6 +21,7 @@ from fusion_captioner.data.arguments import ChoiceDataArguments
 from fusion_captioner.data.choice_questions import TEXT_FEATURES, UNKNOWN, check_choices
 from fusion_captioner.data.names import choose_splits
 from fusion_captioner.data.row_files import json_lines
+from fusion_captioner.files import expanded
 
 FEATURES = datasets.Features(
     {
@@ -58,7 +59,7 @@ def load_tvqa(data: ChoiceDataArguments, splits: Mapping[str, int | None]) -> di
         FileNotFoundError: a file of questions, the frames of a clip or its subtitles are not there.
         ValueError: a split that is not there, or malformed lines, times or subtitles.
     """
-    root = Path(data.source).expanduser().absolute()
+    root = expanded(data.source).absolute()
     files = {path.stem.removeprefix("tvqa_"): path for path in sorted(root.glob("tvqa_*.jsonl"))}
     files = {name: path for name, path in files.items() if "subtitles" not in name}
     if not files:
@@ -80,7 +81,7 @@ class _Clips:
 
     def __init__(self, data: ChoiceDataArguments, root: Path) -> None:
         self.data = data
-        self.frames_root = root / "frames" if data.frames_folder is None else Path(data.frames_folder).expanduser()
+        self.frames_root = root / "frames" if data.frames_folder is None else expanded(data.frames_folder)
         self.folders: dict[str, Path] = {}
         if "image" in data.modalities:
             if not self.frames_root.is_dir():
@@ -89,7 +90,7 @@ class _Clips:
                 )
             self.folders = {path.name: path for path in sorted(self.frames_root.absolute().glob("*/*"))}
         self.frames: dict[str, list[Path]] = {}
-        self.subtitles_root = None if data.subtitles is None else Path(data.subtitles).expanduser()
+        self.subtitles_root = None if data.subtitles is None else expanded(data.subtitles)
         self.subtitles: dict[str, list[Subtitle]] = {}
         if self.subtitles_root is not None and not self.subtitles_root.is_dir():
             self.subtitles = read_subtitle_lines(self.subtitles_root)

@@ -12,6 +12,7 @@ from fusion_captioner.data.caption_datasets import load_caption_dataset
 from fusion_captioner.demo.photos import caption_demo_photos
 from fusion_captioner.demo.scenes import render_coco_folder
 from fusion_captioner.evaluation.generated_captions import generate_captions
+from fusion_captioner.files import expanded
 from fusion_captioner.training.train import train_from_yaml
 
 SHOWN = 8
@@ -62,7 +63,7 @@ def run_demo(out: str, data: str | None) -> int:
     Returns:
         the exit status.
     """
-    if data is not None and not Path(data).expanduser().is_dir():
+    if data is not None and not expanded(data).is_dir():
         raise FileNotFoundError(f"--data ({data}): no such folder; give one in COCO's or Karpathy's layout.")
     start = time.perf_counter()
     folder = Path(out)

@@ -10,6 +10,7 @@ from typing import Any
 from fusion_captioner.data.annotated_images import AnnotatedImage
 from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.data.row_files import IMAGE_NAME, json_rows, read_lines, table_columns, table_form, table_rows
+from fusion_captioner.files import expanded
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 
@@ -47,7 +48,7 @@ def read_predictions(file: str | Path, images: Sequence[AnnotatedImage]) -> Pred
         FileNotFoundError: there is no such file.
         ValueError: it is malformed, has two captions for one image, or none for any image; the message has the place.
     """
-    path = Path(file).expanduser()
+    path = expanded(file)
     if path.is_dir():
         raise ValueError(f"{file}: is a folder; name a file with captions, such as {EXAMPLE}.")
     known = _names(images)

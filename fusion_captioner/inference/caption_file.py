@@ -17,7 +17,7 @@ from io import FileIO
 from pathlib import Path
 
 from fusion_captioner.file_locks import lock_file, lock_holder, lock_output
-from fusion_captioner.files import atomic_write, check_output_file, write_text
+from fusion_captioner.files import atomic_write, check_output_file, expanded, write_text
 from fusion_captioner.fingerprints import hash_bytes
 from fusion_captioner.image_loading import is_url
 from fusion_captioner.inference.caption_formats import CaptionFormat, Row
@@ -34,7 +34,7 @@ def lock_captions(path: str, process: LaunchedProcess) -> Iterator[None]:
         FileNotFoundError: the folder of the file does not exist.
         OSError: the file cannot be written, or another run is writing it; the message names its process.
     """
-    target = Path(path).expanduser()
+    target = expanded(path)
     own = _part(target, process)
     check_output_file(str(own), "--out")
     with lock_output(own, "--out"):
@@ -69,7 +69,7 @@ class CaptionFile:
     def __init__(
         self, path: str, images: Sequence[str], process: LaunchedProcess, resume: bool, format: CaptionFormat
     ) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.images = images
         self.process = process
         self.own = _part(self.path, process)
@@ -90,7 +90,8 @@ class CaptionFile:
                         f"--out: {file} is there already; add --resume to continue it, if it holds captions, or name "
                         "another file."
                     )
-        _note_of(self.own).unlink(missing_ok=True)
+        if process.processes > 1:
+            _note_of(self.own).unlink(missing_ok=True)
 
     def captions_of(self, image: str) -> list[str] | None:
         """What an earlier run wrote of an image, however its path was written; None: it did not caption it."""
@@ -115,8 +116,11 @@ class CaptionFile:
     def _append(self, row: bytes) -> None:
         if self._file is None:
             # without a buffer: what is written outlives this process, however it ends
-            self._file = self.own.open("ab", buffering=0)
-            whole = len(self.format.header) + self._whole_rows if self._whole_rows else 0
+            self._file = self.own.open("ab+", buffering=0)
+            self._file.seek(0)
+            # the one of a table that a spreadsheet has saved is longer
+            header = len(self._file.readline()) if self.format.header else 0
+            whole = header + self._whole_rows if self._whole_rows else 0
             self._file.truncate(whole)  # drops half a row, which a kill has left
             row = row if whole else self.format.header + row
         left = memoryview(row)

@@ -102,7 +102,7 @@ class Csv:
                 raise ValueError(f"line {first} has {len(values)} values, and {len(self.columns)} columns")
             if first > 1:
                 yield values[0], values[1:], row
-        if b"\n" in record:
+        if b"\n" in record and record.count(b'"') % 2:
             raise ValueError(f"line {first} has a quote that is not closed")
         if record and first == 1 and not self.header.startswith(record):
             raise ValueError("line 1 is no caption")
@@ -135,8 +135,8 @@ class Text:
 
 def _csv_row(values: list[str]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    csv.writer(text).writerow(values)  # some Pythons quote \r only where rows end with it
+    return text.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
 
 
 def caption_format(name: str | None, path: str | None, captions: int) -> CaptionFormat:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from fusion_captioner.data.image_files import photo_suffixes
-from fusion_captioner.files import check_no_link, write_text
+from fusion_captioner.files import check_no_link, expanded, write_text
 from fusion_captioner.image_loading import is_url
 from fusion_captioner.inference.caption_file import CaptionFile, image_identity, real_folder
 from fusion_captioner.inference.caption_formats import CaptionFormat
@@ -64,7 +64,7 @@ class Sidecars:
         self.protected = {image_identity(path) for path in protected}
 
     def path(self, image: str) -> Path:
-        return Path(image).expanduser().with_suffix(self.ending)
+        return expanded(image).with_suffix(self.ending)
 
     def exists(self, image: str) -> bool:
         return os.path.lexists(self.path(image))
@@ -74,7 +74,8 @@ class Sidecars:
         photos: dict[str, list[int]] = {}
         found: dict[int, str] = {}
         for place, image in enumerate(images):
-            if is_url(image):
+            # a URL, an empty folder or a path that leads nowhere gets no caption file
+            if not os.path.isfile(os.path.expanduser(image)):
                 continue
             path = self.path(image)
             photos.setdefault(_place(str(path)), []).append(place)

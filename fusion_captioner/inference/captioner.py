@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
 from fusion_captioner import DEFAULT_CHECKPOINT
+from fusion_captioner.files import expanded
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner, is_export
 from fusion_captioner.inference.runtimes import RUNTIMES_OF_PARTS
 
@@ -92,4 +92,4 @@ def load_on_runtime(
 
 
 def _is_bundled(model: str) -> bool:
-    return os.path.realpath(Path(model).expanduser()) == os.path.realpath(DEFAULT_CHECKPOINT)
+    return os.path.realpath(expanded(model)) == os.path.realpath(DEFAULT_CHECKPOINT)

@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
+from fusion_captioner.files import expanded
 from fusion_captioner.fingerprints import digest_problem
+from fusion_captioner.given_values import check_text
 from fusion_captioner.image_loading import ImageSource, check_processed_size, images_to_pixel_values
 from fusion_captioner.inference.decoder_states import DecoderStates
 from fusion_captioner.inference.runtimes import RUNTIMES, RUNTIMES_OF_PARTS, Part, reading_export
@@ -51,7 +53,7 @@ class ExportedCaptioner:
     """
 
     def __init__(self, folder: str | Path, num_threads: int | None = None) -> None:
-        folder = Path(folder).expanduser()
+        folder = expanded(folder)
         self.description = read_description(folder)
         if problem := digest_problem(folder):
             raise ValueError(f"{folder / problem}; export the captioner again.")
@@ -107,8 +109,10 @@ class ExportedCaptioner:
             `input_ids` and `attention_mask`, int64 (T, L).
 
         Raises:
-            ValueError: if a prompt is longer than the tokenizer allows, or the language is not known.
+            ValueError: if a prompt is not UTF-8, or longer than the tokenizer allows, or the language is not known.
         """
+        for prompt in prompts:
+            check_text(prompt, "the prompt")
         special, limit = self.description["tokenizer"], self.description["tokenizer"]["model_max_length"]
         encodings = self.tokenizer.encode_batch(list(prompts), add_special_tokens=False)
         beginning = self.beginning(language)
@@ -228,6 +232,8 @@ class ExportedCaptioner:
             # which few ask for, and a cold start would wait for
             from fusion_captioner.inference.bad_words import bad_words_ids
 
+            for word in bad_words:
+                check_text(word, "`bad_words`")
             settings["bad_words_ids"] = bad_words_ids(self.tokenizer, bad_words, self.beginning(language)[-1])
         pixel_values = self.preprocess(images)
         prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
@@ -242,7 +248,7 @@ class ExportedCaptioner:
 
 def is_export(folder: str | Path) -> bool:
     """Whether `folder` holds an exported captioner."""
-    return (Path(folder).expanduser() / DESCRIPTION).is_file()
+    return (expanded(folder) / DESCRIPTION).is_file()
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -12,12 +12,12 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fusion_captioner.data.image_files import find_images, image_path_problem, photo_suffixes, read_stored
 from fusion_captioner.data.names import FILE_COLUMNS, IMAGE_COLUMNS, choose_column
-from fusion_captioner.files import INCOMPLETE
+from fusion_captioner.files import INCOMPLETE, expanded
+from fusion_captioner.given_values import check_text
 from fusion_captioner.image_downloads import MAX_DOWNLOAD_BYTES
 from fusion_captioner.image_loading import is_url, load_resized_image
 from fusion_captioner.inference.caption_formats import CaptionFormat, caption_format
@@ -130,7 +130,7 @@ def shares_of(names: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _local_files(name: str) -> list[str]:
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.is_dir():
         return list(find_images([name]))
     archives = sorted(str(file) for file in path.rglob("*") if file.name.endswith(ARCHIVES) and file.is_file())
@@ -261,10 +261,28 @@ class CaptionRows:
         self._table: Any = None
         if format is not None:
             self._file.write(format.header)
+        self._is_empty = True
 
-    def write(self, rows: list[tuple[str, list[str]]]) -> None:
+    def write(self, rows: list[tuple[str, list[str]]]) -> int:
+        """Write what the format can hold; returns how many images it cannot, of which each is printed."""
+        kept, lines = [], []
+        for image, captions in rows:
+            try:
+                if self.format is None:
+                    check_text(image, "its name")
+                else:
+                    lines.append(self.format.row(image, captions))
+                kept.append((image, captions))
+            except ValueError as error:
+                print_note(f"{image}: {error}")
+        if kept:
+            self._write(kept, b"".join(lines))
+            self._is_empty = False
+        return len(rows) - len(kept)
+
+    def _write(self, rows: list[tuple[str, list[str]]], lines: bytes) -> None:
         if self.format is not None:
-            self._file.write(b"".join(self.format.row(image, captions) for image, captions in rows))
+            self._file.write(lines)
             self._file.flush()
             return
         import pyarrow
@@ -280,11 +298,19 @@ class CaptionRows:
         self._table = self._table or pyarrow.parquet.ParquetWriter(self._file, batch.schema)
         self._table.write_table(batch)
 
-    def finish(self) -> None:
+    def close(self) -> None:
+        """Leave what was written under its temporary name; a file without captions is removed."""
         if self._table is not None:
             self._table.close()
         self._file.close()
-        self.store.mv(self._incomplete, self.path)
+        if self._is_empty and self.store.exists(self._incomplete):
+            self.store.rm(self._incomplete)
+
+    def finish(self) -> None:
+        """Give the file its name; there is none without captions."""
+        self.close()
+        if not self._is_empty:
+            self.store.mv(self._incomplete, self.path)
 
 
 def caption_on_ray(names: Sequence[str], captioning: Captioning, out: str, format: str | None) -> Summary:
@@ -321,8 +347,8 @@ def caption_on_ray(names: Sequence[str], captioning: Captioning, out: str, forma
         out, None if is_table else caption_format(format, out, captioning.settings["num_return_sequences"])
     )
     cores = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": usable_cores(), "include_dashboard": False}
-    ray.init(logging_level=logging.ERROR, log_to_driver=False, **cores)
     try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **cores)
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -345,11 +371,11 @@ def caption_on_ray(names: Sequence[str], captioning: Captioning, out: str, forma
                     bad += 1
                 else:
                     captioned.append((image, captions))
-            if captioned:
-                rows.write(captioned)
+            bad += rows.write(captioned)
     except ray.exceptions.RayError as error:
         raise ValueError(f"--engine ray: a worker failed ({str(error).strip().splitlines()[-1]})") from error
     finally:
         ray.shutdown()
+        rows.close()
     rows.finish()
     return Summary(images, bad)

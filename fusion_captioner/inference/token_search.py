@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fusion_captioner.given_values import check_length_penalty
 from fusion_captioner.inference.token_constraints import TokenConstraints
 
 # Stands for "never": far below any score, and finite, as in transformers.
@@ -87,7 +88,8 @@ class SearchSettings:
                 f"`num_return_sequences` ({self.num_return_sequences}) needs at least as many `num_beams` "
                 f"({self.num_beams}), or `do_sample=True`."
             )
-        if self.temperature <= 0:
+        check_length_penalty(self.length_penalty, "`length_penalty`")
+        if not 0 < self.temperature < float("inf"):
             raise ValueError(f"`temperature` ({self.temperature}) must be positive.")
         if self.top_k < 0:
             raise ValueError(f"`top_k` ({self.top_k}) must be 0 (all tokens) or positive.")

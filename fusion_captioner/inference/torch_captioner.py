@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fusion_captioner.checkpoints.loading import load_captioner
+from fusion_captioner.given_values import check_text
 from fusion_captioner.image_loading import ImageSource
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
 from fusion_captioner.inference.bad_words import bad_words_ids
@@ -62,8 +63,12 @@ class TorchCaptioner:
         Captions, `num_return_sequences` of each image; arguments as in `ExportedCaptioner.caption`.
 
         Raises:
-            ValueError: `bad_words` are given, and the tokenizer is not one of the package tokenizers.
+            ValueError: a text is not UTF-8; or `bad_words` are given, and the tokenizer is not one of the package
+                tokenizers.
         """
+        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+        for text in (*prompts, *bad_words):
+            check_text(text, "a prompt or bad word")
         if bad_words:
             tokenizer = getattr(self.processor.tokenizer, "backend_tokenizer", None)
             if tokenizer is None:
@@ -73,7 +78,6 @@ class TorchCaptioner:
             settings["bad_words_ids"] = bad_words_ids(tokenizer, bad_words, before) or None
         if seed is not None:
             torch.manual_seed(seed)
-        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
         inputs = self.processor(images=list(images), text=prompts, language=language, return_tensors="pt")
         generated = self.model.generate(**inputs.to(self.model.device), **settings)[:, inputs["input_ids"].shape[1] :]
         texts = [text.strip() for text in self.processor.batch_decode(generated, skip_special_tokens=True)]

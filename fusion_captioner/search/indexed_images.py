@@ -9,7 +9,13 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from fusion_captioner.data.annotated_images import BadExamples, SkippedExample
+from fusion_captioner.data.annotated_images import (
+    NO_UTF8_NAME,
+    BadExamples,
+    SkippedExample,
+    escape_surrogates,
+    is_utf8,
+)
 from fusion_captioner.data.caption_datasets import detect_layout, find_layouts, load_caption_dataset
 from fusion_captioner.data.caption_folder import FEATURES
 from fusion_captioner.data.caption_source import CaptionSource
@@ -63,12 +69,12 @@ def load_images(source: str, layout: str, split: str | None, columns: Mapping[st
             raise ValueError(f"{flag} is for data sets; {source} is read as a folder of images. Leave it out.")
         if not data.path.is_dir():
             raise FileNotFoundError(f"{source}: no such folder; check the path.")
-        return IndexedImages({"": _folder_rows(source, {})})
+        return _folder_images(source, {})
     in_folder = split is None and not columns and data.path.is_dir()
     if in_folder and (layout if layout != "auto" else detect_layout(data)) == "sidecar":
         # photos without a caption file are found by what they show
         photos = chain(*read_sidecars(data, BadExamples(skip=True)).values())
-        return IndexedImages({"": _folder_rows(source, {photo.path: photo.captions for photo in photos})})
+        return _folder_images(source, {photo.path: photo.captions for photo in photos})
     skipped: list[SkippedExample] = []
     splits = load_caption_dataset(data, skip_bad_images=True, skipped=skipped)
     if split is not None and split not in splits:
@@ -78,15 +84,17 @@ def load_images(source: str, layout: str, split: str | None, columns: Mapping[st
     return IndexedImages(wanted, problems)
 
 
-def _folder_rows(source: str, captions: Mapping[str, list[str]]) -> datasets.Dataset:
+def _folder_images(source: str, captions: Mapping[str, list[str]]) -> IndexedImages:
     """All images in a folder, with the captions of those that have any."""
-    paths = [str(Path(path).absolute()) for path in find_images([source])]
+    found = [str(Path(path).absolute()) for path in find_images([source])]
+    paths = [path for path in found if is_utf8(path)]
+    problems = [f"{escape_surrogates(path)}: {NO_UTF8_NAME}" for path in found if not is_utf8(path)]
     rows = {
         "image": [{"path": path, "bytes": None} for path in paths],
         "captions": [captions.get(path, []) for path in paths],
         "image_id": paths,
     }
-    return datasets.Dataset.from_dict(rows, features=FEATURES)
+    return IndexedImages({"": datasets.Dataset.from_dict(rows, features=FEATURES)}, problems)
 
 
 def index_rows(

@@ -6,10 +6,12 @@ Reference: https://platform.openai.com/docs/api-reference/chat
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fusion_captioner.given_values import check_text
 
 # Parameters that have no effect on the text; and those that would have one, with the values that ask for nothing.
 WITHOUT_EFFECT = {
@@ -79,6 +81,21 @@ class ChatRequest(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_texts(cls, document: Any) -> Any:
+        """No text anywhere in the request has a lone surrogate, which neither tokenizers nor answers can hold."""
+        values = [document]
+        while values:
+            value = values.pop()
+            if isinstance(value, str):
+                check_text(value, "a text of the request")
+            elif isinstance(value, Mapping):
+                values += [*value, *value.values()]
+            elif isinstance(value, list):
+                values += value
+        return document
 
     @model_validator(mode="after")
     def _check_others(self) -> "ChatRequest":

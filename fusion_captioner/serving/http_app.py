@@ -15,6 +15,8 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from fusion_captioner import __version__
+from fusion_captioner.given_values import check_text
+from fusion_captioner.printing import error_text, printable
 from fusion_captioner.serving.batching import Batcher, Job, QueueFullError
 from fusion_captioner.serving.chat import ChatAnswer, ChatRequest, error_event
 from fusion_captioner.serving.door import ClientGoneError, Door
@@ -172,8 +174,8 @@ async def _complete_chat(service: CaptionService, request: Request, chat: ChatRe
     number = chat.n or 1
     settings = captioner.settings(number, chat.max_new_tokens, chat.temperature, chat.top_p)
     prompt = captioner.chat_prompt(chat.texts)
-    futures = service.submit([Job(picture, prompt, settings, chat.seed)])
     answer = ChatAnswer(captioner.name, captioner.count_tokens(prompt))
+    futures = service.submit([Job(picture, prompt, settings, chat.seed)])
     limit = settings["max_new_tokens"]
 
     async def events() -> AsyncIterator[str]:
@@ -224,16 +226,25 @@ async def _read_form(request: Request, limit: int) -> tuple[list[tuple[str, byte
     Names and contents of the files in a form, and the field `prompt`.
 
     Raises:
-        RequestError: 400 for a body that is no such form, or holds no file; 413 for too many files.
+        RequestError: 400 for a body that is no such form, holds no file, or has a prompt that is no text; 413 for too
+            many files.
     """
     async with request.form(max_files=10_000) as form:
+        prompt = form.get("prompt", "")
+        if not isinstance(prompt, str):
+            raise RequestError(400, "`prompt` is a file; send a text, such as -F prompt='a photo of'.", "prompt")
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         if not files:
             raise RequestError(400, "there is no file; send a form (multipart/form-data) with a file per image.")
         if len(files) > limit:
             raise RequestError(413, f"{len(files)} files are more than {limit}; send fewer at a time.")
         contents = [(file.filename or f"file {number}", await file.read()) for number, file in enumerate(files, 1)]
-        return contents, str(form.get("prompt", ""))
+    for text in (prompt, *(name for name, _ in contents)):
+        try:
+            check_text(text, "a text of the form")
+        except ValueError as error:
+            raise RequestError(400, str(error)) from error
+    return contents, prompt
 
 
 async def _unless_gone(request: Request, futures: "Sequence[asyncio.Future[list[str]]]") -> list[Any]:
@@ -277,6 +288,10 @@ async def _results(find: Callable[[], list[dict[str, Any]]]) -> Response:
         return JSONResponse({"results": await asyncio.to_thread(find)})
     except ValueError as error:
         raise RequestError(400, str(error)) from error
+    except OSError as error:  # the data of the index was moved, which is the server's fault
+        logger.error("the index could not be searched", exc_info=error)
+        reason = printable(" ".join(error_text(error).split()))
+        raise RequestError(503, f"the index cannot be searched ({reason}); search without `rerank`.") from error
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -1,6 +1,7 @@
 """What the page does with photos, without the page itself: captions with probabilities and maps, answers, files."""
 
 import csv
+import io
 import threading
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ def _place(caption: ExplainedCaption, word: int) -> int:
     return int(caption.photo_map(word, (3, 3)).argmax())
 
 
-# Files with the content that a page wrote or read: it may replace those.
+# Files with the content that a page wrote, or read without leaving anything out: it may replace those.
 Known = MutableMapping[Path, str]
 
 
@@ -169,7 +170,7 @@ def saved_captions(folder: Path, names: Sequence[str], table: Path, known: Known
     Args:
         folder, names: of the photos, by their names below the folder.
         table: with the columns `image` and `caption`; it need not exist.
-        known: what was read is added.
+        known: a file is added if it holds nothing but a caption for each of some of the photos.
     """
     sidecars: dict[Path, list[str]] = {}
     for name in names:
@@ -178,15 +179,31 @@ def saved_captions(folder: Path, names: Sequence[str], table: Path, known: Known
     for file in (table, *sidecars):
         if not file.is_file() or file.is_symlink():
             continue
-        known[file] = content = file.read_text(encoding="utf-8", errors="replace")
-        if file == table:
-            rows = csv.DictReader(content.splitlines())
-            captions = {row.get("image", ""): " ".join((row.get("caption") or "").split()) for row in rows}
-        else:
-            captions = dict.fromkeys(sidecars[file], " ".join(content.split()))
-        found.append((file.stat().st_mtime, {name: text for name, text in captions.items() if text}))
+        try:
+            content = file.read_bytes().decode()
+            text = content.removeprefix("\ufeff")
+            if file == table:
+                captions, is_whole = _read_table(text, names)
+            else:
+                lines = [line for line in text.splitlines() if line.strip()]
+                captions, is_whole = dict.fromkeys(sidecars[file], lines[0] if lines else ""), len(lines) < 2
+        except (UnicodeDecodeError, csv.Error):
+            continue
+        if is_whole:
+            known[file] = content
+        captions = {name: " ".join(caption.split()) for name, caption in captions.items()}
+        found.append((file.stat().st_mtime, {name: caption for name, caption in captions.items() if caption}))
     held = {name: text for _, captions in sorted(found, key=lambda each: each[0]) for name, text in captions.items()}
     return {name: held[name] for name in names if name in held}
+
+
+def _read_table(text: str, names: Sequence[str]) -> tuple[dict[str, str], bool]:
+    """The captions by image, and whether the table holds nothing but a caption for each of some of `names`."""
+    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows = list(table)
+    captions = {row.get("image") or "": row.get("caption") or "" for row in rows}
+    has_other_values = table.fieldnames != ["image", "caption"] or any(None in row for row in rows)
+    return captions, not has_other_values and len(captions) == len(rows) and captions.keys() <= set(names)
 
 
 def save_csv(
@@ -236,7 +253,8 @@ def _write(contents: dict[Path, str], replace_existing: bool, known: Known) -> N
         check_no_link(file)
         if replace_existing or not file.exists():
             continue
-        if file.read_text(encoding="utf-8", errors="replace") not in (content, known.get(file)):
+        expected = (content, known.get(file, content))
+        if file.read_bytes() not in [text.encode("utf-8", errors="replace") for text in expected]:  # as `write_text`
             raise FileExistsError(
                 f"{file}: exists already with other content; allow the page to replace it, or move it."
             )

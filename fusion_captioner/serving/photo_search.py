@@ -1,11 +1,11 @@
 """An index that is open for searches, with the checkpoint that made it."""
 
 import threading
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from fusion_captioner.files import expanded
 from fusion_captioner.inference.retriever import Retriever
 from fusion_captioner.search.image_index import ImageIndex, require_faiss
 from fusion_captioner.search.ranking import Query, search_index
@@ -26,7 +26,7 @@ class PhotoSearch:
 
     def __init__(self, folder: str, trust_remote_code: bool = False) -> None:
         require_faiss()
-        self._index = ImageIndex(Path(folder).expanduser())
+        self._index = ImageIndex(expanded(folder))
         self._rows = self._index.searchable("images")
         manifest = self._index.manifest
         self._retriever = Retriever(manifest.model, manifest.revision, trust_remote_code)

@@ -107,7 +107,10 @@ class PhotoTools:
         if pictures:
             texts = self.captioner.caption(list(pictures.values()), [""] * len(pictures))
             for photo, (text, *_) in zip(pictures, texts, strict=True):
-                write_text(sidecars[photo], f"{text}\n")
+                try:
+                    write_text(sidecars[photo], f"{text}\n")
+                except OSError as error:
+                    failed.append((photo, str(error)))
         return failed
 
     def find(self, text: str, top: int) -> list[dict[str, Any]]:

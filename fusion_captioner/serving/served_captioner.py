@@ -1,14 +1,14 @@
 """The captioner of a server, with what a server must know of it: its name, whether it takes prompts, its tokens."""
 
-import json
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from fusion_captioner import DEFAULT_CHECKPOINT
+from fusion_captioner.checkpoints.saved_task import saved_task
+from fusion_captioner.files import expanded
 from fusion_captioner.inference.captioner import Captioner, load_on_runtime
 
 DEFAULT_NAME = "fusion-captioner"
@@ -141,27 +141,15 @@ def load_served_captioner(
         beams, max_new_tokens, language: see [`ServedCaptioner`].
 
     Raises:
-        ValueError: the captioner does not know the language.
+        ValueError: the captioner does not know the language, or its `task.json` is damaged.
     """
     captioner = load_on_runtime(model, revision, runtime, trust_remote_code=trust_remote_code)
     if language is not None and language not in captioner.languages:
         names = ", ".join(captioner.languages) or "none, since it has one language"
         raise ValueError(f"--language ({language!r}) is none of the captioner's: {names}.")
     if name is None:
-        name = DEFAULT_NAME if model == DEFAULT_CHECKPOINT else Path(model).expanduser().absolute().name
+        name = DEFAULT_NAME if model == DEFAULT_CHECKPOINT else expanded(model).absolute().name
+        name = name.encode("utf-8", "replace").decode()  # answers in JSON have it
     if takes_prompts is None:
-        takes_prompts = _task(model, revision) == "prompted"
+        takes_prompts = saved_task(model, revision) == "prompted"
     return ServedCaptioner(captioner, name, takes_prompts, beams, max_new_tokens, language)
-
-
-def _task(model: str, revision: str) -> str | None:
-    """The task that a checkpoint was trained for, as far as that is known on this machine."""
-    file: Any = Path(model).expanduser() / "task.json"
-    if not file.parent.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        file = try_to_load_from_cache(model, "task.json", revision=revision)
-    try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))["task"]
-    except (OSError, ValueError, KeyError, TypeError):  # of another origin; or damaged, which `evaluate` reports
-        return None

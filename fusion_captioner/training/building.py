@@ -10,6 +10,7 @@ from fusion_captioner.checkpoints.loading import Head as Model
 from fusion_captioner.checkpoints.loading import load_head, load_processor
 from fusion_captioner.configuration_fusion_captioner import FusionCaptionerConfig
 from fusion_captioner.data.tokenizer_training import train_tokenizer
+from fusion_captioner.files import expanded
 from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
 from fusion_captioner.processing_fusion_captioner import FusionCaptionerProcessor, language_token
 from fusion_captioner.training.arguments import ModelArguments, TokenizerArguments
@@ -85,9 +86,7 @@ def _load_tokenizer(path: str, trust_remote_code: bool) -> PreTrainedTokenizerBa
 
 
 def _check_vision_model(name: str) -> None:
-    if (name.startswith((".", "/", "~")) or Path(name).exists()) and not (
-        Path(name).expanduser() / "config.json"
-    ).is_file():
+    if (name.startswith((".", "/", "~")) or Path(name).exists()) and not (expanded(name) / "config.json").is_file():
         raise FileNotFoundError(
             f"`model.vision_model` ({name}) is not the folder of a vision model; make one with "
             "`fusion-captioner convert`."

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import fusion_captioner
+from fusion_captioner.files import expanded
 
 FOLDER = Path(fusion_captioner.__file__).parent / "recipes"
 
@@ -56,7 +57,7 @@ def find_recipe(name: str | Path) -> Path:
     Raises:
         FileNotFoundError: it is neither; the message names the recipes there are.
     """
-    file = Path(name).expanduser()
+    file = expanded(name)
     if file.is_file():
         return file
     if str(name) in recipe_names():

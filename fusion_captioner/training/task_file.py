@@ -5,13 +5,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
-
 from fusion_captioner.checkpoints.loading import load_config
+from fusion_captioner.checkpoints.saved_task import TASK_FILE, read_saved_task, saved_task
 from fusion_captioner.training.tasks import TASKS
 from fusion_captioner.training.tasks.captioning import CaptioningTask
 
-TASK_FILE = "task.json"
 # Fields of the section `data` that belong to a run, and not to the model that it makes.
 FIELDS_OF_RUNS = (
     "source",
@@ -45,14 +43,13 @@ def read_task(name: str, revision: str, **changes: Any) -> tuple[str, Any]:
         OSError: the checkpoint has no such file.
         ValueError: the file is damaged.
     """
-    try:
-        path = Path(str(cached_file(name, TASK_FILE, revision=revision)))
-    except OSError as error:
+    saved = read_saved_task(name, revision)
+    if saved is None:
         raise OSError(
             f"{name}: has no {TASK_FILE}, which says how its rows are preprocessed; give a checkpoint that "
             "`fusion-captioner train` saved."
-        ) from error
-    task, data = _read(path)
+        )
+    task, data = saved
     kind = TASKS[task].data_arguments
     known = {item.name for item in fields(kind)}
     for field in changes:
@@ -73,29 +70,3 @@ def is_captioner(name: str, revision: str) -> bool:
         return not {task.model_class.__name__ for task in TASKS.values()} & set(architectures)
     task = saved_task(name, revision)
     return task is None or TASKS[task] is CaptioningTask
-
-
-def saved_task(name: str, revision: str) -> str | None:
-    """
-    The name of a checkpoint's task; None where it has no such file: captioners of other origin have none, and a Hub
-    model may be on disk without it.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    path = cached_file(name, TASK_FILE, revision=revision, **missing)
-    return None if path is None else _read(Path(path))[0]
-
-
-def _read(path: Path) -> tuple[str, dict[str, Any]]:
-    """The name of the task and the fields of `data`."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        task, data = document["task"], document["data"]
-        if task in TASKS and isinstance(data, dict):
-            return task, data
-        reason = f"task {task!r}"
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-    raise ValueError(f"{path}: is damaged ({reason}); train or download it again.")

@@ -245,6 +245,11 @@ def test_a_setting_of_generation_that_is_no_number(captioner: Path, refused: Cal
     assert key in refused()
 
 
+def test_a_length_penalty_that_no_length_can_be_raised_to(captioner: Path, refused: Callable[[], str]) -> None:
+    change(captioner / "generation_config.json", "length_penalty", value=300.0)
+    assert "`length_penalty` (300.0) must be -10 to 10" in refused()
+
+
 @pytest.mark.parametrize(
     ("file", "key", "value"),
     [

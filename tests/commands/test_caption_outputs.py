@@ -15,6 +15,7 @@ from PIL import Image
 from fusion_captioner.cli import main
 from fusion_captioner.data.caption_datasets import load_caption_dataset
 from fusion_captioner.inference import captioner as captioners
+from fusion_captioner.inference.caption_outputs import Sidecars
 from fusion_captioner.inference.caption_texts import framed, shortened
 
 
@@ -90,9 +91,9 @@ def test_every_format_goes_on_where_it_was_and_is_merged(
     name: str, album: Path, captioner: FakeCaptioner, tmp_path: Path
 ) -> None:
     out, whole = tmp_path / name, tmp_path / f"whole-{name}"
-    (album / 'with "quotes"\nand a break, and \udce9.png').write_bytes((album / "3.png").read_bytes())
-    if name.endswith(".txt"):
-        next(album.glob("with*")).unlink()
+    if not name.endswith(".txt"):
+        for odd in ('with "quotes"\nand a break, and \udce9.png', "with\rreturns\r.png"):
+            (album / odd).write_bytes((album / "3.png").read_bytes())
     assert caption(album, "--out", whole) == 0
     assert caption(album, "--out", out, rank=1, processes=2) == 0
     part = tmp_path / f"{name}.part-1-of-2"
@@ -348,6 +349,23 @@ def test_a_missing_path_among_good_ones(album: Path, captioner: FakeCaptioner, c
     assert "nowhere.png: no such file" in missing and "holds no images" in no_images
     assert "2 of 6 images could not be captioned" in count
     assert len((album / "out.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_source_that_is_no_photo_needs_no_caption_file(
+    album: Path, captioner: FakeCaptioner, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (album / "2").mkdir()
+    (album.parent / "empty").mkdir()
+    monkeypatch.chdir(album.parent / "empty")
+    photos, others = ("../album/1.png", "../album/2.png"), (".", "../album/2", "../album/1.jpg")
+    assert caption(*others, *photos, "--sidecar", ".txt") == 1
+    here, folder, missing, count = notes(capsys)
+    assert "the folder holds no images" in here and "the folder holds no images" in folder
+    assert "1.jpg: no such file" in missing and "3 of 5 images could not be captioned" in count
+    assert sidecars(album) == {"1.txt": "red 1\n", "2.txt": "red 2\n"}
+    assert caption("", "../album/3.png", "--sidecar", ".txt") == 1
+    assert "is empty; name a file" in notes(capsys)[0] and "3.txt" in sidecars(album)
+    assert Sidecars(".txt").problems(["/"]) == {}
 
 
 def test_settings_reach_the_captioner(album: Path, captioner: FakeCaptioner) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -77,6 +79,40 @@ def test_one_caption_a_row_is_joined_by_image(tmp_path: Path, with_id: bool):
     assert [image["bytes"] for image in rows["image"]] == [picture(5), picture(6), picture(7)]
     if with_id:
         assert rows["image_id"][:] == ["5", "6", "7"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_without_id_are_different_images(tmp_path: Path, streaming: bool):
+    ids = [None, "a", "", None, None, ""]
+    columns = {"image": [picture(n) for n in (1, 2, 3, 1, 4, 5)], "text": list("uvwxyz"), "image_id": ids}
+    rows = list(load(write_parquet(tmp_path / "one.parquet", columns), streaming=streaming)["train"])
+    found = {}
+    for row in rows:
+        found.setdefault(row["image_id"], []).extend(row["captions"])
+    assert list(found.values()) == [["u", "x"], ["v"], ["w"], ["y"], ["z"]] and list(found)[1] == "a"
+
+
+@pytest.mark.parametrize("text", [pa.large_string(), pa.string_view()])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tables_of_polars(tmp_path: Path, text: pa.DataType, streaming: bool):
+    (tmp_path / "a.png").write_bytes(picture(1))
+    columns = {
+        "image": pa.array(["a.png"], text),
+        "captions": pa.array([["A.", "B."]], pa.large_list(text)),
+        "image_id": pa.array(["1"], text),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "names.parquet")
+    with pytest.raises(ValueError, match="'image' holds text; give `images_folder`"):
+        load(tmp_path / "names.parquet", streaming=streaming)
+    (row,) = load(tmp_path / "names.parquet", images_folder=tmp_path, streaming=streaming)["train"]
+    expected = {"captions": ["A.", "B."], "image_id": "1"}
+    assert row == expected | {"image": {"path": str(tmp_path / "a.png"), "bytes": None}}
+
+    image = [{"bytes": picture(1), "path": "a.png"}]
+    columns["image"] = pa.array(image, pa.struct({"bytes": pa.large_binary(), "path": text}))
+    pq.write_table(pa.table(columns), tmp_path / "images.parquet")
+    (row,) = load(tmp_path / "images.parquet", streaming=streaming)["train"]
+    assert row == expected | {"image": image[0]}
 
 
 def test_webdataset_shards(tmp_path: Path):

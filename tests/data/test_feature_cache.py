@@ -113,6 +113,15 @@ def test_changed_and_repeated_images(model, image_processor, splits, cache_dir, 
     assert torch.equal(after["train-3"], before["train-3"])
 
 
+def test_an_id_of_two_images_is_refused(model, image_processor, splits, cache_dir):
+    twice = datasets.concatenate_datasets([splits["train"], splits["train"]])
+    assert len(cached_features({"train": twice}, model, image_processor, cache_dir)["train"].rows) == 14
+    ids = ["0", "1", "0", *map(str, range(3, 7))]
+    same = splits["train"].remove_columns("image_id").add_column("image_id", ids)
+    with pytest.raises(ValueError, match=r"split 'train': two different images have the id '0'"):
+        cached_features({"train": same}, model, image_processor, cache_dir)
+
+
 def test_embedded_images(model, image_processor, splits, cache_dir):
     def embed(row: dict) -> dict:
         return row | {"image": {"path": None, "bytes": Path(row["image"]["path"]).read_bytes()}}

@@ -119,6 +119,15 @@ def test_a_bad_image_and_an_image_outside_are_named_or_left_out(tmp_path: Path) 
         load(source)
 
 
+def test_half_a_character_is_named_or_left_out(tmp_path: Path) -> None:
+    source = write_labelled(tmp_path / "data", train=4, validation=4)
+    change(source, "train", 1, note="a dog \ud83d")
+    with pytest.raises(ValueError, match=r"metadata\.jsonl, line 2 .*no UTF-8"):
+        load(source)
+    splits, _ = load(source, skip_bad_images=True)
+    assert splits["train"]["image_id"] == ["train/0.png", "train/2.png", "train/3.png"]
+
+
 def test_rare_labels_weigh_more() -> None:
     labels = [0] * 8 + [1] * 2
     assert class_weights(labels, 2, 1.0) == pytest.approx([0.625, 2.5])

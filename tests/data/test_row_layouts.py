@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,10 @@ BROKEN = {
     "too many values between tabs": ("image\tcaption\na.jpg\tA\tB\n", "3 values .*put values with tabs inside in"),
     "behind a caption of two lines": ('image,caption\na.jpg,"A\ndog."\nb.jpg\n', r"x\.csv, line 4 .*1 value"),
     "a column twice": ("image,caption,caption\na.jpg,A.,B.\n", r"there are two columns 'caption'; rename"),
+    "too few values for three columns": (
+        "image,source,caption\na.jpg,x,A.\nb.jpg,2 dogs run\n",
+        r"x\.csv, line 3 .*2 values for the columns image, source, caption; complete it",
+    ),
     "open quotes": ('image,caption\na.jpg,A.\nb.jpg,"B\n', r"x\.csv, line 3: broken row \(unexpected end"),
     "quotes inside of quotes": (
         'image,caption\na.jpg,"A "big" dog"\n',
@@ -318,6 +323,45 @@ def test_json_that_is_no_list_of_captions(tmp_path: Path, text: str, message: st
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         load(tmp_path / "data", tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_rows_without_id_have_that_of_their_file(tmp_path: Path):
+    root = tmp_path / "data"
+    draw(root / "a.jpg", root / "b.jpg", root / "c.jpg")
+    rows = [{"image": f"{name}.jpg", "caption": name, "id": key} for name, key in zip("abc", (None, 0, None))]
+    write(root / "x.json", json.dumps(rows))
+    expected = {"a.jpg": ["a"], "0": ["b"], "c.jpg": ["c"]}
+    assert captions(root, tmp_path, id_column="id") == {"train": expected}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("bad", ["caption", "id", "image"])
+def test_half_a_character_is_a_bad_example(tmp_path: Path, bad: str, streaming: bool):
+    root = tmp_path / "data"
+    draw(root / "a.jpg", root / "b.jpg", root / "\udce9.jpg")
+    row = {"image": "b.jpg", "caption": "B.", "id": "b"} | {bad: "\udce9.jpg"}
+    write(root / "x.json", json.dumps([{"image": "a.jpg", "caption": "A.", "id": "a"}, row]))
+    options = {"id_column": "id", "streaming": streaming}
+    with pytest.raises(ValueError, match=r"\\udce9.* is no UTF-8 text.*skip_bad_images") as caught:
+        load(root, tmp_path, **options)
+    assert "\n" not in str(caught.value) and str(caught.value).encode()
+    skipped: list[SkippedExample] = []
+    rows = load(root, tmp_path, skip_bad_images=True, skipped=skipped, **options)["train"]
+    assert [row["image_id"] for row in rows] == ["a"]
+    assert all(example.file.encode() and example.is_bad_file == (bad == "image") for example in skipped)
+    again: list[SkippedExample] = []
+    load(root, tmp_path, skip_bad_images=True, skipped=again, **options)
+    assert again == skipped
+
+
+def test_a_photo_with_a_name_that_is_no_text(tmp_path: Path):
+    root = tmp_path / "data"
+    for name in (b"a", b"caf\xe9"):
+        draw(root / f"{os.fsdecode(name)}.jpg")
+        write(root / f"{os.fsdecode(name)}.txt", "A dog.")
+    with pytest.raises(ValueError, match=r"caf\\udce9\.jpg .*its name is no UTF-8 text; rename it"):
+        load(root, tmp_path)
+    assert captions(root, tmp_path, skip_bad_images=True) == {"train": {"a.jpg": ["A dog."]}}
 
 
 def test_caption_files_next_to_photos(tmp_path: Path):

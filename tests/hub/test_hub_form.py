@@ -32,6 +32,7 @@ NOT_SHIPPED = {
     "file_locks.py",
     "files.py",
     "fingerprints.py",
+    "given_values.py",
     "hardware.py",
     "prefetching.py",
     "printing.py",

@@ -1,5 +1,6 @@
 """`caption --out`: nothing is lost by a kill, nothing captioned twice, and several processes make one file."""
 
+import csv
 import json
 import os
 import resource
@@ -166,6 +167,13 @@ def test_one_process_goes_on_with_what_several_have_left(
     assert captioned(out) == EVERYTHING
 
 
+def test_a_note_of_somebody_else_stays(album: Path, captioner: FakeCaptioner, tmp_path: Path) -> None:
+    note = tmp_path / "captions.jsonl.done"
+    note.write_text("mine")
+    assert run(album, tmp_path / "captions.jsonl") == 0
+    assert note.read_text() == "mine"
+
+
 def test_a_note_about_other_images_does_not_count(
     album: Path, captioner: FakeCaptioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +255,27 @@ def test_resume_knows_an_image_however_its_path_is_written(
     for spelling in (album, Path("album/../album"), Path("link"), Path("photo.png")):
         assert run(spelling, out, "--resume") == 0
     assert captioner.captions == [] and captioned(out) == EVERYTHING
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "\ufeffimage,caption\r\n{0},a brown dog\r\n{1},a red cat\r\n",
+        '"image","caption"\n"{0}","a brown dog"\n"{1}","a red cat"\n',
+        "\ufeffimage,caption\r\n{0},a brown dog\r\n{1},a red cat\r\n{2},half a r",
+    ],
+)
+def test_resume_keeps_the_rows_of_a_table_that_a_spreadsheet_saved(
+    table: str, album: Path, captioner: FakeCaptioner, tmp_path: Path
+) -> None:
+    out = tmp_path / "captions.csv"
+    images = sorted(map(str, album.iterdir()))
+    out.write_bytes(table.format(*images).encode())
+    assert run(album, out, "--resume") == 0
+    with out.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.reader(file))
+    captions = ["a brown dog", "a red cat", *(caption for _, caption in EVERYTHING[2:])]
+    assert rows == [["image", "caption"], *([image, text] for image, text in zip(images, captions, strict=True))]
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3)])

@@ -207,6 +207,12 @@ def test_wrong_arguments(exported: ExportedCaptioner, inputs: dict, words: list[
     assert [word for word in words if word not in str(error.value)] == []
 
 
+def test_a_text_that_is_not_utf_8_is_refused(exported: ExportedCaptioner) -> None:
+    for texts in ({"prompt": "caf\udce9"}, {"bad_words": ["\ud83d"]}):
+        with pytest.raises(ValueError, match="is not UTF-8"):
+            exported.caption([Image.new("RGB", (8, 8))], **texts)
+
+
 def test_one_image_in_place_of_a_list(exported: ExportedCaptioner) -> None:
     with pytest.raises(ValueError, match=r"`images` \('photo\.jpg'\) must be a list"):
         exported.caption("photo.jpg")

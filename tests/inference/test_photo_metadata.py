@@ -13,7 +13,7 @@ from PIL import Image
 
 from fusion_captioner.cli import main
 from fusion_captioner.inference import captioner as captioners
-from fusion_captioner.inference.photo_metadata import IPTC, XMP, write_description
+from fusion_captioner.inference.photo_metadata import IPTC, IPTC_CHARSET, UTF_8, XMP, write_description
 
 pyexiv2 = pytest.importorskip("pyexiv2")
 
@@ -77,6 +77,52 @@ def test_a_description_of_another_program_stays(field: str, tmp_path: Path) -> N
     before = path.read_bytes()
     assert not write_description(str(path), TEXT)
     assert path.read_bytes() == before
+
+
+def photo_of_an_older_program(path: Path, fields: dict[str, object]) -> Path:
+    """A photo with IPTC in Latin-1."""
+    photo(path)
+    with pyexiv2.Image(str(path)) as image:
+        image.modify_iptc(fields, encoding="latin-1")
+    assert b"Z\xfcrich" in path.read_bytes()
+    return path
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_texts_in_latin_1_stay_the_same_texts(tmp_path: Path, overwrite: bool) -> None:
+    fields = {
+        "Iptc.Application2.City": "Zürich",
+        "Iptc.Application2.Keywords": ["Käse", "Brot", "Öl"],
+        "Iptc.Application2.DateCreated": "2001-02-03",
+        "Iptc.Application2.Preview": "255 216 255",
+    }
+    path = photo_of_an_older_program(tmp_path / "a.jpg", fields)
+    assert write_description(str(path), TEXT, overwrite)
+    with pyexiv2.Image(str(path)) as image:
+        found = image.read_iptc()
+    assert found.pop(IPTC) == TEXT and found.pop(IPTC_CHARSET) == UTF_8
+    assert found == fields
+
+
+def test_bytes_that_are_no_text_stay(tmp_path: Path) -> None:
+    fields = {"Iptc.Application2.City": "Zürich", "Iptc.0x0003.0x000a": "\xff\xd8\xfe"}
+    path = photo_of_an_older_program(tmp_path / "a.jpg", fields)
+    assert write_description(str(path), TEXT)
+    assert b"\xff\xd8\xfe" in path.read_bytes()[2:]
+
+
+def test_a_description_in_latin_1_stays(tmp_path: Path) -> None:
+    path = photo_of_an_older_program(tmp_path / "a.jpg", {IPTC: "in Zürich"})
+    before = path.read_bytes()
+    assert not write_description(str(path), TEXT)
+    assert path.read_bytes() == before
+
+
+def test_metadata_that_cannot_be_read_name_the_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = photo(tmp_path / "a.jpg")
+    monkeypatch.setattr(pyexiv2.ImageData, "read_xmp", lambda self: b"\xff".decode())
+    with pytest.raises(ValueError, match=r"a\.jpg: its description cannot be written \(.*can't decode byte 0xff"):
+        write_description(str(path), TEXT)
 
 
 def test_a_long_description_fits_into_iptc(tmp_path: Path) -> None:

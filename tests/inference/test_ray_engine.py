@@ -175,6 +175,51 @@ def test_captions_are_there_when_they_are_whole(tmp_path: Path, ending: str):
         CaptionRows(str(path), None)
 
 
+@pytest.mark.parametrize(
+    ("ending", "refused", "reason"),
+    [("txt", "a\tb.jpg", "a tab or a line break"), ("parquet", "caf\udce9.jpg", "is not UTF-8")],
+)
+def test_a_name_that_the_file_cannot_hold_is_counted_and_the_others_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str, refused: str, reason: str
+):
+    path = tmp_path / f"captions.{ending}"
+    rows = CaptionRows(str(path), None if ending == "parquet" else caption_format(None, str(path), 1))
+    assert rows.write([(refused, ["x"])]) == 1
+    assert rows.write([("good.jpg", ["a dog"]), (refused, ["x"]), ("also.jpg", ["a cat"])]) == 1
+    rows.finish()
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 2 and all(reason in note for note in notes)
+    if ending == "parquet":
+        assert pyarrow.parquet.read_table(path)["image"].to_pylist() == ["good.jpg", "also.jpg"]
+    else:
+        assert path.read_text() == "good.jpg\ta dog\nalso.jpg\ta cat\n"
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_without_captions_there_is_no_file(tmp_path: Path, ending: str):
+    path = str(tmp_path / f"captions.{ending}")
+    for end in (CaptionRows.finish, CaptionRows.close):
+        rows = CaptionRows(path, None if ending == "parquet" else caption_format(None, path, 1))
+        assert rows.write([]) == 0
+        end(rows)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_captions_of_a_run_that_fails_stay_and_none_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    monkeypatch.setattr(ray, "init", lambda **_: (_ for _ in ()).throw(ConnectionError("no cluster")))
+    out = tmp_path / "captions.jsonl"
+    assert main(["caption", str(tmp_path / "photo.png"), "--engine", "ray", "--out", str(out)]) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["photo.png"]
+
+    rows = CaptionRows(str(out), caption_format(None, str(out), 1))
+    rows.write([("a.jpg", ["a dog"])])
+    rows.close()
+    (kept,) = tmp_path.glob("captions.jsonl.*.incomplete")
+    assert b"a dog" in kept.read_bytes() and not out.exists()
+
+
 def test_a_share_is_captioned_and_what_fails_is_named(tmp_path: Path):
     (tmp_path / "photo.jpg").write_bytes(jpeg())
     (tmp_path / "damaged.jpg").write_bytes(b"nothing")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fusion_captioner.given_values import MAX_LENGTH_PENALTY
 from fusion_captioner.inference.token_search import SearchSettings, _top, search_one_by_one, search_with_beams
 
 EOS, VOCABULARY = 1, 12
@@ -100,3 +101,21 @@ def test_the_highest_scores_are_those_of_a_full_sort(width: int, number: int) ->
     scores[0] = np.sort(scores[0])  # the highest in a row, at the end
     expected = np.argsort(-scores, axis=1)[:, :number]
     assert np.array_equal(_top(scores, number), expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"length_penalty": value} for value in (300.0, -300.0, float("nan"), float("inf"))]
+    + [{"temperature": value} for value in (0.0, float("nan"), float("inf"))],
+)
+def test_numbers_that_no_score_can_be_computed_with_are_refused(settings: dict[str, float]) -> None:
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=rf"`{name}` \({value}\) must be"):
+        SearchSettings(**settings)
+
+
+def test_any_length_penalty_that_is_taken_gives_texts() -> None:
+    for penalty in (-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY):
+        with np.errstate(all="raise", under="ignore"):
+            texts, _ = search([1, 2], SearchSettings(max_new_tokens=40, num_beams=3, length_penalty=penalty), 1)
+        assert all(texts)

@@ -51,3 +51,10 @@ def test_the_flag(
     assert [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()] == [str(photo)] * 2
     assert main([*flags, str(export("onnx")), "--dtype", "float32"]) == 2
     assert "--dtype (float32) is for torch" in capsys.readouterr().err
+
+
+def test_a_text_that_is_not_utf_8_is_refused(checkpoint: Path) -> None:
+    captioner = TorchCaptioner(str(checkpoint))
+    for texts in ({"prompt": "caf\udce9"}, {"prompt": "", "bad_words": ["\ud83d"]}):
+        with pytest.raises(ValueError, match="is not UTF-8"):
+            captioner.caption([Image.new("RGB", (8, 8))], **texts)

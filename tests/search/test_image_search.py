@@ -493,6 +493,23 @@ def test_one_bad_image_does_not_stop_the_others(
     }
 
 
+@pytest.mark.parametrize("layout", ["folder", "sidecar", "json"])
+def test_a_name_that_is_no_text_does_not_stop_the_others(
+    run: Run, checkpoint: Path, photos: Path, tmp_path: Path, layout: str
+) -> None:
+    odd = photos / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(photos / "0.png", odd)
+    for photo in list(photos.iterdir()) if layout == "sidecar" else []:
+        photo.with_suffix(".txt").write_text("w5")
+    if layout == "json":
+        rows = [{"image": photo.name, "caption": "w5"} for photo in photos.iterdir()]
+        (photos / "captions.json").write_text(json.dumps(rows))
+    result = run("index", photos, "--model", checkpoint, "--out", tmp_path / "index")
+    assert (result.status, result.lines[0]["images"], result.lines[0]["bad_images"]) == (1, 5, 1), result.errors
+    listed = [line for line in result.errors if "caf\\udce9.png: its name is no UTF-8 text" in line]
+    assert listed and "1 of 6 images could not be indexed" in result.errors[-1]
+
+
 def test_an_image_that_has_changed_since_is_not_ranked_by_what_it_shows_now(
     run: Run, index: Callable[..., dict[str, Any]], photos: Path, tmp_path: Path
 ) -> None:

@@ -128,6 +128,63 @@ def test_a_parameter_that_is_out_of_range_or_not_supported(
     assert words in error(client.post(CHAT, json=chat(data_url(photo()), **fields)), 400)["message"]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stop": "\ud800"},
+        {"metadata": {"deep": ["\ud800"]}},
+        {"\ud800": None},
+        {"model": "\ud800"},
+        {"messages": [{"role": "user", "content": "\ud83d"}]},
+        {"messages": [{"role": "user", "content": [{"type": "\ud83d", "text": "a"}]}]},
+    ],
+)
+def test_a_lone_surrogate_anywhere(
+    client: TestClient, serve: Serve, captioner: ColourCaptioner, fields: dict[str, Any]
+) -> None:
+    body = json.dumps(chat(data_url(photo()), "what?") | fields)
+    for answer in (
+        client.post(CHAT, content=body, headers={"Content-Type": "application/json"}),
+        httpx.post(serve(takes_prompts=True) + CHAT, content=body, headers={"Content-Type": "application/json"}),
+    ):
+        assert "is not UTF-8" in error(answer, 400)["message"]
+    assert captioner.batches == []
+
+
+def test_a_prompt_that_has_no_tokens_is_not_queued(
+    client: TestClient, captioner: ColourCaptioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: ServedCaptioner, text: str) -> int:
+        raise TypeError("no tokens")
+
+    monkeypatch.setattr(ServedCaptioner, "count_tokens", fail)
+    with pytest.raises(TypeError, match="no tokens"):
+        client.post(CHAT, json=chat(data_url(photo())))
+    assert client.get("/healthz").json()["waiting_images"] == 0 and captioner.batches == []
+
+
+def test_texts_of_a_form_that_no_answer_can_hold(client: TestClient, captioner: ColourCaptioner) -> None:
+    def form(prompt: bytes, name: bytes) -> Any:
+        parts = [b'name="prompt"\r\n\r\n' + prompt, b'name="file"; filename="' + name + b'"\r\n\r\n' + photo()]
+        body = b"".join(b"--x\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts) + b"--x--\r\n"
+        # lone surrogates can be written in UTF-7
+        headers = {"Content-Type": "multipart/form-data; boundary=x; charset=utf-7"}
+        return client.post("/caption", content=body, headers=headers)
+
+    assert form(b"look", b"a.png").status_code == 200
+    for prompt, name in ((b"+2AA-", b"a.png"), (b"look", b"+2AA-.png")):
+        assert "is not UTF-8" in error(form(prompt, name), 400)["message"]
+    assert captioner.batches == [1]
+
+
+@pytest.mark.parametrize("others", [{}, {"file": ("b.png", photo(1))}])
+def test_a_prompt_that_is_a_file(client: TestClient, captioner: ColourCaptioner, others: dict[str, Any]) -> None:
+    answer = client.post("/caption", files={"prompt": ("a.png", photo())} | others)
+    found = error(answer, 400)
+    assert "`prompt` is a file; send a text" in found["message"] and found["param"] == "prompt"
+    assert captioner.batches == []
+
+
 def test_parameters_that_ask_for_nothing_are_taken(client: TestClient) -> None:
     fields = {"user": "me", "frequency_penalty": 0, "stop": None, "response_format": {"type": "text"}, "tools": []}
     assert client.post(CHAT, json=chat(data_url(photo()), **fields)).status_code == 200
@@ -347,6 +404,8 @@ class Found:
     image_settings = ColourCaptioner.image_settings
 
     def find_text(self, text: str, top: int, rerank: int) -> list[dict[str, Any]]:
+        if rerank == 7:
+            raise FileNotFoundError(2, "No such file or directory", "/moved\n/caf\udce9")
         if rerank:
             raise ValueError("has no score of fused pairs")
         return [{"image": f"{text}.png", "score": 0.5}] * top
@@ -371,3 +430,9 @@ def test_searches(client: TestClient, serve: Serve) -> None:
     ):
         assert words in error(httpx.get(url, params=params), 400)["message"]
     assert "not an image" in error(httpx.post(url, files={"file": ("a.txt", b"words")}), 400)["message"]
+
+
+def test_a_search_whose_data_was_moved(serve: Serve) -> None:
+    answer = httpx.get(f"{serve(search=Found())}/search", params={"q": "a dog", "rerank": 7})
+    found = error(answer, 503)
+    assert "/moved /caf\\udce9: No such file" in found["message"] and found["type"] == "server_error"

@@ -132,10 +132,10 @@ def test_captions_of_a_folder_are_read_and_the_newer_file_counts(tmp_path: Path)
     names, table, known = ["a.png", "sub/b.jpg", "c.png"], tmp_path / "captions.csv", {}
     assert saved_captions(tmp_path, names, table, known) == {} and known == {}
     (tmp_path / "sub").mkdir()
-    table.write_text('image,caption\na.png,"one, old"\nsub/b.jpg,two\nelsewhere.png,three\nc.png,\n')
-    (tmp_path / "a.txt").write_text("one,\nnew\n")
+    table.write_text('image,caption\na.png,"one, old"\nsub/b.jpg,"two\nlines"\nc.png,\n')
+    (tmp_path / "a.txt").write_text("\none,  new\n")
     os.utime(table, (1, 1))
-    assert saved_captions(tmp_path, names, table, known) == {"a.png": "one, new", "sub/b.jpg": "two"}
+    assert saved_captions(tmp_path, names, table, known) == {"a.png": "one, new", "sub/b.jpg": "two lines"}
     assert set(known) == {table, tmp_path / "a.txt"}
     os.utime(tmp_path / "a.txt", (0, 0))
     assert saved_captions(tmp_path, names, table, known)["a.png"] == "one, old"
@@ -146,6 +146,63 @@ def test_captions_of_a_folder_are_read_and_the_newer_file_counts(tmp_path: Path)
     with pytest.raises(FileExistsError, match=r"captions\.csv"):
         save_csv(table, [("a.png", "six")], False, known)
     assert saved_captions(tmp_path, ["a.png"], table, {}) == {"a.png": "one, new"}  # the text file alone
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        ("\ufeffimage,caption\r\na.png,größer\r\n".encode(), {"a.png": "größer"}),  # "CSV UTF-8" of Excel
+        (b'"image","caption"\na.png,"one\ntwo"\n', {"a.png": "one two"}),
+    ],
+)
+def test_a_table_from_a_spreadsheet_is_read_and_may_be_replaced(
+    content: bytes, shown: dict[str, str], tmp_path: Path
+) -> None:
+    table, known = tmp_path / "captions.csv", {}
+    table.write_bytes(content)
+    assert saved_captions(tmp_path, ["a.png", "b.png"], table, known) == shown
+    save_csv(table, [*shown.items(), ("b.png", "machine")], False, known)
+    assert saved_captions(tmp_path, ["a.png", "b.png"], table, {}) == shown | {"b.png": "machine"}
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        (b"image;caption\na.png;one\n", {}),
+        ("image,caption\na.png,größer\n".encode("latin-1"), {}),
+        ("image,caption\na.png,one\n".encode("utf-16"), {}),
+        (b'image,caption\na.png,"one\n', {}),
+        (b"image,caption,note\na.png,one,mine\n", {"a.png": "one"}),
+        (b"image,caption_0,caption_1\na.png,one,two\n", {}),
+        (b"image,caption\na.png,one, and more\n", {"a.png": "one"}),
+        (b"image,caption\na.png,one\na.png,two\n", {"a.png": "two"}),
+        (b"image,caption\na.png,one\nmoved/b.png,two\n", {"a.png": "one"}),
+    ],
+)
+def test_a_table_of_which_something_would_be_lost_stays(content: bytes, shown: dict[str, str], tmp_path: Path) -> None:
+    table, known = tmp_path / "captions.csv", {}
+    table.write_bytes(content)
+    assert saved_captions(tmp_path, ["a.png"], table, known) == shown
+    with pytest.raises(FileExistsError, match=r"captions\.csv: exists already with other content"):
+        save_csv(table, [("a.png", "machine")], False, known)
+    assert table.read_bytes() == content
+    save_csv(table, [("a.png", "machine")], True, known)
+    assert table.read_text() == "image,caption\na.png,machine\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [(b"one\n\ntwo\nthree\n", {"a.png": "one"}), ("größer\n".encode("latin-1"), {})],
+)
+def test_a_text_file_of_which_something_would_be_lost_stays(
+    content: bytes, shown: dict[str, str], tmp_path: Path
+) -> None:
+    known: dict[Path, str] = {}
+    (tmp_path / "a.txt").write_bytes(content)
+    assert saved_captions(tmp_path, ["a.png"], tmp_path / "captions.csv", known) == shown
+    with pytest.raises(FileExistsError, match=r"a\.txt: exists already with other content"):
+        save_sidecars(tmp_path, [("a.png", "one")], False, known)
+    assert (tmp_path / "a.txt").read_bytes() == content
 
 
 def test_a_question_is_answered_and_an_empty_one_refused(photos: PagePhotos) -> None:

@@ -125,6 +125,16 @@ def test_photos_with_one_name_and_two_endings_have_a_caption_file_each(assistant
     assert (assistant.folder / "a.jpg.txt").exists() and not (assistant.folder / "a.txt").exists()
 
 
+def test_a_caption_file_that_cannot_be_written_stops_no_others(assistant: Assistant) -> None:
+    name = "0" * 248  # before all others; with a caption file each, .png.txt is too long
+    for ending, kind in ((".png", "PNG"), (".jpg", "JPEG")):
+        (assistant.folder / f"{name}{ending}").write_bytes(photo(100, kind=kind))
+    result = assistant.call("caption_folder", folder=".")
+    assert [each["image"] for each in result["failed"]] == [f"{name}.jpg", f"{name}.png"]
+    assert all("cannot be written (File name too long)" in each["reason"] for each in result["failed"])
+    assert result["captioned"] == 3 and (assistant.folder / "a.txt").read_text() == "a picture of red 1\n"
+
+
 def test_nothing_outside_of_the_folders_is_read_or_written(assistant: Assistant, tmp_path: Path) -> None:
     folder = assistant.folder
     (folder / "link.png").symlink_to(tmp_path / "secret.png")

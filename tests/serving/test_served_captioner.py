@@ -1,6 +1,7 @@
 """A captioner as a server has it: prompts of chats, settings, and batches of different prompts, on both runtimes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ from PIL import Image
 from tiny_exports import Export, tiny_processor
 from tiny_models import tiny_model
 
+from fusion_captioner.cli import main
 from fusion_captioner.inference.captioner import load_on_runtime
+from fusion_captioner.serving import served_captioner
 from fusion_captioner.serving.served_captioner import (
     ServedCaptioner,
     load_served_captioner,
@@ -66,6 +69,34 @@ def test_what_a_server_knows_of_a_checkpoint(checkpoint: Path, tmp_path: Path) -
     assert served.chat_prompt(CHATS[0]) == "question: what is it? answer:"
     assert not load_served_captioner(str(checkpoint), takes_prompts=False).takes_prompts
     (checkpoint / "task.json").unlink()
+
+
+@pytest.fixture
+def fake_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any folder is a captioner, such as an export, whose files are not those of a checkpoint."""
+    monkeypatch.setattr(served_captioner, "load_on_runtime", lambda *arguments, **settings: FakeCaptioner())
+
+
+@pytest.mark.parametrize("command", ["serve", "mcp"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"task": "prompted"}', b'{"task": "other", "data": {}}', b"\xff"])
+@pytest.mark.usefixtures("fake_runtime")
+def test_a_damaged_task_file_is_a_line(
+    tmp_path: Path, command: str, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip({"serve": "fastapi", "mcp": "mcp"}[command])
+    (tmp_path / "task.json").write_bytes(content)
+    flags = ["--port", "0"] if command == "serve" else ["--root", str(tmp_path)]
+    assert main([command, "--model", str(tmp_path), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'task.json'}: is damaged (" in line and "train or download it again" in line
+    assert load_served_captioner(str(tmp_path), takes_prompts=True).takes_prompts  # the file is not asked
+
+
+@pytest.mark.usefixtures("fake_runtime")
+def test_a_name_that_no_answer_can_hold_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    assert load_served_captioner(str(folder)).name == "caf?"
 
 
 def test_captions_are_those_of_the_command(checkpoint: Path) -> None:

@@ -4,7 +4,9 @@ import gzip
 import json
 from pathlib import Path
 
+import datasets
 import pytest
+from tiny_captioner import noise
 from tiny_recipe import write_data, write_recipe
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -62,6 +64,36 @@ def test_each_caption_keeps_its_language(tmp_path: Path, captions_per_image: int
                 assert {"a ": "en", "一个": "zh", "ei": "de"}[caption[:2]] == language
                 seen.add(language)
     assert seen == {"en", "zh", "de"}
+
+
+def test_photos_inside_of_tables_are_told_apart_by_what_they_show(tmp_path: Path) -> None:
+    for language, captions in {"en": ["red", "blue"], "zh": ["绿", "红"]}.items():
+        # as `push_to_hub` writes them: the bytes, and a name that says nothing
+        photos = [noise(tmp_path / f"{text}.png", {"红": 0, "red": 0, "blue": 1, "绿": 2}[text]) for text in captions]
+        images = [{"bytes": photo.read_bytes(), "path": "image.png"} for photo in photos]
+        (tmp_path / language).mkdir()
+        table = datasets.Dataset.from_dict({"image": images, "caption": captions})
+        table.cast_column("image", datasets.Image()).to_parquet(tmp_path / language / "train.parquet")
+    languages = {language: str(tmp_path / language) for language in ("en", "zh")}
+    data = DataArguments(source=str(tmp_path), languages=languages, eval_split=None, cache_dir=str(tmp_path / "arrow"))
+    assert load_splits(data)["train"]["captions"][:] == [["red", "红"], ["blue"], ["绿"]]
+
+
+def test_an_id_that_begins_with_a_language_is_no_other_photos(tmp_path: Path) -> None:
+    for language, names in {"en": ["zh/a", "a"], "zh": ["a"]}.items():
+        for name in names:
+            photo = tmp_path / language / f"{name}.png"
+            photo.parent.mkdir(parents=True, exist_ok=True)
+            noise(photo, len(name))
+            photo.with_suffix(".txt").write_text(f"{language} {name}")
+    languages = {language: str(tmp_path / language) for language in ("en", "zh")}
+    data = DataArguments(source=str(tmp_path), languages=languages, eval_split=None, cache_dir=str(tmp_path / "arrow"))
+    rows = load_splits(data)["train"]
+    assert dict(zip(rows["image_id"], rows["captions"], strict=True)) == {
+        "a.png": ["en a"],
+        "zh/a.png": ["en zh/a"],
+        "zh/zh/a.png": ["zh a"],
+    }
 
 
 def test_captions_of_a_further_source_are_in_the_first_language(tmp_path: Path) -> None:

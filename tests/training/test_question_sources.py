@@ -69,6 +69,28 @@ def test_each_answer_follows_its_question_and_captions_follow_none(
     }
 
 
+def test_questions_do_not_share_the_ids_of_other_photos(
+    tmp_path: Path, photos: Path, questions: dict[str, str]
+) -> None:
+    more = write_data(tmp_path / "more" / "questions", train=2)
+    other = questions | {"source": str(write_questions(tmp_path / "other" / "questions", more))}
+    data = DataArguments(
+        source=str(photos),
+        more_train_sources=[str(more)],
+        question_sources=[questions, other, questions],
+        cache_dir=str(tmp_path / "arrow"),
+    )
+    train = add_questions(load_splits(data)["train"], data)
+    images: dict[str, set[str]] = {}
+    for image_id, image in zip(train["image_id"], train["image"], strict=True):
+        images.setdefault(image_id, set()).add(image["path"])
+    assert all(len(paths) == 1 for paths in images.values())
+    assert list(images)[8:] == [
+        f"questions{place}"
+        for place in ("/0", "/1", "-2/train/0.png", "-2/train/1.png", "-3/train/0.png", "-3/train/1.png")
+    ]
+
+
 def test_concepts_are_words_of_captions_alone(tmp_path: Path, photos: Path, questions: dict[str, str]) -> None:
     things = ["dog", "cat", "bird", "horse", "boat", "train", "ball", "tree"]
     document = json.loads((photos / "dataset_flickr8k.json").read_text())

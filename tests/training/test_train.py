@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from transformers import TrainerCallback
 
 from fusion_captioner.cli import main
 from fusion_captioner.data import caption_datasets
+from fusion_captioner.data.arguments import DataArguments
+from fusion_captioner.data.caption_datasets import load_splits
 from fusion_captioner.training import base_trainer
 from fusion_captioner.training.arguments import read_run_arguments
 from fusion_captioner.training.callbacks import StopEarly
@@ -112,6 +115,43 @@ def test_further_sources_are_trained_on_too(tmp_path: Path, trainers: list) -> N
     assert len(ids) == len(set(ids)) == 12 and ids[:8] == [str(number) for number in range(8)]
     assert ids[8:] == [f"more/{number}" for number in range(4)]
     assert "photos, more" in (tmp_path / "out" / "README.md").read_text()
+
+
+def sidecars(folder: Path, names: list[str], seed: int) -> str:
+    """Photos, each with a caption next to it."""
+    for name in names:
+        photo = folder / name
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        noise(photo, seed).with_suffix(".txt").write_text(f"{folder.parent.name} {name}")
+    return str(folder)
+
+
+def test_images_of_further_sources_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    source = sidecars(tmp_path / "main", ["1.png"], 0)
+    a, b, other = (sidecars(tmp_path / name, ["1.png"], seed) for seed, name in enumerate(["a/data", "b/data", "c"]))
+    # a source twice, to weigh twice, and in another spelling
+    more = [a, b, a, f"{tmp_path}/c/../a/data/", other]
+    data = DataArguments(source=source, more_train_sources=more, eval_split=None, cache_dir=str(tmp_path / "arrow"))
+    rows = load_splits(data)["train"]
+    paths = [os.path.realpath(image["path"]) for image in rows["image"]]
+    assert list(zip(rows["image_id"], paths, strict=True)) == [
+        ("1.png", f"{source}/1.png"),
+        ("data/1.png", f"{a}/1.png"),
+        ("data-2/1.png", f"{b}/1.png"),
+        ("data/1.png", f"{a}/1.png"),
+        ("data/1.png", f"{a}/1.png"),
+        ("c/1.png", f"{other}/1.png"),
+    ]
+
+
+def test_an_id_of_two_images_is_named(tmp_path: Path) -> None:
+    source = sidecars(tmp_path / "main", ["more/1.png", "2.png"], 0)
+    more = sidecars(tmp_path / "more", ["1.png"], 1)
+    data = DataArguments(source=source, more_train_sources=[more], eval_split=None, cache_dir=str(tmp_path / "arrow"))
+    with pytest.raises(
+        ValueError, match=r"have the id 'more/1\.png' \(.*main/more/1\.png and .*more/1\.png\); rename"
+    ):
+        load_splits(data)
 
 
 def test_a_split_that_the_recipe_does_not_make_is_named(tmp_path: Path) -> None:
