@@ -37,6 +37,10 @@ from .placed_weights import compute_dtype, execution_device, own_parameter
 from .text_encoder import TEXT_POOLINGS, TextEncoder
 
 
+# Words are scored in multiples of so many.
+LABEL_BLOCK = 64
+
+
 class FusionCaptionerPreTrainedModel(PreTrainedModel):
     """Weight initialisation, loading and saving, for every head."""
 
@@ -662,9 +666,13 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         targets = labels[:, 1:]
         labelled = targets != -100
         if self.config.caption_loss_weight:
-            words = (hidden_states if logits is None else logits)[:, :-1][labelled]
-            scores = self.lm_head(words) if logits is None else words  # (N, V)
-            terms["caption"] = caption_loss(scores, targets[labelled], self.config.label_smoothing)
+            scores, words = (hidden_states if logits is None else logits)[:, :-1][labelled], targets[labelled]
+            if logits is None:
+                # few sizes: oneDNN keeps what it has prepared for each, gigabytes in the end
+                padding = -len(words) % LABEL_BLOCK
+                scores = self.lm_head(nn.functional.pad(scores, (0, 0, 0, padding)))  # (N, V)
+                words = nn.functional.pad(words, (0, padding), value=-100)
+            terms["caption"] = caption_loss(scores, words, self.config.label_smoothing)
         if outputs.image_embeds is not None:
             terms |= self.alignment(outputs, attention_mask, self.model.fuse)
         return terms
