@@ -36,7 +36,6 @@ from .modeling_outputs import FusionCaptionerModelOutput, FusionCaptionerOutput,
 from .placed_weights import compute_dtype, execution_device, own_parameter
 from .text_encoder import TEXT_POOLINGS, TextEncoder
 
-
 # Words are scored in multiples of so many.
 LABEL_BLOCK = 64
 
