@@ -7,7 +7,7 @@ only.
 Every system runs in a process of its own, on the same cores, reads the same synthetic photos and writes exactly 15 new
 tokens, greedily and with beams, in batches of several sizes; each time is the median of repeats, after one that does
 not count. The peers have random weights of the published sizes and run in the faster of fp32 and bf16, which is tried
-first. This package runs as its command does, in fp32.
+first. This package runs as its command does.
 
 A time is split into decoding and resizing, the image encoder (with what is projected once an image), and generation,
 to text. FLOPs are those of an image with 15 tokens, counted by torch.utils.flop_counter; an export has those of the

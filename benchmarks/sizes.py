@@ -80,12 +80,12 @@ def table(rows: Rows, times: dict[str, dict[str, float]], settings: dict[str, An
     lines = [
         "# Sizes: CIDEr against milliseconds",
         "",
-        f"The recipe `flickr8k_cpu` with the decoder's residual, {settings['steps']} steps, in six sizes; CIDEr on "
-        f"the split `val` of {settings['source']},",
+        f"The recipe `flickr8k_cpu` with the decoder's residual, {settings['steps']} steps, in {len(rows)} sizes; "
+        f"CIDEr on the split `val` of {settings['source']},",
         "beam 3, averaged over the seeds (their range in brackets). Milliseconds per image from JPEG file to 15 new "
         "tokens, int8 on ONNX Runtime,",
         f"the median of {rounds} rounds in which the sizes took turns, {len(os.sched_getaffinity(0))} cores, "
-        f"{date.today().isoformat()}. A size is on the front where no other is both faster and better.",
+        f"{date.today().isoformat()}. A size is best where no other is both faster and better.",
         "",
         "```",
         "python benchmarks/ablation.py --source FOLDER --cache FOLDER --vision-model lite2 --out FOLDER \\",
@@ -93,8 +93,8 @@ def table(rows: Rows, times: dict[str, dict[str, float]], settings: dict[str, An
         "python benchmarks/sizes.py --out FOLDER --calibration PHOTOS",
         "```",
         "",
-        f"| size | CIDEr | parameters, M | {' | '.join(SEARCHES.values())} | of it generation | on the front |",
-        "|---|---|---|---|---|---|---|",
+        f"| size | CIDEr | seeds | parameters, M | {' | '.join(SEARCHES.values())} | of it generation | best |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row, results in rows.items():
         scores = [result["CIDEr"] for result in results.values()]
@@ -103,6 +103,7 @@ def table(rows: Rows, times: dict[str, dict[str, float]], settings: dict[str, An
         cells = [
             LABELS[row],
             f"{mean_cider(results):.4f}{spread}",
+            str(len(results)),
             f"{next(iter(results.values()))['parameters'] / 1e6:.2f}",
             *(f"{times[row][name]:.2f}" for name in (*SEARCHES.values(), "generation")),
             "both" if len(fronts) == len(SEARCHES) else "".join(fronts),

@@ -33,7 +33,7 @@ def test_the_table_and_the_plot_show_the_front(sizes: ModuleType) -> None:
     cells = {label.strip(): [cell.strip() for cell in row] for label, row in cells.items()}
     small, recipe, deep = (cells[sizes.LABELS[row]] for row in rows)
     # slower and worse when greedy, faster and worse with beams
-    assert small == ["0.4600 (0.4500 to 0.4700)", "8.20", "9.00", "5.00", "1.00", "beam 3, batch 8"]
+    assert small == ["0.4600 (0.4500 to 0.4700)", "2", "8.20", "9.00", "5.00", "1.00", "beam 3, batch 8"]
     assert recipe[0] == "0.5100 (0.5000 to 0.5200)" and recipe[-1] == "both"
     assert deep[0] == "0.4900" and deep[-1] == "beam 3, batch 8"
     assert "--steps 938 --rows hidden_256 attention two_layers --seeds 0 1" in page
