@@ -108,7 +108,7 @@ def lock_holder(file: Path) -> str | None:
     """The process that holds the lock `file`, or None. The lock of a killed process is removed."""
     from filelock import FileLock, Timeout
 
-    if not file.exists():
+    if not file.exists() or not _is_ours(file):
         return None
     lock = FileLock(file)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fusion_captioner.file_locks import lock_output
+from fusion_captioner.file_locks import lock_holder, lock_output
 from fusion_captioner.files import atomic_write
 
 HOLDER = """
@@ -63,3 +63,9 @@ def test_what_a_kill_left_of_a_long_name_is_removed(tmp_path: Path) -> None:
     left.rename(temporary)
     with lock_output(out, "--out"):
         assert not temporary.exists()
+
+
+def test_nobody_holds_a_file_that_is_no_lock(tmp_path: Path) -> None:
+    other = tmp_path / "captions.jsonl.lock"
+    other.write_text("[[package]]\n")
+    assert lock_holder(other) is None and other.read_text() == "[[package]]\n"

@@ -33,7 +33,7 @@ def test_the_image_encoder_alone_is_bfloat16(checkpoint: Path) -> None:
 
 
 def test_a_single_image_is_encoded_as_two(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN's convolutions in bfloat16 are slow for one: the bundled encoder took 100 ms for it, and 13 for two."""
+    """One of oneDNN's convolutions in bfloat16 is far slower for one image than for two."""
     model = TorchCaptioner(str(checkpoint), dtype="bfloat16").model
     encoded: list[int] = []
     hook = model.model.image_encoder.backbone.register_forward_pre_hook(
