@@ -84,8 +84,8 @@ def quicken_encoder(model: Any, dtype: str = "auto") -> torch.dtype:
 
 
 def _encode(forward: Callable[[torch.Tensor], torch.Tensor], pixel_values: torch.Tensor) -> torch.Tensor:
-    """Regions in float32. One of oneDNN's convolutions in bfloat16 is far slower for one image than for two, so a single
-    image is given twice."""
+    """Regions in float32. One of oneDNN's convolutions in bfloat16 is far slower for one image than for two, so a
+    single image is given twice."""
     twice = pixel_values.shape[0] == 1 and pixel_values.device.type == "cpu"
     regions = forward(pixel_values.expand(2, *pixel_values.shape[1:]) if twice else pixel_values)
     return regions[: pixel_values.shape[0]].float()
