@@ -25,15 +25,56 @@ State = tuple[torch.Tensor, ...]
 MAX_LENGTH_GROUPS = 4
 MIN_GROUP_ROWS = 32
 
-# With fewer rows the usual kernel is as fast, with more it is as well.
-MIN_ROWS, MAX_ROWS = 4, 192
+# With more rows the usual kernel is as fast.
+MAX_ROWS = 192
 # A smaller weight fits into a core's own cache, and there is nothing to gain.
 MIN_WEIGHTS = 2**16
 
 CAN_PACK = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+HALF_ENGINES = ("fbgemm", "x86")  # of `torch.backends.quantized` that multiply by weights in float16
+
+
+class PackedWeight:
+    """
+    A linear layer's weight and bias, copied in the layout that few rows are multiplied by.
+
+    A copy that is kept may take its time: a weight of float32 that float16 holds exactly, as those of a checkpoint
+    that was saved in float16, is packed in float16 then, which halves the bytes to read. Products are float32 all the
+    same.
+
+    Args:
+        weight (`torch.Tensor` of shape `(output_size, input_size)`).
+        bias (`torch.Tensor` of shape `(output_size,)`, *optional*).
+        dtype: of the rows that will be multiplied.
+        is_kept: whether the copy serves many calls of `generate`.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, is_kept: bool) -> None:
+        weight = weight.detach().to(dtype)
+        self.dtype, self.bias = dtype, bias
+        self.half = None
+        if (
+            is_kept
+            and dtype == torch.float32
+            and torch.backends.quantized.engine in HALF_ENGINES
+            and torch.equal(weight.half().float(), weight)
+        ):
+            self.half = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+        else:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+            self.packed_bias = None if bias is None else bias.detach().to(dtype)
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """`(rows, input_size)` → `(rows, output_size)`"""
+        if self.half is not None:
+            return torch.ops.quantized.linear_dynamic_fp16(rows, self.half)
+        return torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.packed_bias, "none", [], "")
+
+
 # Weights that may be packed: `None` before their first use, then themselves, then the packed copy.
-PackedWeights = dict[torch.Tensor, torch.Tensor | None]
+PackedWeights = dict[torch.Tensor, torch.Tensor | PackedWeight | None]
 _PACKED: ContextVar[PackedWeights | None] = ContextVar("packed", default=None)
+_IS_KEPT: ContextVar[bool] = ContextVar("is_kept", default=False)
 
 
 @contextmanager
@@ -61,7 +102,7 @@ def packed_weights(modules: Iterable[nn.Module], kept: PackedWeights | None = No
     for weight in parameters:
         if weight not in weights and _can_be_packed(weight):
             weights[weight] = None
-    token = _PACKED.set(weights)
+    tokens = _PACKED.set(weights), _IS_KEPT.set(kept is not None)
     # at rest the layers are torch's own, which tools for quantisation look for by their exact type
     linears = [layer for layer in linears if type(layer) is nn.Linear and layer.weight in weights]
     for layer in linears:
@@ -71,7 +112,8 @@ def packed_weights(modules: Iterable[nn.Module], kept: PackedWeights | None = No
     finally:
         for layer in linears:
             layer.__class__ = nn.Linear
-        _PACKED.reset(token)
+        _PACKED.reset(tokens[0])
+        _IS_KEPT.reset(tokens[1])
 
 
 def _can_be_packed(parameter: nn.Parameter) -> bool:
@@ -109,18 +151,16 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
         or torch.is_grad_enabled()
         or (dtype != weight.dtype and not can_be_multiplied(dtype))
         or (inputs.dtype != weight.dtype and inputs.dtype != dtype)
-        or not MIN_ROWS * inputs.shape[-1] <= inputs.numel() <= MAX_ROWS * inputs.shape[-1]
+        or not 0 < inputs.numel() <= MAX_ROWS * inputs.shape[-1]
     ):
         return nn.functional.linear(inputs, weight, bias)
     packed = weights[weight]
     if packed is None:
         weights[weight] = weight
         return nn.functional.linear(inputs, weight, bias)
-    if packed is weight or packed.dtype != dtype:
-        packed = weights[weight] = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype))
-    rows = inputs.reshape(-1, inputs.shape[-1]).to(dtype)
-    bias = None if bias is None else bias.to(dtype)
-    outputs = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    if not isinstance(packed, PackedWeight) or packed.dtype != dtype or packed.bias is not bias:
+        packed = weights[weight] = PackedWeight(weight, bias, dtype, _IS_KEPT.get())
+    outputs = packed.multiply(inputs.reshape(-1, inputs.shape[-1]).to(dtype))
     return outputs.view(*inputs.shape[:-1], -1)
 
 

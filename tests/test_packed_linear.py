@@ -11,7 +11,7 @@ from tiny_models import pixels, tiny_model
 from torch import nn
 
 from fusion_captioner import causal_layers
-from fusion_captioner.causal_layers import MAX_ROWS, MIN_ROWS, PackedLinear, few_row_linear, packed_weights
+from fusion_captioner.causal_layers import MAX_ROWS, PackedLinear, few_row_linear, packed_weights
 
 pytestmark = pytest.mark.skipif(not causal_layers.CAN_PACK, reason="this build of torch has no packed products")
 
@@ -40,7 +40,7 @@ def layer(bias: bool = True) -> nn.Linear:
     return nn.Linear(256, 512, bias=bias)
 
 
-@pytest.mark.parametrize("shape", [(MIN_ROWS, 256), (4, 1, 256), (2, 5, 256)])
+@pytest.mark.parametrize("shape", [(1, 256), (3, 256), (4, 1, 256), (2, 5, 256)])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
 def test_few_rows_give_what_linear_gives(packed: list, shape: tuple[int, ...], bias: bool) -> None:
@@ -62,6 +62,42 @@ def test_kept_copies_serve_further_calls(packed: list) -> None:
     with packed_weights([module]):
         module(inputs)
     assert len(packed) == 2
+
+
+@pytest.mark.skipif(
+    torch.backends.quantized.engine not in causal_layers.HALF_ENGINES, reason="torch cannot multiply by float16 here"
+)
+@pytest.mark.parametrize("rows", [1, 3, 24])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_kept_copies_of_what_float16_holds_are_float16_and_lose_nothing(packed: list, rows: int, bias: bool) -> None:
+    module, inputs, kept = layer(bias).half().float(), torch.randn(rows, 256), {}
+    expected = module(inputs)
+    for _ in range(3):
+        with packed_weights([module], kept):
+            torch.testing.assert_close(module(inputs), expected, atol=1e-5, rtol=1e-5)
+    assert kept[module.weight].half is not None
+    assert packed == []
+    module.weight.add_(1e-5)  # which float16 does not hold
+    kept.clear()
+    for _ in range(3):
+        with packed_weights([module], kept):
+            torch.testing.assert_close(
+                module(inputs), nn.functional.linear(inputs, module.weight, module.bias), atol=1e-5, rtol=1e-5
+            )
+    assert kept[module.weight].half is None
+    assert len(packed) == 2
+
+
+@torch.no_grad()
+def test_layers_that_share_a_weight_keep_their_own_bias(packed: list) -> None:
+    first, second = layer().half().float(), layer()
+    second.weight = first.weight
+    second.bias.add_(1)
+    inputs, kept = torch.randn(4, 256), {}
+    for _ in range(3):
+        with packed_weights([first, second], kept):
+            torch.testing.assert_close(second(inputs) - first(inputs), (second.bias - first.bias).expand(4, -1))
 
 
 @torch.no_grad()
@@ -94,7 +130,6 @@ def test_gradients_other_numbers_of_rows_and_types_take_the_usual_way(packed: li
         for _ in range(3):
             module(torch.randn(4, 256)).sum().backward()
             with torch.no_grad():
-                module(torch.randn(MIN_ROWS - 1, 256))
                 module(torch.randn(MAX_ROWS + 1, 256))
                 small(torch.randn(4, 8))
                 few_row_linear(torch.randn(4, 256).bfloat16(), module.weight.bfloat16(), None)
@@ -134,7 +169,7 @@ def test_quantised_and_offloaded_weights_are_left_alone() -> None:
 
 
 def large_model(**fields):
-    """A captioner whose weights are large enough to be packed, of four rows."""
+    """A captioner whose weights are large enough to be packed."""
     return tiny_model(hidden_size=256, vocab_size=300, num_attention_heads=4, **fields)
 
 

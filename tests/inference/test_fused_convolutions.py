@@ -39,9 +39,36 @@ def test_regions_stay_what_they_were(vision_config: dict | None, dtype: torch.dt
     assert not [layer for layer in fused.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
     dtypes = [layer.dtype for layer in fused.modules() if isinstance(layer, FusedConvolution)]
     assert set(dtypes) == {torch.float32, dtype}
-    with torch.no_grad():
-        expected, found = plain(pixels(2)), fused(pixels(2))
-    assert (found - expected).norm() < most * expected.norm()
+    for images in (pixels(1), pixels(2)):
+        with torch.no_grad():
+            expected, found = plain(images), fused(images)
+        assert (found - expected).norm() < most * expected.norm()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("settings", "is_product"),
+    [
+        ({"kernel_size": 1}, True),
+        ({"kernel_size": 1, "stride": 2}, False),
+        ({"kernel_size": 1, "padding": 1}, False),
+        ({"kernel_size": 1, "groups": 4}, False),
+        ({"kernel_size": (1, 3)}, False),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_a_convolution_of_single_pixels_alone_is_a_product(
+    settings: dict, is_product: bool, memory_format: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    convolution, normalization = nn.Conv2d(8, 16, **settings).eval(), nn.BatchNorm2d(16).eval()
+    nn.init.normal_(normalization.running_mean)
+    fused = FusedConvolution(convolution, normalization, nn.ReLU6(), torch.float32)
+    assert fused.is_product == is_product
+    images = torch.randn(2, 8, 6, 5).to(memory_format=memory_format)
+    expected = nn.functional.relu6(normalization(convolution(images)))
+    torch.testing.assert_close(fused(images), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_an_encoder_that_would_compute_something_else_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,20 +32,6 @@ def test_the_image_encoder_alone_is_bfloat16(checkpoint: Path) -> None:
     assert 0 < (found - expected).norm() / expected.norm() < 0.05
 
 
-def test_a_single_image_is_encoded_as_two(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of oneDNN's convolutions in bfloat16 is far slower for one image than for two."""
-    model = TorchCaptioner(str(checkpoint), dtype="bfloat16").model
-    encoded: list[int] = []
-    hook = model.model.image_encoder.backbone.register_forward_pre_hook(
-        lambda module, args, kwargs: encoded.append(len([*args, *kwargs.values()][0])), with_kwargs=True
-    )
-    with torch.no_grad():
-        together, alone = (model.get_image_hidden_states(images) for images in (pixels(2), pixels(2)[:1]))
-    hook.remove()
-    assert encoded == [2, 2] and alone.shape == (1, *together.shape[1:])
-    torch.testing.assert_close(alone, together[:1])
-
-
 def test_the_flag(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
