@@ -8,6 +8,7 @@ Legend: H, W: height and width in pixels; channels are always R, G, B.
 import base64
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -170,7 +171,10 @@ def target_size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def images_to_pixel_values(
-    images: Sequence[ImageSource], settings: Mapping[str, Any], names: Sequence[str | None] | None = None
+    images: Sequence[ImageSource],
+    settings: Mapping[str, Any],
+    names: Sequence[str | None] | None = None,
+    threads: int = 1,
 ) -> np.ndarray:
     """Reads and prepares images, written in place one by one, so that no second copy of the batch is ever made.
 
@@ -178,6 +182,8 @@ def images_to_pixel_values(
         images: what [`load_image`] opens.
         settings: valid ones of [`FusionCaptionerImageProcessor`], all of them.
         names: what error messages call each image, None for those that have a path.
+        threads: that read images at the same time, where all of them are names or bytes of files. (PIL images may be
+            one and the same, which cannot be read twice at a time.)
 
     Returns:
         float32 (B, 3, H, W).
@@ -193,10 +199,12 @@ def images_to_pixel_values(
         settings["rescale_factor"] if settings["do_rescale"] else None,
     )
     pixel_values = np.empty((len(images), 3, *(target or (0, 0))), np.float32)
-    for index, image in enumerate(images):
-        picture = load_resized_image(image, settings, names[index] if names else None)
-        if target is None and index == 0:
-            pixel_values = np.empty((len(images), 3, picture.height, picture.width), np.float32)
+
+    def load(index: int) -> Image.Image:
+        return load_resized_image(images[index], settings, names[index] if names else None)
+
+    def write(index: int, picture: Image.Image | None = None) -> None:
+        picture = picture or load(index)
         height, width = pixel_values.shape[2:]
         if picture.size != (width, height):
             raise ValueError(
@@ -204,6 +212,19 @@ def images_to_pixel_values(
                 "width); set `do_resize=True` or give images of one size."
             )
         write_normalized(picture, pixel_values[index], scale, offset)
+
+    places = list(range(len(images)))
+    if target is None and places:
+        first = load(places.pop(0))
+        pixel_values = np.empty((len(images), 3, first.height, first.width), np.float32)
+        write(0, first)
+    threads = min(threads, len(places))
+    if threads > 1 and all(isinstance(image, str | os.PathLike | bytes | dict) for image in images):
+        with ThreadPoolExecutor(threads, thread_name_prefix="read-image") as pool:
+            list(pool.map(write, places))  # which raises what a thread has raised
+    else:
+        for index in places:
+            write(index)
     return pixel_values
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import numbers
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -156,10 +157,16 @@ class FusionCaptionerImageProcessor(PilBackend):
         settings = _checked({name: getattr(self, name) for name in SETTINGS} | overrides)
         videos, are_videos = _as_videos(images)
         frames = [_channels_last(frame, input_data_format) for video in videos for frame in video]
-        pixel_values = images_to_pixel_values(frames, settings, _names(videos, are_videos))
+        pixel_values = images_to_pixel_values(frames, settings, _names(videos, are_videos), _num_threads())
         if are_videos:
             pixel_values = pixel_values.reshape(len(videos), -1, *pixel_values.shape[1:])
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+
+def _num_threads() -> int:
+    """Those of torch, which a data loader's workers have one of; 1 where torch is not loaded."""
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else 1
 
 
 def _as_videos(images: Any) -> tuple[list[list[Any]], bool]:

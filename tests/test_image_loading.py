@@ -17,8 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fusion_captioner import image_decoding, image_downloads
-from fusion_captioner.image_loading import load_image, normalization, resize_image, write_normalized
+from fusion_captioner import image_decoding, image_downloads, image_loading
+from fusion_captioner.image_loading import (
+    images_to_pixel_values,
+    load_image,
+    normalization,
+    resize_image,
+    write_normalized,
+)
+from fusion_captioner.image_processing_fusion_captioner import FusionCaptionerImageProcessor
 
 
 def quarters(width: int = 64, height: int = 48) -> Image.Image:
@@ -270,6 +277,41 @@ def test_write_normalized_is_the_usual_formula():
     np.testing.assert_allclose(out, expected.transpose(2, 0, 1), atol=2e-6)
     write_normalized(image, out, *normalization(None, None, None))
     np.testing.assert_array_equal(out, np.asarray(image).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 9])
+@pytest.mark.parametrize("do_resize", [True, False])
+def test_images_are_the_same_however_many_threads_read_them(tmp_path: Path, threads: int, do_resize: bool):
+    images = [encoded(Image.new("RGB", (40, 30), (60 * shade, 0, 0))) for shade in range(4)]
+    (tmp_path / "photo.png").write_bytes(images[3])
+    settings = {
+        **{"do_resize": do_resize, "size": {"height": 8, "width": 8}, "resize_mode": "squash", "resample": 3},
+        **{"do_normalize": False, "image_mean": None, "image_std": None, "do_rescale": False, "rescale_factor": None},
+    }
+    found = images_to_pixel_values([*images[:3], tmp_path / "photo.png"], settings, threads=threads)
+    assert found[:, 0, 0, 0].tolist() == [0, 60, 120, 180]
+    assert found.shape == (4, 3, *((8, 8) if do_resize else (30, 40)))
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"bad\.png"):
+        images_to_pixel_values([images[0], images[1], bad, b""], settings, threads=threads)
+
+
+@pytest.mark.parametrize(("images", "readers"), [("files", 2), ("pictures", 1)])
+def test_threads_read_files_alone(tmp_path: Path, images: str, readers: int, monkeypatch: pytest.MonkeyPatch):
+    """A PIL image may come twice in a list, and cannot be read by two threads at once."""
+    seen: set[str] = set()
+    both = threading.Barrier(readers, timeout=30)
+
+    def watched(image, settings, name=None):
+        seen.add(threading.current_thread().name)
+        both.wait()
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(image_loading, "load_resized_image", watched)
+    given = [encoded(quarters())] * 2 if images == "files" else [quarters()] * 2
+    assert len(images_to_pixel_values(given, FusionCaptionerImageProcessor(size=8).to_dict(), threads=2)) == 2
+    assert len(seen) == readers
 
 
 def broken_files() -> dict[str, bytes]:

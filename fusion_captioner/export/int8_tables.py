@@ -5,6 +5,7 @@ V: rows, D: columns, n: blocks of a row that have a scale each
 """
 
 from collections.abc import Collection, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,8 @@ def quantize_tables(model: Any, products: Mapping[str, np.ndarray] | None = None
     for node in graph.node:
         table = node.input[0] if node.op_type in LOOKUPS else ""
         if table in shared:
-            nodes += _lookup(node, shared[table], tables[table].shape[1])
+            stored = next(each for each in graph.initializer if each.name == f"{shared[table]}_Q8")
+            nodes += _lookup(node, shared[table], (tables[table].shape[1], prod(stored.dims[1:])))
         elif table in tables:
             nodes += _lookup(node, table)
         else:
@@ -70,14 +72,15 @@ def quantize_tables(model: Any, products: Mapping[str, np.ndarray] | None = None
     graph.initializer.extend(kept)
 
 
-def _lookup(node: Any, packed: str, in_blocks: int | None = None) -> list[Any]:
+def _lookup(node: Any, packed: str, in_blocks: tuple[int, int] | None = None) -> list[Any]:
     """
     The nodes that look up int8 rows, in the place of one that looks up float32 rows.
 
     Args:
         node: looks up float32 rows; their places are `(T, 1)` where they come in blocks.
         packed: the stem of the names of bytes, uint8 `(V, D)`, and scales `(V, 1)`.
-        in_blocks: D, where bytes are `(V, n, D / n)` and scales `(V, n)`; the last block may be filled up.
+        in_blocks: where bytes are `(V, n, ⌈D / n⌉)` and scales `(V, n)`: D, and the bytes of a row, more if the
+            last block is filled up.
     """
     onnx = import_runtime("onnx", "onnx")
     found = node.output[0]
@@ -104,14 +107,20 @@ def _lookup(node: Any, packed: str, in_blocks: int | None = None) -> list[Any]:
     ]
     if in_blocks is None:
         return [*nodes, make("Mul", ["signed", "scales"], found)]
-    return [
-        *nodes,
+    width, stored_width = in_blocks
+    is_filled = stored_width > width
+    nodes += [
         constant("last", np.array([-1])),
-        constant("start", np.array([0])),
-        constant("width", np.array([in_blocks])),
         constant("shape", np.array([0, 0, -1])),
         make("Unsqueeze", ["scales", "last"], f"{found}_of_block"),
         make("Mul", ["signed", "of_block"], f"{found}_blocks"),
-        make("Reshape", ["blocks", "shape"], f"{found}_filled"),
+        make("Reshape", ["blocks", "shape"], f"{found}_filled" if is_filled else found),
+    ]
+    if not is_filled:
+        return nodes
+    return [
+        *nodes,
+        constant("start", np.array([0])),
+        constant("width", np.array([width])),
         make("Slice", ["filled", "start", "width", "last"], found),
     ]

@@ -49,7 +49,8 @@ class DecoderStep(nn.Module):
             tensors: those of the image part, then the states of text encoder, fusion and decoder, as many as `counts`.
 
         Returns:
-            logits `(B, k, V)`, and the states after the token, in the order of the inputs.
+            logits `(B*k, V)`, in one dimension (two would cost a copy), and the states after the token, in the order
+            of the inputs.
         """
         groups, start = [], 0
         for count in self.counts:
@@ -64,9 +65,9 @@ class DecoderStep(nn.Module):
         text_states, embeddings, text_state = base.text_encoder(input_ids.reshape(-1, 1), mask, text_state, True)
         fused, _, fusion_state = base.fusion(text_states, *regions, attention_mask=mask, state=fusion_state or None)
         hidden_states, decoder_state = self.captioner.decoder(fused, embeddings, mask, decoder_state, True)
-        logits = self.captioner.lm_head(hidden_states)[:, 0]
-        outputs = (logits, *text_state, *(fusion_state or ()), *decoder_state)
-        return tuple(output.unflatten(0, texts) for output in outputs)
+        logits = self.captioner.lm_head(hidden_states[:, 0])
+        states_after = (*text_state, *(fusion_state or ()), *decoder_state)
+        return logits, *(state.unflatten(0, texts) for state in states_after)
 
 
 def export_image_part(

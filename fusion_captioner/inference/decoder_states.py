@@ -81,7 +81,7 @@ class DecoderStates:
             self.mask = mask
         inputs = (token_ids.reshape(images, texts), mask, *self.regions, *self.states)
         logits, *self.states = self.step(inputs)
-        return logits.reshape(images * texts, -1)
+        return logits.reshape(images * texts, -1)  # exports of earlier versions give (B, k, V)
 
     def repeat(self, times: int) -> None:
         """Repeat each text `times` times; the copies are adjacent."""

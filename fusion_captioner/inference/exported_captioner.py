@@ -19,6 +19,7 @@ from fusion_captioner.fingerprints import digest_problem
 from fusion_captioner.given_values import check_text
 from fusion_captioner.image_loading import ImageSource, check_processed_size, images_to_pixel_values
 from fusion_captioner.inference.decoder_states import DecoderStates
+from fusion_captioner.inference.launched_process import usable_cores
 from fusion_captioner.inference.runtimes import RUNTIMES, RUNTIMES_OF_PARTS, Part, reading_export
 from fusion_captioner.inference.token_search import SearchSettings, search_one_by_one, search_with_beams
 
@@ -38,7 +39,7 @@ class ExportedCaptioner:
 
     Args:
         folder: the folder of the export.
-        num_threads: of the runtime; by default as many as there are cores.
+        num_threads: of the runtime, and that read images; by default as many as there are cores.
 
     Raises:
         FileNotFoundError: the folder is no export.
@@ -54,6 +55,7 @@ class ExportedCaptioner:
 
     def __init__(self, folder: str | Path, num_threads: int | None = None) -> None:
         folder = expanded(folder)
+        self.num_threads = num_threads or usable_cores()
         self.description = read_description(folder)
         if problem := digest_problem(folder):
             raise ValueError(f"{folder / problem}; export the captioner again.")
@@ -77,7 +79,7 @@ class ExportedCaptioner:
         """Images of any kind to float32 `(B, 3, H, W)`, as [`FusionCaptionerImageProcessor`] makes them."""
         if isinstance(images, str | bytes | Path) or not images:
             raise ValueError(f"`images` ({images!r:.60}) must be a list of at least one image.")
-        return images_to_pixel_values(images, self.image_settings)
+        return images_to_pixel_values(images, self.image_settings, threads=self.num_threads)
 
     @property
     def languages(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ from fusion_captioner.inference.token_constraints import TokenConstraints
 # Stands for "never": far below any score, and finite, as in transformers.
 NEVER = np.float32(-1e9)
 # Scores of which only the highest is compared at first, when the highest of many are looked for.
-_STRANDS = 10
+_STRANDS = 32
 
 
 class Decoder(Protocol):
