@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -50,7 +51,10 @@ class CachedCaptions(torch.utils.data.Dataset):
         drawn = draw.choice(words, ends[-1], p=frequencies)
         texts = [" ".join(caption) for caption in np.split(drawn, ends[:-1])]
         captions = [texts[start : start + REFERENCES] for start in range(0, len(texts), REFERENCES)]
-        self.rows = {"image_id": [str(image) for image in range(TRAIN_IMAGES)], "captions": captions}
+        self.captions = captions
+        self.rows = Dataset.from_dict(
+            {"image_id": [str(image) for image in range(TRAIN_IMAGES)], "captions": captions}
+        )
         self.features = draw.random((64, REGIONS, WIDTH), np.float32).astype(np.float16)
 
     def __len__(self) -> int:
@@ -58,8 +62,7 @@ class CachedCaptions(torch.utils.data.Dataset):
 
     def __getitem__(self, image: int) -> dict[str, Any]:
         features = torch.from_numpy(self.features[image % len(self.features)])
-        captions = self.rows["captions"][image][:1]
-        return {"image_id": self.rows["image_id"][image], "captions": captions, "image_hidden_states": features}
+        return {"image_id": str(image), "captions": self.captions[image][:1], "image_hidden_states": features}
 
 
 class TimedTrainer(SelfCriticalTrainer):
