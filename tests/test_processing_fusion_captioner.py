@@ -606,7 +606,9 @@ def test_what_a_pipeline_of_parts_saves_loads_without_a_question(
     loaded = pipeline(task, model=str(tmp_path / "saved"))
     asked = {"candidate_labels": ["two dogs", "the beach"]} if task.startswith("zero") else {}
     photo = Image.fromarray(noise())
-    assert loaded(photo, **asked) == first(photo, **asked)
+    # sums round differently where weights lie in memory differently
+    rounded = [{**each, "score": pytest.approx(each["score"], abs=1e-6)} for each in first(photo, **asked)]
+    assert loaded(photo, **asked) == rounded
     assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
     if loaded.tokenizer is not None:
         whole = AutoProcessor.from_pretrained(tmp_path / "saved")
