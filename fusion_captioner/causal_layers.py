@@ -31,7 +31,10 @@ MAX_ROWS = 192
 MIN_WEIGHTS = 2**16
 
 CAN_PACK = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-HALF_ENGINES = ("fbgemm", "x86")  # of `torch.backends.quantized` that multiply by weights in float16
+# Whether float32 can be multiplied by weights in float16, which FBGEMM does.
+CAN_PACK_HALF = torch.backends.quantized.engine in ("fbgemm", "x86") and hasattr(
+    torch.ops.quantized, "linear_prepack_fp16"
+)
 
 
 class PackedWeight:
@@ -53,12 +56,7 @@ class PackedWeight:
         weight = weight.detach().to(dtype)
         self.dtype, self.bias = dtype, bias
         self.half = None
-        if (
-            is_kept
-            and dtype == torch.float32
-            and torch.backends.quantized.engine in HALF_ENGINES
-            and torch.equal(weight.half().float(), weight)
-        ):
+        if CAN_PACK_HALF and is_kept and dtype == torch.float32 and torch.equal(weight.half().float(), weight):
             self.half = torch.ops.quantized.linear_prepack_fp16(weight, bias)
         else:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)
