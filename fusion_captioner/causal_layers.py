@@ -27,6 +27,8 @@ MIN_GROUP_ROWS = 32
 
 # With more rows the usual kernel is as fast.
 MAX_ROWS = 192
+# In generation the sequence kernel, which packs its weights in each call, is no faster for so many tokens.
+MAX_STEPS = 4
 # A smaller weight fits into a core's own cache, and there is nothing to gain.
 MIN_WEIGHTS = 2**16
 
@@ -196,8 +198,9 @@ class CausalRecurrent(GradientCheckpointingLayer):
 
     Rows that are padded on the left are rolled until they are padded on the right, where padding comes after every
     real token and so cannot reach its state; outputs are rolled back. When the state is asked for, rows of unequal
-    length are packed as well, so that each state is that of the row's last real token. One token, as in generation,
-    goes through the layer's equations, whose matrix products then have few rows (see [`packed_weights`]).
+    length are packed as well, so that each state is that of the row's last real token. One token, as in generation, or
+    the few that it begins with, go through the layer's equations, whose matrix products then have few rows (see
+    [`packed_weights`]).
     """
 
     recurrent_class: type[nn.LSTM] | type[nn.GRU]
@@ -230,8 +233,8 @@ class CausalRecurrent(GradientCheckpointingLayer):
             outputs of shape `(B, L, D)`, and the state or `None`.
         """
         length = inputs.shape[1]
-        if length == 1 and return_state and not self.training and self._is_plain():
-            outputs, state_after = self._step(inputs, state)
+        if return_state and not self.training and self._goes_by_steps(length, attention_mask) and self._is_plain():
+            outputs, state_after = self._steps(inputs, state)
             return outputs, self._keep_unseen(state_after, attention_mask, state, length)
         hidden = None if state is None else self._to_recurrent(state)
         if attention_mask is None or length == 1:
@@ -280,17 +283,27 @@ class CausalRecurrent(GradientCheckpointingLayer):
         hooks = recurrent._forward_pre_hooks or recurrent._forward_hooks
         return type(recurrent) is self.recurrent_class and "forward" not in vars(recurrent) and not hooks
 
-    def _step(self, inputs: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
-        """The output `(B, 1, D)` and the state after one token, layer by layer."""
-        recurrent, hidden = self.recurrent, inputs[:, 0]
+    @staticmethod
+    def _goes_by_steps(length: int, attention_mask: torch.Tensor | None) -> bool:
+        if length == 1 or length > MAX_STEPS or torch.compiler.is_compiling() or _PACKED.get() is None:
+            return length == 1
+        return attention_mask is None or bool(attention_mask[:, -length:].all())
+
+    def _steps(self, inputs: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
+        """The outputs `(B, L, D)` and the state after all tokens, token by token and layer by layer."""
+        recurrent = self.recurrent
         if state is None:
             zeros = inputs.new_zeros(inputs.shape[0], recurrent.num_layers, recurrent.hidden_size)
             state = (zeros,) * (2 if self.recurrent_class is nn.LSTM else 1)
-        layers = []
-        for layer, weights in enumerate(recurrent.all_weights):
-            layers.append(self.cell(hidden, tuple(tensor[:, layer] for tensor in state), *weights))
-            hidden = layers[-1][0]
-        return hidden.unsqueeze(1), tuple(torch.stack(tensors, dim=1) for tensors in zip(*layers))
+        outputs = []
+        for token in inputs.unbind(dim=1):
+            layers = []
+            for layer, weights in enumerate(recurrent.all_weights):
+                layers.append(self.cell(token, tuple(tensor[:, layer] for tensor in state), *weights))
+                token = layers[-1][0]
+            outputs.append(token)
+            state = tuple(torch.stack(tensors, dim=1) for tensors in zip(*layers))
+        return torch.stack(outputs, dim=1), state
 
     @staticmethod
     def _keep_unseen(

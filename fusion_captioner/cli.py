@@ -31,7 +31,7 @@ from fusion_captioner.commands import (
     train,
 )
 from fusion_captioner.printing import error_text, print_log, print_note
-from fusion_captioner.process_setup import keep_freed_memory
+from fusion_captioner.process_setup import keep_freed_memory, open_closed_streams
 
 COMMANDS = {
     command.__name__.rpartition(".")[2].replace("_", "-"): command
@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if fields and options.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(fields)}")
     options.fields = fields
+    open_closed_streams()
     try:
         print_log()
         keep_freed_memory()

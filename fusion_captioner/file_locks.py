@@ -7,7 +7,7 @@ import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -66,9 +66,9 @@ def lock_output(path: str | Path, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def lock_output_folder(path: str | Path, name: str) -> Iterator[None]:
+def lock_output_folder(path: str | Path, name: str, inputs: Iterable[str | Path] = ()) -> Iterator[None]:
     """[`lock_output`] of a folder that [`check_output_folder`] accepts."""
-    check_output_folder(path, name)
+    check_output_folder(path, name, inputs)
     with lock_output(path, name):
         yield
 

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,9 +26,12 @@ def check_output_file(path: str, flag: str) -> None:
     Make sure that `path` can be written, before hours go into its content; nothing is left there.
 
     Raises:
+        ValueError: the name is empty.
         FileNotFoundError: its folder does not exist.
         OSError: it is a folder, a device or a pipe, or writing is not allowed.
     """
+    if not path:
+        raise ValueError(f"{flag} ({path!r}) is empty; name a file.")
     target = real_path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{flag} ({path}): the folder {target.parent} does not exist; make it first.")
@@ -43,14 +46,22 @@ def check_output_file(path: str, flag: str) -> None:
         raise OSError(f"{flag} ({path}): cannot be written ({error.strerror}); name another file.") from error
 
 
-def check_output_folder(path: str | Path, name: str) -> None:
+def check_output_folder(path: str | Path, name: str, inputs: Iterable[str | Path] = ()) -> None:
     """
     Make sure that the folder `path` exists and can be written, or can be made; nothing is left there.
 
+    Args:
+        name: what messages call it.
+        inputs: folders that are read, and so must not be replaced; names on the Hub may be among them.
+
     Raises:
-        ValueError: it is a file, or lies below one.
+        ValueError: the name is empty, the folder is one of `inputs`, or it is a file, or lies below one.
         OSError: writing is not allowed.
     """
+    if not str(path):
+        raise ValueError(f"{name} ({str(path)!r}) is empty; name a folder.")
+    if any(os.path.exists(expanded(each)) and real_path(each) == real_path(path) for each in inputs):
+        raise ValueError(f"{name} ({path}): is what is read; name another folder, so that nothing is lost.")
     ancestor = _existing(real_path(path))
     if not ancestor.is_dir():
         raise ValueError(f"{name} ({path}): {ancestor} is a file; name a folder.")
@@ -196,7 +207,9 @@ def _raise_with_name(path: str | Path, temporary: Path, error: BaseException) ->
     """Raise `error`, and where writing `temporary` is its cause, with the name of what could not be written."""
     reason = None
     if isinstance(error, OSError):
-        if error.filename is None or str(error.filename).startswith(str(temporary)):
+        # a full disk is that of the copy, though `shutil` names what it copies from
+        is_own = error.filename is None or str(error.filename).startswith(str(temporary))
+        if is_own or error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason = error.strerror
     elif (full := os.strerror(errno.ENOSPC)) in str(error):  # libraries in Rust and C++ have errors of their own
         reason = full

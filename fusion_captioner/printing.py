@@ -10,6 +10,7 @@ from typing import Any, TextIO
 # Control characters, such as ESC; separators of lines; characters that turn the direction of writing; lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_ERROR_NUMBER = re.compile(r"^\[Errno \d+\] ")
 # torch raises an error of a worker process again, with its whole traceback as its message.
 _WORKER_ERROR = re.compile(
     r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback.*\n[\w.]+: (.+)", re.DOTALL
@@ -39,10 +40,10 @@ def print_note(text: str) -> None:
 
 def error_text(error: Exception) -> str:
     """What an error says, without the traceback of a worker process and without Python's "[Errno 2]"."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     in_worker = _WORKER_ERROR.fullmatch(str(error).strip())
-    return in_worker[1] if in_worker else str(error)
+    return _ERROR_NUMBER.sub("", in_worker[1] if in_worker else str(error))
 
 
 def printable(text: str) -> str:
@@ -51,14 +52,22 @@ def printable(text: str) -> str:
 
 
 def print_line(line: str, file: TextIO) -> None:
-    """Print a line at once; progress bars are drawn again below it."""
-    if "tqdm" in sys.modules:  # no bar without it, and it takes longer to load than --help takes
-        from tqdm import tqdm
+    """
+    Print a line at once; progress bars are drawn again below it.
 
-        tqdm.write(line, file=file)
-    else:
-        print(line, file=file)
-    file.flush()
+    Raises:
+        OSError: it cannot be written; names the stream.
+    """
+    try:
+        if "tqdm" in sys.modules:  # no bar without it, and it takes longer to load than --help takes
+            from tqdm import tqdm
+
+            tqdm.write(line, file=file)
+        else:
+            print(line, file=file)
+        file.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output" if file is sys.stdout else file.name) from error
 
 
 class _PrintableFormatter(logging.Formatter):
@@ -77,4 +86,5 @@ def print_log(level: int = logging.WARNING) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[handler])
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request to the Hub
+    for library in ("httpx", "faiss"):  # a line for each request to the Hub, and for each set of instructions
+        logging.getLogger(library).setLevel(logging.WARNING)

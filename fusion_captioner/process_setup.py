@@ -1,7 +1,11 @@
 """Settings of a command for its own process, which a library must leave alone: memory, and notes of libraries."""
 
 import ctypes
+import errno
+import io
+import os
 import sys
+from contextlib import suppress
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
@@ -22,6 +26,33 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     settings = ((M_MMAP_MAX, 0), (M_ARENA_MAX, 1), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20))
     return mallopt is not None and all(mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+class _ClosedOutput(io.TextIOBase):
+    """Stands for a standard output that was closed before the command began."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EBADF, "is closed", "standard output")
+
+
+def open_closed_streams() -> None:
+    """
+    Cron and daemons start commands with closed streams. Files that are opened would then get the numbers of the
+    streams, and libraries would write their notes into them. Notes of the command go nowhere; results that cannot be
+    written are an error.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            with suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)  # which gets the lowest number that is free
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
+    if sys.stdout is None:
+        sys.stdout = _ClosedOutput()
 
 
 def keep_stderr_quiet(reads_data: bool) -> None:

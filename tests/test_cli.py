@@ -4,6 +4,8 @@ import argparse
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -246,3 +248,54 @@ def test_a_text_that_is_not_utf_8(command: list[str], flag: str, capsys: pytest.
     assert main([*command, *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{flag} ('caf\\udce9') is not UTF-8" in line
+
+
+def test_a_checkpoint_is_not_replaced_by_what_is_made_of_it(
+    capsys: pytest.CaptureFixture[str], captioner: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(captioner, tmp_path / "other")
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    for command in (
+        ["shrink", other],
+        ["average", captioner, other],
+        ["export", other, "--to", "onnx"],
+    ):
+        assert f"--out ({other}): is what is read" in refused(capsys, *command, "--out", other)
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--temperature", "1e-320", "must be at least 1e-06"),
+        ("--repetition-penalty", "1e-320", "must be 0.01 to 100"),
+        ("--max-new-tokens", "99999999999999999999", "must be 1 to 100000"),
+        ("--seed", "-1", "must be 0 to"),
+        ("--seed", str(2**63), "must be 0 to"),
+    ],
+)
+def test_numbers_that_no_captioner_can_take(
+    capsys: pytest.CaptureFixture[str], picture: Path, flag: str, value: str, words: str
+) -> None:
+    line = refused(capsys, "caption", picture, "--model", "unused", "--sample", flag, value)
+    assert f"{flag} (" in line and words in line
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("recipes >&-", "standard output: is closed"),
+        ("recipes > /dev/full", "standard output: No space left on device"),
+        ("caption --from-file - <&-", "--from-file (-): cannot be read (standard input is closed)"),
+        ("recipes 2>&-", None),
+    ],
+)
+def test_closed_and_full_streams(words: str, line: str | None) -> None:
+    command = f"{shlex.quote(sys.executable)} -m fusion_captioner.cli {words}"
+    finished = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    if line is None:
+        assert finished.returncode == 0 and "flickr8k_cpu" in finished.stdout
+    else:
+        assert finished.returncode == 2 and finished.stderr.startswith(f"fusion-captioner: {line}")
+        assert finished.stderr.count("\n") == 1

@@ -1,6 +1,7 @@
 """Files of a command: refused where they cannot be written, whole or as they were before."""
 
 import ast
+import errno
 import os
 from pathlib import Path
 
@@ -149,6 +150,32 @@ def test_a_full_disk_is_named_with_the_folder(tmp_path: Path) -> None:
         atomic_folder(tmp_path / "model"),
     ):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def test_a_full_disk_is_that_of_the_copy_and_not_of_what_is_copied(tmp_path: Path) -> None:
+    source = tmp_path / "model.py"
+    with (
+        pytest.raises(OSError, match=r"/model: cannot be written \(No space left on device\); make room"),
+        atomic_folder(tmp_path / "model"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(tmp_path / "model"))
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"--out \(''\) is empty; name a folder"):
+        check_output_folder("", "--out")
+    with pytest.raises(ValueError, match=r"--report \(''\) is empty; name a file"):
+        check_output_file("", "--report")
+
+
+def test_what_is_read_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to("model")
+    for out in (tmp_path / "model", tmp_path / "link", f"{tmp_path}/new/../model"):
+        with pytest.raises(ValueError, match="is what is read; name another folder"):
+            check_output_folder(out, "--out", ["some/hub-name", tmp_path / "model"])
+    check_output_folder(tmp_path / "model" / "onnx", "--out", [tmp_path / "model"])
 
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:

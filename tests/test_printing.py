@@ -54,7 +54,7 @@ def test_no_name_reaches_the_terminal_by_a_log(
     [
         (ValueError("a.jpg: cut off; use it: not"), "a.jpg: cut off; use it: not"),
         (FileNotFoundError("a.jpg: no such file"), "a.jpg: no such file"),
-        (OSError(5, "Input/output error"), "[Errno 5] Input/output error"),
+        (OSError(5, "Input/output error"), "Input/output error"),
         (UnidentifiedImageError("not an image"), "not an image"),
     ],
 )

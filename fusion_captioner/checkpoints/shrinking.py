@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from fusion_captioner.checkpoints.loading import load_captioner
-from fusion_captioner.files import atomic_folder, expanded, write_json, write_text
+from fusion_captioner.files import atomic_folder, expanded, write_json
 
 
 def shrink(name: str, revision: str, out: str, with_code: bool = True, trust_remote_code: bool = False) -> Path:
@@ -47,5 +47,5 @@ def shrink(name: str, revision: str, out: str, with_code: bool = True, trust_rem
                 path.unlink()
         card = expanded(name) / "README.md"
         if card.is_file():
-            write_text(folder / "README.md", card.read_text(encoding="utf-8"))
+            (folder / "README.md").write_bytes(card.read_bytes())
     return Path(out)

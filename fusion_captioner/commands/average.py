@@ -1,8 +1,10 @@
 """`fusion-captioner average`: one captioner from several that were trained on from the same one."""
 
 import argparse
+import sys
 
 from fusion_captioner.commands.shared_flags import add_trust_flag
+from fusion_captioner.printing import print_line
 
 HELP = "write the mean of several captioners (model soup)"
 
@@ -20,6 +22,6 @@ def run(options: argparse.Namespace) -> int:
     from fusion_captioner.process_setup import keep_stderr_quiet
 
     keep_stderr_quiet(reads_data=False)
-    with lock_output_folder(options.out, "--out"):
-        print(average_captioners(options.models, options.out, options.trust_remote_code))
+    with lock_output_folder(options.out, "--out", options.models):
+        print_line(str(average_captioners(options.models, options.out, options.trust_remote_code)), sys.stdout)
     return 0

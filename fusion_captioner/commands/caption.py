@@ -5,6 +5,7 @@ Images are prefetched while the captioner works. torch is imported only where a 
 
 import argparse
 import codecs
+import errno
 import os
 import sys
 from contextlib import nullcontext
@@ -24,6 +25,7 @@ from fusion_captioner.commands.shared_flags import (
     check_texts,
 )
 from fusion_captioner.files import expanded
+from fusion_captioner.given_values import check_repetition_penalty, check_seed, check_temperature
 
 if TYPE_CHECKING:
     from fusion_captioner.inference.caption_outputs import CaptionOutputs
@@ -258,6 +260,8 @@ def _listed(name: str) -> list[str]:
         OSError: it cannot be read.
     """
     try:
+        if name == "-" and sys.stdin is None:
+            raise OSError(errno.EBADF, "standard input is closed")
         content = sys.stdin.buffer.read() if name == "-" else expanded(name).read_bytes()
     except OSError as error:
         raise type(error)(
@@ -304,8 +308,8 @@ def _check(options: argparse.Namespace, process: "LaunchedProcess") -> None:
         raise ValueError(
             f"--num-captions ({options.num_captions}) needs at least as many --beams ({options.beams}), or --sample."
         )
-    if not 0 < options.temperature < float("inf"):
-        raise ValueError(f"--temperature ({options.temperature}) must be above 0, such as 0.7.")
+    check_temperature(options.temperature, "--temperature")
+    check_seed(options.seed, "--seed")
     _check_words(options)
     if options.overwrite and not (options.sidecar or options.write_metadata):
         raise ValueError("--overwrite is for --sidecar and --write-metadata; add one of them, or leave it out.")
@@ -337,8 +341,8 @@ def _check_words(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--min-new-tokens ({options.min_new_tokens}) must be 0 to --max-new-tokens ({options.max_new_tokens})."
         )
-    if options.repetition_penalty is not None and not 0 < options.repetition_penalty < float("inf"):
-        raise ValueError(f"--repetition-penalty ({options.repetition_penalty}) must be above 0, such as 1.2.")
+    if options.repetition_penalty is not None:
+        check_repetition_penalty(options.repetition_penalty, "--repetition-penalty")
     if options.top_p is not None and not options.sample:
         raise ValueError(f"--top-p ({options.top_p}) is for --sample; add it, or leave --top-p out.")
     if options.top_p is not None and not 0 < options.top_p <= 1:

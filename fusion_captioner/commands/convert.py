@@ -1,6 +1,9 @@
 """`fusion-captioner convert`: ImageNet weights of a small backbone as a vision checkpoint."""
 
 import argparse
+import sys
+
+from fusion_captioner.printing import print_line
 
 HELP = "convert ImageNet weights of a small backbone"
 
@@ -25,5 +28,6 @@ def run(options: argparse.Namespace) -> int:
 
     keep_stderr_quiet(reads_data=False)
     with lock_output_folder(options.out, "--out"):
-        print(convert_efficientnet_lite(options.variant, options.weights, options.image_size, out=options.out))
+        folder = convert_efficientnet_lite(options.variant, options.weights, options.image_size, out=options.out)
+        print_line(str(folder), sys.stdout)
     return 0

@@ -1,9 +1,11 @@
 """`fusion-captioner export`: a captioner as files that run without torch."""
 
 import argparse
+import sys
 
 from fusion_captioner.commands.shared_flags import RUNTIMES, add_hub_flags
 from fusion_captioner.files import expanded
+from fusion_captioner.printing import print_line
 
 HELP = "write a captioner that runs without torch"
 
@@ -37,9 +39,9 @@ def run(options: argparse.Namespace) -> int:
     # the exporter names every operator of packages that are not installed
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     images = _calibration_images(options)
-    with lock_output_folder(options.out, "--out"):
+    with lock_output_folder(options.out, "--out", [options.model]):
         model, processor = load_captioner(options.model, options.revision, trust_remote_code=options.trust_remote_code)
-        print(export_captioner(model, processor, options.to, options.out, images))
+        print_line(str(export_captioner(model, processor, options.to, options.out, images)), sys.stdout)
     return 0
 
 

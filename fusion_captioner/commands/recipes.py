@@ -6,6 +6,8 @@ import sys
 import textwrap
 from functools import partial
 
+from fusion_captioner.printing import print_line
+
 HELP = "list the recipes of `train`, or print one"
 EPILOG = """\
   fusion-captioner recipes                          every recipe: what it trains, needs, takes and scores
@@ -26,15 +28,15 @@ def run(options: argparse.Namespace) -> int:
     from fusion_captioner.training.recipes import read_recipe, recipe_names
 
     if options.action == "show":
-        sys.stdout.write(read_recipe(options.name).text)
+        print_line(read_recipe(options.name).text.removesuffix("\n"), sys.stdout)
         return 0
     width = min(shutil.get_terminal_size((MAX_WIDTH, 0)).columns, MAX_WIDTH)
     fill = partial(textwrap.fill, width=width, break_on_hyphens=False, break_long_words=False)
     for name in recipe_names():
         description = read_recipe(name).description
         trains = description.pop("trains")
-        print(name, fill(trains, initial_indent="  ", subsequent_indent="  "), sep="\n")
+        lines = [name, fill(trains, initial_indent="  ", subsequent_indent="  ")]
         for key, words in description.items():
-            print(fill(words, initial_indent=f"    {key:<7} ", subsequent_indent=" " * 12))
-        print()
+            lines.append(fill(words, initial_indent=f"    {key:<7} ", subsequent_indent=" " * 12))
+        print_line("\n".join([*lines, ""]), sys.stdout)
     return 0

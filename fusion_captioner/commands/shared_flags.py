@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from fusion_captioner import DEFAULT_CHECKPOINT
-from fusion_captioner.given_values import check_length_penalty, check_text
+from fusion_captioner.given_values import check_length_penalty, check_new_tokens, check_text
 
 if TYPE_CHECKING:
     from fusion_captioner.serving.photo_search import PhotoSearch
@@ -78,8 +78,10 @@ def add_length_penalty(parser: argparse.ArgumentParser) -> None:
 def check_search(options: argparse.Namespace) -> None:
     """
     Raises:
-        ValueError: `--length-penalty` is given and out of range.
+        ValueError: `--length-penalty` or `--max-new-tokens` is given and out of range.
     """
+    if options.max_new_tokens is not None:
+        check_new_tokens(options.max_new_tokens, "--max-new-tokens")
     if options.length_penalty is not None:
         check_length_penalty(options.length_penalty, "--length-penalty")
 
@@ -170,6 +172,7 @@ def load_to_serve(options: argparse.Namespace, name: str | None = None) -> "Serv
     """The captioner that the flags name; `name` is what clients call it."""
     from fusion_captioner.serving.served_captioner import load_served_captioner
 
+    check_new_tokens(options.max_new_tokens, "--max-new-tokens")
     return load_served_captioner(
         options.model,
         name=name,

@@ -1,8 +1,10 @@
 """`fusion-captioner shrink`: a checkpoint in half the bytes, to share or to ship."""
 
 import argparse
+import sys
 
 from fusion_captioner.commands.shared_flags import add_hub_flags
+from fusion_captioner.printing import print_line
 
 HELP = "write a captioner in half the bytes"
 
@@ -23,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     from fusion_captioner.process_setup import keep_stderr_quiet
 
     keep_stderr_quiet(reads_data=False)
-    with lock_output_folder(options.out, "--out"):
+    with lock_output_folder(options.out, "--out", [options.model]):
         folder = shrink(
             options.model,
             options.revision,
@@ -31,5 +33,5 @@ def run(options: argparse.Namespace) -> int:
             with_code=not options.without_code,
             trust_remote_code=options.trust_remote_code,
         )
-        print(folder)
+        print_line(str(folder), sys.stdout)
     return 0

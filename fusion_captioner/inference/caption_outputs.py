@@ -1,6 +1,7 @@
 """Where captions go: to stdout or a file, to a caption file next to each photo, and into the photo itself."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -192,6 +193,8 @@ class CaptionOutputs:
             ) from error
 
     def _print(self, row: bytes) -> None:
+        if not self._has_header and isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+            sys.stdout.reconfigure(encoding="utf-8")  # as a file has it: escapes would be part of names and captions
         header = b"" if self._has_header else self.format.header
         self._has_header = True
         for line in (header + row).decode("utf-8", "surrogateescape").removesuffix("\n").split("\n"):

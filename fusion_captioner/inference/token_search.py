@@ -13,7 +13,12 @@ from typing import Protocol
 
 import numpy as np
 
-from fusion_captioner.given_values import check_length_penalty
+from fusion_captioner.given_values import (
+    check_length_penalty,
+    check_new_tokens,
+    check_repetition_penalty,
+    check_temperature,
+)
 from fusion_captioner.inference.token_constraints import TokenConstraints
 
 # Stands for "never": far below any score, and finite, as in transformers.
@@ -74,7 +79,8 @@ class SearchSettings:
     bad_words_ids: Sequence[Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
+        check_new_tokens(self.max_new_tokens, "`max_new_tokens`")
+        for name in ("num_beams", "num_return_sequences"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` ({getattr(self, name)}) must be at least 1.")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
@@ -89,14 +95,12 @@ class SearchSettings:
                 f"({self.num_beams}), or `do_sample=True`."
             )
         check_length_penalty(self.length_penalty, "`length_penalty`")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"`temperature` ({self.temperature}) must be positive.")
+        check_temperature(self.temperature, "`temperature`")
         if self.top_k < 0:
             raise ValueError(f"`top_k` ({self.top_k}) must be 0 (all tokens) or positive.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"`top_p` ({self.top_p}) must be above 0 and at most 1.")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ValueError(f"`repetition_penalty` ({self.repetition_penalty}) must be positive, such as 1.2.")
+        check_repetition_penalty(self.repetition_penalty, "`repetition_penalty`")
         if self.no_repeat_ngram_size < 0:
             raise ValueError(f"`no_repeat_ngram_size` ({self.no_repeat_ngram_size}) must be 0 (no limit) or positive.")
         for words in self.bad_words_ids or ():

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -226,9 +227,13 @@ async def _read_form(request: Request, limit: int) -> tuple[list[tuple[str, byte
     Names and contents of the files in a form, and the field `prompt`.
 
     Raises:
-        RequestError: 400 for a body that is no such form, holds no file, or has a prompt that is no text; 413 for too
-            many files.
+        RequestError: 400 for a body that is no such form, or breaks off, holds no file, or has a prompt that is no
+            text; 413 for too many files.
     """
+    # what breaks off would lose its last file or the prompt
+    boundary = parse_options_header(request.headers.get("content-type"))[1].get(b"boundary")
+    if boundary and b"--" + boundary + b"--" not in (await request.body())[-1024:]:
+        raise RequestError(400, "the form is not complete: its end is missing; send it again.")
     async with request.form(max_files=10_000) as form:
         prompt = form.get("prompt", "")
         if not isinstance(prompt, str):

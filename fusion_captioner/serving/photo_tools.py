@@ -127,7 +127,8 @@ class PhotoTools:
         if not text.strip():
             raise ValueError("the text to search by is empty; say what to find.")
         found = self.search.find_text(text, CANDIDATES)
-        return [row for row in found if os.path.isabs(row["image"]) and row["image"] in self.roots][:top]
+        rows = [row for row in found if os.path.isabs(row["image"]) and row["image"] in self.roots]
+        return [row | {"image": _shown(row["image"])} for row in rows[:top]]
 
     def _read(self, path: str) -> Image.Image:
         real = self.roots.resolve(path)
@@ -181,13 +182,20 @@ def create_tool_server(tools: PhotoTools) -> "MCPServer[Any]":
             done = start + len(batch)
             await context.report_progress(done, len(photos), f"{done} of {len(photos)} photos")
         return {
-            "folder": str(root),
+            "folder": _shown(root),
             "captioned": len(photos) - len(failed),
             "skipped": skipped,
-            "failed": [{"image": str(photo.relative_to(root)), "reason": reason} for photo, reason in failed],
+            "failed": [
+                {"image": _shown(photo.relative_to(root)), "reason": _shown(reason)} for photo, reason in failed
+            ],
         }
 
     return server
+
+
+def _shown(text: str | Path) -> str:
+    """Text with a file's name; bytes in it that are no UTF-8, which answers must be, are escaped."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 async def _in_thread(function: Callable[[], Result]) -> Result:

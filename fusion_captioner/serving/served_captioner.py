@@ -9,6 +9,7 @@ from PIL import Image
 from fusion_captioner import DEFAULT_CHECKPOINT
 from fusion_captioner.checkpoints.saved_task import saved_task
 from fusion_captioner.files import expanded
+from fusion_captioner.given_values import MIN_TEMPERATURE
 from fusion_captioner.inference.captioner import Captioner, load_on_runtime
 
 DEFAULT_NAME = "fusion-captioner"
@@ -68,7 +69,8 @@ class ServedCaptioner:
             "num_beams": max(self.beams, number),
         }
         if temperature or (temperature is None and top_p is not None):
-            settings |= {"do_sample": True, "num_beams": 1, "temperature": temperature or 1.0, "top_p": top_p or 1.0}
+            temperature = max(temperature or 1.0, MIN_TEMPERATURE)
+            settings |= {"do_sample": True, "num_beams": 1, "temperature": temperature, "top_p": top_p or 1.0}
         if settings["num_beams"] == 1:
             settings["length_penalty"] = 1.0  # the captioner's own is one of beam search
         return settings

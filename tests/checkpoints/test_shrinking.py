@@ -45,3 +45,9 @@ def test_weights_that_float16_cannot_hold_are_refused(
     assert main(["shrink", str(checkpoint), "--out", str(tmp_path / "small")]) == 2
     assert "'lm_head.bias' exceeds the range of float16" in capsys.readouterr().err
     assert not (tmp_path / "small").exists()
+
+
+def test_a_card_is_copied_as_it_is(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "README.md").write_bytes(b"caf\xe9")
+    assert main(["shrink", str(checkpoint), "--out", str(tmp_path / "small")]) == 0
+    assert (tmp_path / "small" / "README.md").read_bytes() == b"caf\xe9"

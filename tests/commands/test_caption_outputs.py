@@ -272,7 +272,7 @@ def test_a_caption_file_that_cannot_be_written(album: Path, captioner: FakeCapti
         (["--top-p", "0.9"], "--top-p (0.9) is for --sample"),
         (["--sample", "--top-p", "1.5"], "--top-p (1.5) must be above 0 and at most 1"),
         (["--min-new-tokens", "31"], "--min-new-tokens (31) must be 0 to --max-new-tokens (30)"),
-        (["--repetition-penalty", "0"], "--repetition-penalty (0.0) must be above 0"),
+        (["--repetition-penalty", "0"], "--repetition-penalty (0.0) must be 0.01 to 100"),
         (["--no-repeat-ngram", "0"], "--no-repeat-ngram (0) must be at least 1"),
         (["--max-chars", "0"], "--max-chars (0) must be at least 1"),
         (["--max-chars", "9", "--prefix", "trigger,"], "leaves no room for a caption: --prefix and --suffix take 9"),
@@ -435,3 +435,16 @@ def test_texts_are_cut_between_words(text: str, limit: int, expected: str) -> No
 )
 def test_words_around_captions(prefix: str, suffix: str, expected: str) -> None:
     assert framed("a dog", prefix, suffix) == expected
+
+
+@pytest.mark.parametrize("format", ["csv", "txt"])
+def test_a_table_that_is_printed_into_a_pipe_is_utf_8(
+    captioner: FakeCaptioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    photo = picture(tmp_path / "\u72d7.png", 1)
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert caption(photo, "--format", format, "--prefix", "caf\u00e9 ") == 0
+    text = written.getvalue().decode("utf-8")
+    assert "caf\u00e9 red 1" in text and "\\" not in text.replace(str(tmp_path), "")
+    assert str(photo) in text

@@ -16,6 +16,7 @@ from colour_captioner import ColourCaptioner, Serve, chat, data_url, photo, wait
 from fastapi.testclient import TestClient
 
 from fusion_captioner import image_decoding, image_downloads
+from fusion_captioner.given_values import MIN_TEMPERATURE
 from fusion_captioner.serving import request_images
 from fusion_captioner.serving.http_app import Limits, create_app
 from fusion_captioner.serving.served_captioner import ServedCaptioner
@@ -175,6 +176,22 @@ def test_texts_of_a_form_that_no_answer_can_hold(client: TestClient, captioner: 
     for prompt, name in ((b"+2AA-", b"a.png"), (b"look", b"+2AA-.png")):
         assert "is not UTF-8" in error(form(prompt, name), 400)["message"]
     assert captioner.batches == [1]
+
+
+def test_a_form_that_breaks_off(client: TestClient, captioner: ColourCaptioner) -> None:
+    parts = [b'name="file"; filename="a.png"\r\n\r\n' + photo(), b'name="prompt"\r\n\r\nlook']
+    body = b"".join(b"--x\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts)
+    headers = {"Content-Type": 'multipart/form-data; Boundary="x"'}
+    for end in (b"", b"--x", b"--x\r\n"):
+        found = error(client.post("/caption", content=body + end, headers=headers), 400)
+        assert "the form is not complete" in found["message"]
+    assert captioner.batches == []
+    assert client.post("/caption", content=body + b"--x--\r\n", headers=headers).status_code == 200
+
+
+def test_the_coldest_temperature_is_greedy(captioner: ColourCaptioner) -> None:
+    served = ServedCaptioner(captioner, "colours", takes_prompts=False)  # type: ignore[arg-type]
+    assert served.settings(1, 10, 1e-320, None)["temperature"] == MIN_TEMPERATURE
 
 
 @pytest.mark.parametrize("others", [{}, {"file": ("b.png", photo(1))}])

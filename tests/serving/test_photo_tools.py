@@ -1,6 +1,8 @@
 """The tools for assistants, by the protocol's own client: in memory, and over HTTP."""
 
 import asyncio
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,14 @@ def test_photos_with_one_name_and_two_endings_have_a_caption_file_each(assistant
     assistant.call("caption_folder", folder=".")
     assert (assistant.folder / "a.png.txt").read_text() == "a picture of red 1\n"
     assert (assistant.folder / "a.jpg.txt").exists() and not (assistant.folder / "a.txt").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 elsewhere")
+def test_a_photo_whose_name_is_not_utf_8_is_named_with_escapes(assistant: Assistant) -> None:
+    Path(os.fsdecode(os.fsencode(assistant.folder) + b"/b\xfe.jpg")).write_bytes(b"no picture")
+    result = assistant.call("caption_folder", folder=".")
+    assert result["captioned"] == 3
+    assert [each["image"] for each in result["failed"]] == [r"b\xfe.jpg"]
 
 
 def test_a_caption_file_that_cannot_be_written_stops_no_others(assistant: Assistant) -> None:
