@@ -58,7 +58,7 @@ class PackedWeight:
         weight = weight.detach().to(dtype)
         self.dtype, self.bias = dtype, bias
         self.half = None
-        if CAN_PACK_HALF and is_kept and dtype == torch.float32 and torch.equal(weight.half().float(), weight):
+        if CAN_PACK_HALF and is_kept and dtype == torch.float32 and _is_exact_in_half(weight):
             self.half = torch.ops.quantized.linear_prepack_fp16(weight, bias)
         else:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -69,6 +69,11 @@ class PackedWeight:
         if self.half is not None:
             return torch.ops.quantized.linear_dynamic_fp16(rows, self.half)
         return torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.packed_bias, "none", [], "")
+
+
+def _is_exact_in_half(weight: torch.Tensor) -> bool:
+    half = weight.half()
+    return torch.equal(half.float(), weight) and bool(half.isfinite().all())  # FBGEMM would make infinity finite
 
 
 # Weights that may be packed: `None` before their first use, then themselves, then the packed copy.
@@ -85,8 +90,9 @@ def packed_weights(modules: Iterable[nn.Module], kept: PackedWeights | None = No
     A step of generation multiplies one row per beam by every weight of the decoder. On CPUs the kernel behind
     `nn.Linear` is made for many rows; with a few it is faster on weights that are laid out for it
     (`benchmarks/packed_linear.py` measures by how much). A copy is made at a weight's second use: what is used once,
-    as projections of an image are, is not worth it. Under autocast the copy has its type, and so half the bytes to
-    read at each step. None outlives the call, so that no change of a weight is missed, unless the caller keeps them.
+    as projections of an image are, is not worth it, and single rows are worth a copy only if it is kept. Under
+    autocast the copy has its type, and so half the bytes to read at each step. None outlives the call, so that no
+    change of a weight is missed, unless the caller keeps them.
 
     The weights must not change inside. Weights that are quantised, offloaded or not on a CPU are left alone.
 
@@ -151,14 +157,16 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
         or torch.is_grad_enabled()
         or (dtype != weight.dtype and not can_be_multiplied(dtype))
         or (inputs.dtype != weight.dtype and inputs.dtype != dtype)
-        or not 0 < inputs.numel() <= MAX_ROWS * inputs.shape[-1]
+        or not (0 if _IS_KEPT.get() else inputs.shape[-1]) < inputs.numel() <= MAX_ROWS * inputs.shape[-1]
     ):
         return nn.functional.linear(inputs, weight, bias)
     packed = weights[weight]
     if packed is None:
         weights[weight] = weight
         return nn.functional.linear(inputs, weight, bias)
-    if not isinstance(packed, PackedWeight) or packed.dtype != dtype or packed.bias is not bias:
+    if isinstance(packed, PackedWeight) and packed.bias is not bias:  # of another layer with the same weight
+        return nn.functional.linear(inputs, weight, bias)
+    if not isinstance(packed, PackedWeight) or packed.dtype != dtype:
         packed = weights[weight] = PackedWeight(weight, bias, dtype, _IS_KEPT.get())
     outputs = packed.multiply(inputs.reshape(-1, inputs.shape[-1]).to(dtype))
     return outputs.view(*inputs.shape[:-1], -1)

@@ -182,8 +182,7 @@ def images_to_pixel_values(
         images: what [`load_image`] opens.
         settings: valid ones of [`FusionCaptionerImageProcessor`], all of them.
         names: what error messages call each image, None for those that have a path.
-        threads: that read images at the same time, where all of them are names or bytes of files. (PIL images may be
-            one and the same, which cannot be read twice at a time.)
+        threads: that read images at the same time, where all of them are names or bytes of files.
 
     Returns:
         float32 (B, 3, H, W).
@@ -200,11 +199,11 @@ def images_to_pixel_values(
     )
     pixel_values = np.empty((len(images), 3, *(target or (0, 0))), np.float32)
 
-    def load(index: int) -> Image.Image:
-        return load_resized_image(images[index], settings, names[index] if names else None)
-
-    def write(index: int, picture: Image.Image | None = None) -> None:
-        picture = picture or load(index)
+    def write(index: int, image: ImageSource) -> None:
+        nonlocal pixel_values
+        picture = load_resized_image(image, settings, names[index] if names else None)
+        if target is None and index == 0:
+            pixel_values = np.empty((len(images), 3, picture.height, picture.width), np.float32)
         height, width = pixel_values.shape[2:]
         if picture.size != (width, height):
             raise ValueError(
@@ -213,19 +212,26 @@ def images_to_pixel_values(
             )
         write_normalized(picture, pixel_values[index], scale, offset)
 
-    places = list(range(len(images)))
-    if target is None and places:
-        first = load(places.pop(0))
-        pixel_values = np.empty((len(images), 3, first.height, first.width), np.float32)
-        write(0, first)
-    threads = min(threads, len(places))
-    if threads > 1 and all(isinstance(image, str | os.PathLike | bytes | dict) for image in images):
+    threads = min(threads, len(images))
+    if threads > 1 and target is not None and isinstance(images, list | tuple) and all(map(_is_file, images)):
         with ThreadPoolExecutor(threads, thread_name_prefix="read-image") as pool:
-            list(pool.map(write, places))  # which raises what a thread has raised
+            try:
+                written = pool.map(write, range(len(images)), images)
+            except RuntimeError:  # no thread can be started once Python has begun to end
+                written = map(write, range(len(images)), images)
+            list(written)
     else:
-        for index in places:
-            write(index)
+        for index, image in enumerate(images):
+            write(index, image)
     return pixel_values
+
+
+def _is_file(image: ImageSource) -> bool:
+    """Whether `image` is the name of a file or its bytes: not a PIL image, which may come twice and cannot be read by
+    two threads at once, and not a URL, whose download would hold up an error or Ctrl-C."""
+    if isinstance(image, dict):
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    return isinstance(image, str | os.PathLike | bytes) and not is_url(image)
 
 
 def write_normalized(image: Image.Image, out: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> None:

@@ -297,9 +297,22 @@ def test_images_are_the_same_however_many_threads_read_them(tmp_path: Path, thre
         images_to_pixel_values([images[0], images[1], bad, b""], settings, threads=threads)
 
 
-@pytest.mark.parametrize(("images", "readers"), [("files", 2), ("pictures", 1)])
-def test_threads_read_files_alone(tmp_path: Path, images: str, readers: int, monkeypatch: pytest.MonkeyPatch):
-    """A PIL image may come twice in a list, and cannot be read by two threads at once."""
+URL = "http://localhost/photo.png"
+
+
+@pytest.mark.parametrize(
+    ("given", "readers"),
+    [
+        ([b"file", "file.png"], 2),
+        ([{"bytes": b"file", "path": URL}, {"bytes": None, "path": "file.png"}], 2),
+        ([quarters(), quarters()], 1),
+        (["file.png", URL], 1),
+        ([{"path": URL}, {"path": URL}], 1),
+        ({1: "file.png", 2: "file.png"}.values(), 1),
+    ],
+    ids=["files", "dicts", "pictures", "URLs", "dicts of URLs", "no list"],
+)
+def test_threads_read_files_alone(given: list, readers: int, monkeypatch: pytest.MonkeyPatch):
     seen: set[str] = set()
     both = threading.Barrier(readers, timeout=30)
 
@@ -309,9 +322,24 @@ def test_threads_read_files_alone(tmp_path: Path, images: str, readers: int, mon
         return Image.new("RGB", (8, 8))
 
     monkeypatch.setattr(image_loading, "load_resized_image", watched)
-    given = [encoded(quarters())] * 2 if images == "files" else [quarters()] * 2
     assert len(images_to_pixel_values(given, FusionCaptionerImageProcessor(size=8).to_dict(), threads=2)) == 2
     assert len(seen) == readers
+
+
+def test_a_thread_that_outlives_the_program_reads_on(tmp_path: Path):
+    quarters().save(tmp_path / "photo.png")
+    program = """
+import sys, threading, time
+from fusion_captioner.image_loading import images_to_pixel_values
+settings = {"do_resize": True, "size": {"height": 8, "width": 8}, "resize_mode": "squash", "resample": 3}
+settings |= {"do_normalize": False, "do_rescale": False}
+def read():
+    threading.main_thread().join()
+    print(images_to_pixel_values(sys.argv[1:] * 2, settings, threads=2).shape)
+threading.Thread(target=read).start()
+"""
+    words = [sys.executable, "-c", program, str(tmp_path / "photo.png")]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "(2, 3, 8, 8)\n"
 
 
 def broken_files() -> dict[str, bytes]:

@@ -49,8 +49,8 @@ class DecoderStep(nn.Module):
             tensors: those of the image part, then the states of text encoder, fusion and decoder, as many as `counts`.
 
         Returns:
-            logits `(B*k, V)`, in one dimension (two would cost a copy), and the states after the token, in the order
-            of the inputs.
+            logits `(B*k, V)`, images and texts in one dimension, since two would cost a copy; and the states after
+            the token, in the order of the inputs.
         """
         groups, start = [], 0
         for count in self.counts:

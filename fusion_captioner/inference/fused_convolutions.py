@@ -48,7 +48,7 @@ class FusedConvolution(nn.Module):
         padding = folded._reversed_padding_repeated_twice[::-2]  # rows, columns
         self.settings = (padding, list(folded.stride), list(folded.dilation), folded.groups)
         weight = folded.weight.detach().to(dtype, memory_format=torch.channels_last)
-        self.is_product = {*weight.shape[2:], *folded.stride, folded.groups} == {1} and not any(padding)
+        self.is_product = {*weight.shape[2:], folded.groups} == {1} and not any(padding)
         if self.is_product:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1))
         else:
@@ -61,7 +61,8 @@ class FusedConvolution(nn.Module):
         """`(B, C, H, W)` → `(B, C', H', W')`"""
         images = images.to(self.dtype)
         if self.is_product:
-            pixels = images.permute(0, 2, 3, 1)
+            down, across = self.settings[1]
+            pixels = images[:, :, ::down, ::across].permute(0, 2, 3, 1)
             products = torch.ops.mkldnn._linear_pointwise(pixels, self.weight, self.bias, *self.activation)
             return products.permute(0, 3, 1, 2)
         return torch.ops.mkldnn._convolution_pointwise(
@@ -105,7 +106,7 @@ def fuse_convolutions(encoder: ImageEncoder, dtype: torch.dtype = torch.float32)
     [`FusedConvolution`]. The encoder then computes the same faster, on CPUs, and cannot be trained any more.
 
     What follows what is seen in a pass over a random image. That nothing else reads what lies between, a second pass
-    tells: an encoder that would then compute something else stays as it is.
+    tells: an encoder that would then compute something else, or nothing, stays as it is.
 
     Args:
         encoder: changed in place.
@@ -135,7 +136,10 @@ def fuse_convolutions(encoder: ImageEncoder, dtype: torch.dtype = torch.float32)
         replaced[convolution_name] = FusedConvolution(convolution, normalization, activation[1], own_dtype)
     plain = {name: encoder.get_submodule(name) for name in replaced}
     _set(encoder, replaced)
-    difference = (encoder(pixel_values) - expected).norm() / expected.norm()
+    try:
+        difference = (encoder(pixel_values) - expected).norm() / expected.norm()
+    except (AttributeError, RuntimeError):  # it reads what a convolution has, or mixes types, as gates do
+        difference = torch.inf
     if not difference < TOLERANCES[dtype]:
         _set(encoder, plain)
         return False

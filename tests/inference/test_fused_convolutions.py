@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval as fuse
 
 from fusion_captioner.inference import fused_convolutions
-from fusion_captioner.inference.fused_convolutions import FusedConvolution, fuse_convolutions
+from fusion_captioner.inference.fused_convolutions import FusedConvolution, fuse_convolutions, quicken_encoder
 
 # without gates, as in the bundled captioner
 EFFICIENTNET = {
@@ -50,7 +50,7 @@ def test_regions_stay_what_they_were(vision_config: dict | None, dtype: torch.dt
     ("settings", "is_product"),
     [
         ({"kernel_size": 1}, True),
-        ({"kernel_size": 1, "stride": 2}, False),
+        ({"kernel_size": 1, "stride": (2, 3)}, True),
         ({"kernel_size": 1, "padding": 1}, False),
         ({"kernel_size": 1, "groups": 4}, False),
         ({"kernel_size": (1, 3)}, False),
@@ -87,3 +87,23 @@ def test_an_encoder_that_would_compute_something_else_stays_as_it_is(monkeypatch
 
 def test_an_encoder_without_convolutions_to_fuse_stays_as_it_is() -> None:
     assert not fuse_convolutions(encoder_of({"model_type": "vit", **VISION_CONFIGS["vit"]}))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "dtype"),
+    [
+        ("mobilenet_v2", {"tf_padding": True}, torch.float32),  # which reads the stride of its convolutions
+        ("efficientnet", {"squeeze_expansion_ratio": 0.25}, torch.bfloat16),  # gates have convolutions of their own
+    ],
+)
+def test_an_encoder_that_cannot_be_fused_computes_in_the_type_all_the_same(
+    model_type: str, settings: dict, dtype: torch.dtype
+) -> None:
+    vision_config = {"model_type": model_type, **VISION_CONFIGS[model_type], **settings}
+    plain = encoder_of(vision_config)
+    encoder = copy.deepcopy(plain)
+    assert not fuse_convolutions(encoder, dtype)
+    assert torch.equal(encoder(pixels(2)), plain(pixels(2)))
+    model = tiny_model(vision_config=vision_config).eval()
+    assert quicken_encoder(model, str(dtype).removeprefix("torch.")) == dtype
+    assert model.get_image_hidden_states(pixels(1)).dtype == torch.float32
