@@ -43,7 +43,7 @@ def main() -> None:
         inputs = torch.randn(rows, SHAPES[0][1])
         step = partial(multiply, layers, inputs)
         usual = milliseconds(step)
-        with packed_weights([layers]):
+        with packed_weights([layers], {}):
             packed = milliseconds(step)
         print(f"| {rows} | {usual:.2f} | {packed:.2f} | {usual / packed:.1f} |")
 

@@ -234,6 +234,8 @@ def _as_rows(images: "list[AnnotatedImage]") -> Any:
 
 
 def _check_split(options: argparse.Namespace, splits: Any) -> None:
+    if not splits:
+        raise ValueError(f"--source ({options.source}): has no images with captions.")
     if options.split not in splits:
         hint = " (--val-fraction 0.1 makes one)" if options.split == "val" and "train" in splits else ""
         raise ValueError(

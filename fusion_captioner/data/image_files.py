@@ -156,7 +156,7 @@ def image_path_problem(path: str, folder: str, allow_urls: bool) -> str | None:
         )
     if path.startswith(HUB_SCHEME) and "::" not in path:
         return None
-    if "://" in path or "::" in path:
+    if "://" in path or "::" in path or "\0" in path:
         return "is neither a file nor an http(s) URL"
     folder = os.path.realpath(folder)
     return (

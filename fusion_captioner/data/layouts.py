@@ -7,7 +7,11 @@ leave the folder of the images. It raises a FileNotFoundError where a file or fo
 malformed annotations; each message is one line with the file and the fix.
 """
 
+import os
+import re
+import reprlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +24,8 @@ from fusion_captioner.data.annotated_images import (
 )
 from fusion_captioner.data.caption_source import CaptionSource
 from fusion_captioner.data.image_files import ImageFolder
-from fusion_captioner.data.names import choose_splits
-from fusion_captioner.data.row_files import read_json
+from fusion_captioner.data.names import choose_splits, split_in_name
+from fusion_captioner.data.row_files import read_beginning, read_json
 from fusion_captioner.data.row_layouts import (
     imagefolder_splits,
     json_files,
@@ -34,6 +38,12 @@ from fusion_captioner.data.row_layouts import (
 )
 
 COCO_PREFIX = "captions_"
+# How a file begins that is COCO's: an object with a list of images or annotations, which may be empty
+COCO_BEGINNING = re.compile(
+    r'\s*\{.*?"(?:images|annotations)"\s*:\s*\[\s*(?:\]|\{[^{}]*"(?:file_name|image_id)"\s*:)', re.DOTALL
+)
+KARPATHY_PREFIX = "dataset_"
+KARPATHY_KEYS = ("filename", "split", "sentences")
 ROW_OPTIONS = {"images_folder", "image_column", "caption_column", "id_column"}
 
 Splits = dict[str, list[AnnotatedImage]]
@@ -66,28 +76,46 @@ def read_coco(source: CaptionSource, bad: BadExamples) -> Splits:
         val2017/...
 
     Other files in `annotations/` (instances, keypoints, image_info) are no captions and are left alone. Images are in
-    the order of the `images` lists.
+    the order of the `images` lists. The path of one file gives its split alone; the file need not lie in
+    `annotations/`, and its images may then lie next to it.
     """
-    files = {path.stem.removeprefix(COCO_PREFIX): path for path in coco_files(source)}
+    files = {_coco_split(path): path for path in ([source.path] if source.path.is_file() else coco_files(source))}
     splits = {}
     for split, names in choose_splits(list(files), source.splits).items():
         images: list[AnnotatedImage] = []
         for name in names:
-            folder = ImageFolder(_coco_images(source.path, source.images_path, name))
+            folder = ImageFolder(_coco_images(source, name))
             images += _read_coco_file(files[name], folder, split, bad)
         splits[split] = merge_repeated(images, split, bad)
     return splits
 
 
 def coco_files(source: CaptionSource) -> list[Path]:
-    return sorted(source.path.glob(f"annotations/{COCO_PREFIX}*.json"))
+    path = source.path
+    if not path.is_file():
+        return sorted(path.glob(f"annotations/{COCO_PREFIX}*.json"))
+    if path.suffix != ".json" or path.name.startswith(KARPATHY_PREFIX):
+        return []
+    with suppress(ValueError, OSError):
+        return [path] if COCO_BEGINNING.match(read_beginning(path)) else []
+    return []
 
 
-def _coco_images(root: Path, images_folder: Path | None, name: str) -> Path:
-    if images_folder is not None:
-        candidates = [images_folder / name, images_folder]
+def _coco_split(path: Path) -> str:
+    if path.stem.startswith(COCO_PREFIX):
+        return path.stem.removeprefix(COCO_PREFIX)
+    return split_in_name(path.name) or "train"
+
+
+def _coco_images(source: CaptionSource, name: str) -> Path:
+    root = source.path
+    if source.images_path is not None:
+        candidates = [source.images_path / name, source.images_path]
     else:
-        candidates = [root / name, root / "images" / name, root / "images"]
+        is_file = root.is_file()
+        if is_file:
+            root = root.parent.parent if root.parent.name == "annotations" else root.parent
+        candidates = [root / name, root / "images" / name, root / "images", *([root] if is_file else [])]
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
@@ -105,10 +133,8 @@ def _read_coco_file(path: Path, folder: ImageFolder, split: str, bad: BadExample
     for number, entry in enumerate(_required_list(document, "images", path)):
         try:
             image_id, file_name = str(entry["id"]), entry["file_name"]
-        except (TypeError, KeyError) as error:
-            raise ValueError(
-                f'{path}: images[{number}] has no {error}; COCO has "id" and "file_name" there.'
-            ) from None
+        except (TypeError, KeyError):
+            raise _incomplete(entry, f"images[{number}]", ("id", "file_name"), path) from None
         if file_names.setdefault(image_id, file_name) != file_name:
             reason = f"image id {image_id} already names {file_names[image_id]!r}"
             bad.report(SkippedExample(split, image_id, str(file_name), reason))
@@ -116,10 +142,8 @@ def _read_coco_file(path: Path, folder: ImageFolder, split: str, bad: BadExample
     for number, entry in enumerate(_required_list(document, "annotations", path)):
         try:
             image_id, caption = str(entry["image_id"]), entry["caption"]
-        except (TypeError, KeyError) as error:
-            raise ValueError(
-                f'{path}: annotations[{number}] has no {error}; COCO has "image_id" and "caption" there.'
-            ) from None
+        except (TypeError, KeyError):
+            raise _incomplete(entry, f"annotations[{number}]", ("image_id", "caption"), path) from None
         if image_id in captions:
             captions[image_id].append(caption)
         else:
@@ -157,7 +181,7 @@ def read_karpathy(source: CaptionSource, bad: BadExamples) -> Splits:
     entries = _karpathy_entries(path)
     root = path.parent
     folder = ImageFolder(source.images_path or (root / "images" if (root / "images").is_dir() else root))
-    available = list(dict.fromkeys(str(entry["split"]) for entry in entries))
+    available = list(dict.fromkeys(entry["split"] for entry in entries))
     chosen = choose_splits(available, source.splits, joins_train="restval")
     splits = {}
     for split, names in chosen.items():
@@ -174,17 +198,22 @@ def karpathy_files(source: CaptionSource) -> list[Path]:
     """
     path = source.path
     if path.is_file():
-        return [path] if path.name.startswith("dataset_") and path.suffix == ".json" else []
-    files = sorted(path.glob("dataset_*.json"), key=lambda file: (len(file.stem), file.stem))
+        return [path] if path.name.startswith(KARPATHY_PREFIX) and path.suffix == ".json" else []
+    files = sorted(path.glob(f"{KARPATHY_PREFIX}*.json"), key=lambda file: (len(file.stem), file.stem))
     return [file for file in files if not any(file.stem.startswith(f"{first.stem}_") for first in files)]
 
 
 def _karpathy_entries(path: Path) -> list[dict[str, Any]]:
     entries = _required_list(read_json(path), "images", path)
+    if not entries:
+        raise ValueError(f'{path}: has no images; "images" is an empty list.')
     for number, entry in enumerate(entries):
-        for key in ("filename", "split", "sentences"):
-            if not isinstance(entry, dict) or key not in entry:
-                raise ValueError(f'{path}: images[{number}] has no "{key}"; Karpathy\'s files have it.')
+        if not isinstance(entry, dict) or not all(key in entry for key in KARPATHY_KEYS):
+            raise _incomplete(entry, f"images[{number}]", KARPATHY_KEYS, path)
+        split = entry["split"]
+        if not isinstance(split, str) or not split.strip():
+            shown = reprlib.aRepr.repr1(split, 1)
+            raise ValueError(f'{path}: images[{number}]["split"] ({shown}) is no text that names a split.')
     return entries
 
 
@@ -196,7 +225,7 @@ def _karpathy_image(
         # COCO's `filepath` ("val2014") is a sub-folder, unless all images lie in one folder.
         sub_folder = entry.get("filepath", "")
         image_path = folder.resolve(entry["filename"])
-        if sub_folder and (folder.path / str(sub_folder)).is_dir():
+        if sub_folder and os.path.isdir(folder.path / str(sub_folder)):  # Path's raises where the name is too long
             image_path = folder.resolve(f"{sub_folder}/{entry['filename']}")
     except ValueError as error:
         bad.report(SkippedExample(split, image_id, str(path), str(error)))
@@ -206,6 +235,15 @@ def _karpathy_image(
         raise ValueError(f'{path}: images[{number}]["sentences"] is no list of {{"raw": caption}} objects.')
     captions = clean_captions((item["raw"] for item in sentences), split, image_id, image_path, bad)
     return AnnotatedImage(image_id, image_path, captions) if captions else None
+
+
+def _incomplete(entry: Any, place: str, keys: tuple[str, ...], path: Path) -> ValueError:
+    """What is wrong with an entry of a list that is no object, or lacks one of the `keys`."""
+    quoted = [f'"{key}"' for key in keys]
+    needs = f"it needs {', '.join(quoted)}."
+    if not isinstance(entry, dict):
+        return ValueError(f"{path}: {place} ({reprlib.aRepr.repr1(entry, 1)}) is no object; {needs}")
+    return ValueError(f"{path}: {place} has no {next(key for key in quoted if key[1:-1] not in entry)}; {needs}")
 
 
 def _required_list(document: Any, key: str, path: Path) -> list[Any]:

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -28,15 +29,32 @@ IMAGE_NAME = re.compile(r"(?P<name>[^\t|;]*\.(?:jpe?g|png|webp|gif|bmp|tiff?|hei
 Broken = Callable[[int, str], None]
 
 
-def read_json(path: Path) -> Any:
+class _Repeated(dict[str, Any]):
+    """A JSON object that has `key` more than once."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    return fields if len(fields) == len(pairs) else _Repeated(pairs)
+
+
+def read_json(path: Path, unique_keys: bool = False) -> Any:
     """The content of a JSON file.
+
+    Args:
+        unique_keys: mark objects that have a key twice, for [`json_rows`].
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no JSON in UTF-8; the message names file, line and column.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        return json.loads(text, object_pairs_hook=_object if unique_keys else None)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such annotation file.") from None
     except json.JSONDecodeError as error:
@@ -48,10 +66,23 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: JSON nested too deep; download or write the file again.") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8.") from None
+    except ValueError:
+        # text may hold as many digits, but hardly behind one of these characters
+        found = re.search(rf"(?<=[\s:,\[])-?\d{{{sys.get_int_max_str_digits() + 1}}}", text)
+        line = f", line {text.count(chr(10), 0, found.start()) + 1}" if found else ""
+        raise _long_number(f"{path}{line}") from None
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _long_number(where: str) -> ValueError:
+    """The one other error of JSON's reader."""
+    return ValueError(f"{where}: a number of more than {sys.get_int_max_str_digits()} digits; write a shorter one.")
+
+
+def json_lines(path: Path, unique_keys: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file of JSON lines, each with its line number.
+
+    Args:
+        unique_keys: see [`json_rows`].
 
     Raises:
         ValueError: a line is no JSON object, or the file is not UTF-8; the message names file and line.
@@ -61,28 +92,46 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
-                row = json.loads(line)
+                where = f"{path}, line {number}"
+                row = _parsed_line(line, where, unique_keys)
                 if not isinstance(row, dict):
-                    raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
+                    raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}.")
+                _check_keys(row, where)
                 yield number, row
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: malformed JSON ({error.msg}, column {error.colno}).") from None
-        except RecursionError:
-            raise ValueError(f"{path}, line {number}: JSON nested too deep.") from None
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8.") from None
 
 
-def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parsed_line(line: str, where: str, unique_keys: bool) -> Any:
+    try:
+        return json.loads(line, object_pairs_hook=_object if unique_keys else None)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: malformed JSON ({error.msg}, column {error.colno}).") from None
+    except RecursionError:
+        raise ValueError(f"{where}: JSON nested too deep.") from None
+    except ValueError:
+        raise _long_number(where) from None
+
+
+def _check_keys(row: dict[str, Any], where: str) -> None:
+    if isinstance(row, _Repeated):
+        raise ValueError(f"{where}: has the field {row.key!r} twice; keep one of them.")
+
+
+def json_rows(path: Path, unique_keys: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSON list, each with its number from 1, or those of JSON lines.
+
+    Args:
+        unique_keys: refuse objects that have a key twice, of which otherwise the last counts. Reading takes half as
+            long again.
 
     Raises:
         FileNotFoundError, ValueError: see [`read_json`] and [`json_lines`]; or it is JSON, but no list of objects.
     """
     if _has_json_lines(path):
-        yield from json_lines(path)
+        yield from json_lines(path, unique_keys)
         return
-    document = read_json(path)
+    document = read_json(path, unique_keys)
     if not isinstance(document, list):
         keys = f" with the keys {', '.join(map(str, list(document)[:5]))}" if isinstance(document, dict) else ""
         raise ValueError(
@@ -95,6 +144,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 f'{path}, entry {number}: expected an object such as {{"image": "a.jpg", "caption": "..."}}, found '
                 f"{type(row).__name__}."
             )
+        _check_keys(row, f"{path}, entry {number}")
         yield number, row
 
 
@@ -107,6 +157,12 @@ def _has_json_lines(path: Path) -> bool:
     return False
 
 
+def read_beginning(path: Path) -> str:
+    """The first characters of a JSON file, without white space in front."""
+    with path.open(encoding="utf-8-sig") as file:
+        return file.read(JSON_BEGINNING).lstrip()
+
+
 def json_columns(path: Path) -> list[str]:
     """The fields of the first row of a JSON list or of JSON lines, of which no more than the beginning is read.
 
@@ -114,11 +170,12 @@ def json_columns(path: Path) -> list[str]:
         ValueError: it is neither.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            beginning = file.read(JSON_BEGINNING).lstrip()
+        beginning = read_beginning(path)
         row, _ = json.JSONDecoder().raw_decode(beginning[1:].lstrip() if beginning.startswith("[") else beginning)
-    except (ValueError, RecursionError):
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         raise ValueError(f"{path}: does not begin with a list of objects, nor with a line that is one.") from None
+    except ValueError:
+        raise _long_number(str(path)) from None
     return list(row) if isinstance(row, dict) else []
 
 
@@ -156,6 +213,8 @@ def table_form(path: Path, source: CaptionSource) -> TableForm:
     """
     samples = {delimiter: _sample(path, delimiter) for delimiter in DELIMITERS}
     if not any(samples.values()):
+        for _ in _records(path, ",", strict=False):
+            pass  # raises where the first row is broken
         raise ValueError(f"{path}: the table is empty; write a header such as image,caption, and its rows.")
     fitting = []
     for delimiter, rows in samples.items():
@@ -268,10 +327,10 @@ def _records(path: Path, delimiter: str, strict: bool = True) -> Iterator[tuple[
             except StopIteration:
                 return
             except csv.Error as error:
-                raise ValueError(
-                    f"{path}, line {line}: broken row ({error}); double the quotes inside of quoted values, and "
-                    "close them."
-                ) from None
+                fix = "double the quotes inside of quoted values, and close them"
+                if "field limit" in str(error):
+                    fix += ", or shorten the value"
+                raise ValueError(f"{path}, line {line}: broken row ({error}); {fix}.") from None
             except UnicodeError:
                 raise ValueError(_not_text(path)) from None
             if line == 1 and re.fullmatch(r"sep=.", delimiter.join(row), re.IGNORECASE):
@@ -281,12 +340,15 @@ def _records(path: Path, delimiter: str, strict: bool = True) -> Iterator[tuple[
 
 def _sample(path: Path, delimiter: str) -> list[list[str]]:
     rows = (row for _, row in _records(path, delimiter, strict=False) if any(value.strip() for value in row))
+    sample: list[list[str]] = []
     try:
-        return list(islice(rows, SAMPLED_ROWS))
+        for row in islice(rows, SAMPLED_ROWS):
+            sample.append(row)
     except ValueError as error:
         if "not UTF-8" in str(error):
             raise
-        return []  # by another delimiter it may be a table
+        # what is broken by this delimiter may be a table by another; else reading all rows reports it
+    return sample
 
 
 def open_text(path: Path) -> TextIO:

@@ -2,6 +2,7 @@
 belong to."""
 
 import os
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ def read_predictions(file: str | Path, images: Sequence[AnnotatedImage]) -> Pred
     places: dict[tuple[int | None, str], str] = {}
     unknown: dict[str, None] = {}
     for where, name, beams, caption in _entries(path):
+        if not _may_be_file(name):
+            raise ValueError(f"{path}, {where}: {reprlib.repr(name)} is not the name of an image.")
         image_id = next((known[each] for each in _spellings(name) if each in known), None)
         if image_id is None:
             unknown[name] = None
@@ -87,7 +90,7 @@ def _entries(path: Path) -> Iterator[tuple[str, str, int | None, str]]:
         yield from _table_entries(path)
         return
     kind = "line" if path.suffix.lower() in (".jsonl", ".ndjson") else "entry"
-    for number, row in json_rows(path):
+    for number, row in json_rows(path, unique_keys=True):
         where = f"{kind} {number}"
         name = row.get("image_id", row.get("image"))
         caption, beams = row.get("caption"), row.get("beams")
@@ -150,6 +153,14 @@ def _spellings(name: str) -> Iterator[str]:
         yield os.path.realpath(os.path.expanduser(name))
     yield os.path.basename(name)
     yield _file_stem(name)
+
+
+def _may_be_file(name: str) -> bool:
+    """Whether the system takes `name` for a path: it has no NUL and no half of a character."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
 def _file_stem(path: Any) -> str:

@@ -2,6 +2,7 @@
 `training`. `data` and `training` are described with each task, see `tasks/`."""
 
 import re
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,6 +13,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
+from yaml.reader import ReaderError
 
 from fusion_captioner import DEFAULT_CHECKPOINT
 from fusion_captioner.training.recipes import find_recipe
@@ -21,6 +25,8 @@ SECTIONS = ("model", "data", "tokenizer", "training")
 DEFAULT_TASK = next(iter(TASKS))
 # `model.from_checkpoint`: recipes cannot know where the package is installed.
 BUNDLED = "bundled"
+# Characters of a name, or of what a reader says, in messages.
+MAX_SHOWN = 200
 
 
 @dataclass
@@ -96,34 +102,40 @@ def read_run_arguments(path: str | Path, flags: Sequence[str] = ()) -> RunArgume
 
     Raises:
         FileNotFoundError: there is no such recipe or file.
-        ValueError: malformed YAML, an unknown section or field, or a value of the wrong type.
+        ValueError: malformed YAML, a key that is there twice, an alias, an unknown section or field, or a value of the
+            wrong type.
     """
     file = find_recipe(path)
     try:
-        document = _read_yaml(file.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from error
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not valid YAML ({error}).") from error
+    try:
+        document = _read_yaml(text) or {}
+    except _MalformedYaml as error:
+        place = f", line {error.line}" if error.line else ""
+        raise ValueError(f"{path}{place}: is not valid YAML ({error}).") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path}: must have the sections {', '.join(SECTIONS)}.")
     for keys, value in _flags(flags):
         _put(document, keys, value)
     name = document.pop("task", DEFAULT_TASK)
     if not isinstance(name, str) or name not in TASKS:
-        raise ValueError(f"`task` ({name!r}) must be one of {', '.join(TASKS)}.")
+        raise ValueError(f"`task` ({_shown(name)}) must be one of {', '.join(TASKS)}.")
     task = TASKS[name]
     for section, values in document.items():
         if section not in SECTIONS:
-            raise ValueError(f"`{section}` is not a section; the sections are {', '.join(SECTIONS)}.")
+            raise ValueError(f"`{_cut(section)}` is not a section; the sections are {', '.join(SECTIONS)}.")
         if not isinstance(values, dict | None):
-            raise ValueError(f"section `{section}` must hold fields, and is {values!r}.")
+            raise ValueError(f"section `{section}` must hold fields, and is {_shown(values)}.")
     training = dict(document.get("training") or {})
     if not sys.stderr.isatty():
         training.setdefault("disable_tqdm", True)  # progress bars are noise in a log file
     training_arguments = task.training_arguments
     if task.stages:
         stage = training.pop("stage", next(iter(task.stages)))
-        if stage not in task.stages:
-            raise ValueError(f"`training.stage` ({stage!r}) must be one of {', '.join(task.stages)}.")
+        if not isinstance(stage, str) or stage not in task.stages:
+            raise ValueError(f"`training.stage` ({_shown(stage)}) must be one of {', '.join(task.stages)}.")
         training_arguments = task.stages[stage]
     return RunArguments(
         task=name,
@@ -136,12 +148,46 @@ def read_run_arguments(path: str | Path, flags: Sequence[str] = ()) -> RunArgume
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 in two points: its only truth values are `true` and `false`, so that `eval_strategy: no` is a word; and
-    `1e-3` is a number."""
+    `1e-3` is a number. A key that is there twice is an error, and so is an alias, with which a few lines make values
+    of any size. What a constructor raises names the line."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (of the base class, without its truth values)
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.get_event()
+            problem = f"aliases such as *{alias.anchor} are not read; write the value itself, or put text in quotes"
+            raise ComposerError(None, None, problem, alias.start_mark)
+        return super().compose_node(parent, index)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        # before `<<` adds the keys of other mappings, which may be the same
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # which no dict takes as a key
+            # `<<` and `=` are keys without constructor
+            is_sign = key_node.tag.endswith((":merge", ":value"))
+            key = key_node.value if is_sign else self.construct_object(key_node, deep=True)
+            if key in lines:
+                problem = f"the key {_shown(key)} is there twice, first in line {lines[key]}; keep one of them"
+                raise ConstructorError(None, None, problem, key_node.start_mark)
+            lines[key] = key_node.start_mark.line + 1
+        super().flatten_mapping(node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int):
+                str(value)  # raises where it has too many digits to be shown
+            return value
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{_shown(node.value)} cannot be read as {kind}; put it in quotes if it is text"
+            raise ConstructorError(None, None, problem, node.start_mark) from error
 
 
 _Loader.add_implicit_resolver(
@@ -154,8 +200,43 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _MalformedYaml(ValueError):
+    """
+    Args:
+        problem: what is wrong.
+        line: where, from 1; None: it cannot be told.
+    """
+
+    def __init__(self, problem: str, line: int | None) -> None:
+        super().__init__(_cut(problem))
+        self.line = line
+
+
 def _read_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
+    loader = None
+    try:
+        loader = _Loader(text)
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        problem = ", ".join(filter(None, (error.context, error.problem)))
+        raise _MalformedYaml(problem, error.problem_mark.line + 1 if error.problem_mark else None) from error
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _MalformedYaml(f"the character {chr(error.character)!r} is not allowed", line) from error
+    except RecursionError as error:
+        raise _MalformedYaml("nested too deep", None) from error
+    except (ValueError, OverflowError) as error:  # the scanner's, of escaped characters and of its directives
+        raise _MalformedYaml(str(error), loader.line + 1 if loader else None) from error
+
+
+def _cut(text: object) -> str:
+    text = str(text)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def _shown(value: Any) -> str:
+    """A value for messages; of large ones no more than the beginning is looked at."""
+    return reprlib.aRepr.repr1(value, 2)
 
 
 def _flags(flags: Sequence[str]) -> list[tuple[list[str], Any]]:
@@ -174,8 +255,11 @@ def _flags(flags: Sequence[str]) -> list[tuple[list[str], Any]]:
         position += 1
         try:
             pairs.append((name[2:].replace("-", "_").split("."), _read_yaml(value)))
-        except (yaml.YAMLError, RecursionError) as error:
-            raise ValueError(f"{name} ({value}) is not valid YAML; put it in quotes, as in '\"{value}\"'.") from error
+        except _MalformedYaml as error:
+            raise ValueError(
+                f"{_cut(name)} ({_cut(value)}) is not valid YAML ({error}); put text in quotes, as in "
+                f"'\"{_cut(value)}\"'."
+            ) from error
     return pairs
 
 
@@ -199,7 +283,7 @@ def _section(kind: Any, section: str, values: Mapping[str, Any]) -> Any:
         if name not in known:
             near = get_close_matches(str(name), known, 1)
             hint = f"did you mean `{near[0]}`?" if near else "docs/training.md lists them."
-            raise ValueError(f"`{section}.{name}` is not a field; {hint}")
+            raise ValueError(f"`{section}.{_cut(name)}` is not a field; {hint}")
         try:
             TypeAdapter(types[name], config=_STRICT).validate_python(value)
         except ValidationError as error:
@@ -207,7 +291,7 @@ def _section(kind: Any, section: str, values: Mapping[str, Any]) -> Any:
             if value is None:
                 message = f"`{section}.{name}` is null, and must {expected}; leave it out for its default."
             else:
-                message = f"`{section}.{name}` ({value!r}) must {expected}."
+                message = f"`{section}.{name}` ({_shown(value)}) must {expected}."
             raise ValueError(message) from error
     return kind(**values)
 

@@ -134,6 +134,22 @@ def test_images_without_caption_and_captions_of_other_images_are_counted(data: P
             "has no caption of the 3 images of the split, such as 42 (000000000042.jpg)",
         ),
         ("[]", "it has no captions"),
+        (
+            '[{"image_id": 42, "caption": "a"}, {"image_id": 7, "image_id": 8, "caption": "a"}]',
+            "entry 2: has the field",
+        ),
+        ('[{"image_id": 42, "caption": "a", "caption": "b"}]', "entry 1: has the field 'caption' twice; keep one"),
+        ('{"image_id": 42, "caption": "a"}\n{"image": "a", "image": "b"}', "line 2: has the field 'image' twice"),
+        pytest.param(
+            f'[{{"caption": "a",\n"image_id": {"1" * 5000}}}]',
+            "line 2: a number of more than 4300 digits",
+            id="digits",
+        ),
+        (
+            '[{"image_id": 42, "caption": "a"}, {"image": "a\\u0000/b.jpg", "caption": "a"}]',
+            r"entry 2: 'a\x00/b.jpg' is",
+        ),
+        ('[{"image": "~\\ud800/b.jpg", "caption": "a"}]', r"entry 1: '~\ud800/b.jpg' is not the name of an image"),
     ],
 )
 def test_files_that_are_none(content: str, words: str, data: Path, capsys) -> None:
@@ -179,6 +195,25 @@ def test_a_broken_line_is_named(data: Path, capsys) -> None:
     content = '{"image_id": 42, "caption": "a"}\n{"image_id": 7, "capt\n'
     assert evaluate(data, content, name="captions.jsonl") == 2
     assert "captions.jsonl, line 2: malformed JSON" in notes(capsys)[0]
+    assert evaluate(data, f'\n{{"image_id": {"1" * 5000}}}\n', name="captions.jsonl") == 2
+    assert "captions.jsonl, line 2: a number of more than 4300 digits" in notes(capsys)[0]
+    assert evaluate(data, "image,caption\n42.jpg,a\n/\0.jpg,a\n", name="captions.csv") == 2
+    assert "captions.csv, line 3: '/" in notes(capsys)[0]
+
+
+@pytest.mark.parametrize("layout", ["auto", "coco"])
+def test_the_file_of_one_split_is_a_source(data: Path, layout: str, capsys) -> None:
+    file = data / "annotations" / "captions_val2017.json"
+    assert evaluate(file, results(), "--layout", layout) == 0
+    assert json.loads(capsys.readouterr().out)["scores"]["CIDEr"] == EXPECTED["CIDEr"]
+
+
+def test_data_without_images(data: Path, capsys) -> None:
+    file = data / "annotations" / "captions_val2017.json"
+    file.write_text('{"images": [], "annotations": []}')
+    for source in (data, file):
+        assert evaluate(source, results()) == 2
+        assert notes(capsys)[0].endswith(f"--source ({source}): has no images with captions.")
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,7 @@ def test_data_may_name_their_own_files_and_public_urls(tmp_path: Path):
     assert image_path_problem(str(inside), folder, False) is None
     assert image_path_problem("hf://datasets/a/b/c.jpg", folder, False) is None
     assert "--allow-urls" in image_path_problem("HTTP://photos.example/a.jpg", folder, False)
+    assert "neither a file nor" in image_path_problem("a\0.jpg", folder, False)
     assert image_path_problem("https://photos.example/a.jpg", folder, True) is None
     for other in (
         "file:///etc/passwd",

@@ -107,6 +107,44 @@ def test_coco_images_elsewhere(coco: Path, tmp_path: Path):
     assert Path(data["train"][0]["image"]["path"]).parent == tmp_path / "photos" / "train2017"
 
 
+@pytest.mark.parametrize("place", ["annotations/captions_val2017.json", "captions_val2017.json", "my_val.json"])
+@pytest.mark.parametrize("images", ["val2017", "images", "images_folder", "."])
+def test_one_file_of_coco(coco: Path, tmp_path: Path, place: str, images: str):
+    file = (coco / "annotations" / "captions_val2017.json").rename(coco / place)
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps({"info": {"images": 1}} | document | {"licenses": ["x" * 2**21]}, indent=1))
+    options = {"images_folder": tmp_path / "photos"} if images == "images_folder" else {}
+    if images == "val2017" and place == "my_val.json":
+        images = "val"  # the split in its name
+    if images == ".":
+        draw(coco / "000000000004.png")
+        (coco / "val2017").rename(tmp_path / "away")
+    elif images != "val2017":
+        (coco / "val2017").rename(options.get("images_folder", coco / images))
+    for layout in ("auto", "coco"):
+        data = load(file, layout=layout, **options)
+        assert {split: rows["captions"][:] for split, rows in data.items()} == {
+            "val": [["caption 0 of 4.", "caption 1 of 4."]]
+        }
+
+
+def test_one_json_file_that_is_not_cocos(coco: Path):
+    for name in ("captions_train.json", "captions_train.jsonl"):
+        row = json.dumps({"image": "train2017/000000000001.png", "caption": "A."})
+        (coco / name).write_text(row if name.endswith("l") else f"[{row}]")
+        assert detect_layout(CaptionSource(str(coco / name))) == "json"
+
+
+def test_a_karpathy_filepath_that_is_no_folder(karpathy: Path):
+    path = karpathy / "dataset_coco.json"
+    document = json.loads(path.read_text())
+    for entry, sub_folder in zip(document["images"], ["x" * 5000, "\0", "\ud800", 5, []]):
+        draw(karpathy / entry["filename"])
+        entry["filepath"] = sub_folder
+    path.write_text(json.dumps(document))
+    assert load(karpathy)["train"].num_rows == 3
+
+
 def test_splits_by_choice(coco: Path):
     assert load(coco, splits={"both": "train2017+val2017"})["both"].num_rows == 4
     with pytest.raises(ValueError, match="other than 'all'"):
@@ -344,7 +382,29 @@ def malformed(tmp_path: Path, case: str) -> Path:
         write_coco(root, "val2017", {}, [])
         (root / "val2017").mkdir()
         (root / "annotations" / "captions_val2017.json").write_text('{"images": [{}], "annotations": []}')
+    elif case in ("image that is none", "annotation that is none"):
+        write_coco(root, "val2017", {1: "a.png"}, [])
+        (root / "val2017").mkdir()
+        path = root / "annotations" / "captions_val2017.json"
+        key = case.split()[0] + "s"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: [["x"] * 999]}))
+    elif case in KARPATHY_SPLITS:
+        images = [{"filename": "a.png", "split": split, "sentences": []} for split in ("val", KARPATHY_SPLITS[case])]
+        (root / "dataset_x.json").write_text(json.dumps({"images": images}))
+    elif case == "no images":
+        (root / "dataset_x.json").write_text('{"images": []}')
+    elif case == "Karpathy's image that is none":
+        (root / "dataset_x.json").write_text('{"images": [null]}')
+    elif case == "number":
+        (root / "dataset_x.json").write_text('{"images": [\n{"caption": "' + "1" * 5000 + '", "cocoid": ' + "1" * 5000)
+    elif case == "number in lines":
+        (root / "metadata.jsonl").write_text("\n" + '{"file_name": ' + "1" * 5000)
+    elif case == "number in rows":
+        (root / "rows.json").write_text('[{"image": "a.png", "caption": "x", "id": ' + "1" * 5000 + "}]")
     return root
+
+
+KARPATHY_SPLITS = {"split null": None, "split number": 5, "split list": ["val"], "split empty": " "}
 
 
 @pytest.mark.parametrize(
@@ -359,7 +419,18 @@ def malformed(tmp_path: Path, case: str) -> Path:
         "not UTF-8": "not UTF-8",
         "malformed lines": "metadata.jsonl, line 2: malformed JSON",
         "two layouts": "more than one layout; give `layout`, one of karpathy, imagefolder",
-        "no id": r"images\[0\] has no 'id'",
+        "no id": r'captions_val2017.json: images\[0\] has no "id"; it needs "id", "file_name"',
+        "image that is none": r"captions_val2017.json: images\[0\] \(\['x', .{,60}\]\) is no object; it needs",
+        "annotation that is none": r'annotations\[0\] \(\[.{,60}\]\) is no object; it needs "image_id", "caption"',
+        "split null": r'dataset_x.json: images\[1\]\["split"\] \(None\) is no text',
+        "split number": r'images\[1\]\["split"\] \(5\) is no text',
+        "split list": r"""images\[1\]\["split"\] \(\['val'\]\) is no text""",
+        "split empty": r"""images\[1\]\["split"\] \(' '\) is no text""",
+        "no images": "dataset_x.json: has no images",
+        "Karpathy's image that is none": r'images\[0\] \(None\) is no object; it needs "filename"',
+        "number": "dataset_x.json, line 2: a number of more than 4300 digits",
+        "number in lines": "metadata.jsonl, line 2: a number of more than 4300 digits",
+        "number in rows": "rows.json: a number of more than 4300 digits",
     }.items(),
 )
 def test_malformed_sources_give_one_clear_line(tmp_path: Path, case: str, message: str):

@@ -221,6 +221,11 @@ BROKEN = {
         "image,caption\na.jpg,A.\nb.jpg,Un caf\xe9.\n".encode("latin-1"),
         r"x\.csv, line 3: not UTF-8 text .*0xe9",
     ),
+    "a huge value": (
+        f"image,caption\na.jpg,A.\nb.jpg,{'x' * 140_000}\n",
+        r"x\.csv, line 3: broken row \(field larger than field limit \(131072\)\).*shorten the value",
+    ),
+    "a huge value in the first row": ("x" * 140_000, r"x\.csv, line 1: broken row \(field larger than field limit"),
     "empty": ("", r"the table is empty"),
     "no rows": ("image,caption\n", r"there are no rows"),
     "no delimiter": ("image caption\na.jpg dog\n", r"the delimiter cannot be told"),

@@ -134,6 +134,79 @@ def test_a_missing_and_a_malformed_file(tmp_path: Path) -> None:
         read_run_arguments(tmp_path / "bad.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data:\n  source: a\ndata:\n  layout: json\n", "line 3: is not valid YAML (the key 'data' is there twice"),
+        (
+            "training:\n  seed: 1\n  seed: 2\n",
+            "line 3: is not valid YAML (the key 'seed' is there twice, first in line 2",
+        ),
+        ("model:\n  config:\n    {1: a, 0x1: b}\n", "line 3: is not valid YAML (the key 1 is there twice"),
+        ("data:\n  <<: {source: a,\n    source: b}\n", "line 3: is not valid YAML (the key 'source' is there twice"),
+        ("data:\n  <<: {source: a}\n  <<: {source: b}\n", "line 3: is not valid YAML (the key '<<' is there twice"),
+        ("data: &a\n  source: *a\n", "line 2: is not valid YAML (aliases such as *a are not read"),
+        ("training:\n  seed: !!bool abc\n", "line 2: is not valid YAML ('abc' cannot be read as bool"),
+        ("training:\n  seed: !!int abc\n", "line 2: is not valid YAML ('abc' cannot be read as int"),
+        ("training:\n  seed: !!float abc\n", "line 2: is not valid YAML ('abc' cannot be read as float"),
+        ("training:\n  seed: !!int ''\n", "line 2: is not valid YAML ('' cannot be read as int"),
+        ("training:\n  run_name: !!timestamp abc\n", "line 2: is not valid YAML ('abc' cannot be read as timestamp"),
+        ("training:\n  run_name: 2024-13-45\n", "('2024-13-45' cannot be read as timestamp; put it in quotes"),
+        ("training:\n  seed: 0x_\n", "line 2: is not valid YAML ('0x_' cannot be read as int"),
+        pytest.param(f"training:\n  seed: {'9' * 5000}\n", "line 2: is not valid YAML ('999", id="digits"),
+        pytest.param(f"training:\n  run_name: 0x{'f' * 5000}\n", "line 2: is not valid YAML ('0xf", id="hex digits"),
+        ("training:\n  ? !!int x\n  : 1\n", "line 2: is not valid YAML ('x' cannot be read as int"),
+        ('data:\n  source: "\\UFFFFFFFF"\n', "line 2: is not valid YAML"),
+        ("data:\n  source: a\0b\n", "line 2: is not valid YAML (the character '\\x00'"),
+        ("data:\n  source: a\n---\n", "line 3: is not valid YAML (expected a single document"),
+        ("data:\n  {a: [}\n", "line 2: is not valid YAML (while parsing"),
+    ],
+)
+def test_a_malformed_file_is_one_line_with_its_number(recipe: Path, text: str, words: str) -> None:
+    recipe.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        read_run_arguments(recipe)
+    message = str(caught.value)
+    assert message.startswith(f"{recipe}, line ") and words in message and "\n" not in message and len(message) < 400
+
+
+@pytest.mark.parametrize(
+    "value", ["!!bool abc", "2024-13-45", "0x_", pytest.param("9" * 5000, id="digits"), "*a", "{a: 1, a: 2}", "["]
+)
+def test_a_malformed_flag_is_named(recipe: Path, value: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^--training\.run_name \(.{1,210}\) is not valid YAML \(.+\); put"
+    ) as caught:
+        read_run_arguments(recipe, ["--training.run_name", value])
+    assert len(str(caught.value)) < 900
+
+
+def test_merged_keys_may_be_written_over(recipe: Path) -> None:
+    recipe.write_text("data: {<<: {source: a, layout: json}, source: b}\n")
+    data = read_run_arguments(recipe).data
+    assert (data.source, data.layout) == ("b", "json")
+
+
+LONG = f"[{', '.join(['[' + ', '.join(['x' * 99] * 20) + ']'] * 20)}]"
+LARGE = {
+    "task": f"task: {LONG}",
+    "section": f"data: {LONG}",
+    "value": f"data: {{source: {LONG}}}",
+    "name of a field": f"data:\n  ? {'y' * 99_999}\n  : 1",
+    "name of a section": f"? {'y' * 99_999}\n: 1",
+    "stage": f"training: {{stage: {LONG}}}",
+    "tag": f"data: !{'x' * 9999} 5",
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_a_message_does_not_grow_with_what_it_shows(recipe: Path, case: str) -> None:
+    recipe.write_text(LARGE[case])
+    with pytest.raises(ValueError) as caught:
+        read_run_arguments(recipe)
+    assert len(str(caught.value)) < 2000
+
+
 def test_a_tokenizer_that_is_not_installed_is_named_before_training(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
