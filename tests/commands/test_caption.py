@@ -115,8 +115,8 @@ def test_a_prompt_longer_than_the_maximum(refused: Callable[..., str], sound_cap
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--sample", "--temperature", "0"], "--temperature (0.0) must be above 0"),
-        (["--sample", "--temperature", "nan"], "--temperature (nan) must be above 0"),
+        (["--sample", "--temperature", "0"], "--temperature (0.0) must be at least 1e-06"),
+        (["--sample", "--temperature", "nan"], "--temperature (nan) must be at least 1e-06"),
     ],
 )
 def test_a_temperature_that_is_none(refused: Callable[..., str], picture: Path, flags: list[str], words: str) -> None:
