@@ -78,8 +78,8 @@ def _is_exact_in_half(weight: torch.Tensor) -> bool:
 
 # Weights that may be packed: `None` before their first use, then themselves, then the packed copy.
 PackedWeights = dict[torch.Tensor, torch.Tensor | PackedWeight | None]
-_PACKED: ContextVar[PackedWeights | None] = ContextVar("packed", default=None)
-_IS_KEPT: ContextVar[bool] = ContextVar("is_kept", default=False)
+# In generation, and whether the copies outlive the call.
+_PACKED: ContextVar[tuple[PackedWeights, bool] | None] = ContextVar("packed", default=None)
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def packed_weights(modules: Iterable[nn.Module], kept: PackedWeights | None = No
     for weight in parameters:
         if weight not in weights and _can_be_packed(weight):
             weights[weight] = None
-    tokens = _PACKED.set(weights), _IS_KEPT.set(kept is not None)
+    token = _PACKED.set((weights, kept is not None))
     # at rest the layers are torch's own, which tools for quantisation look for by their exact type
     linears = [layer for layer in linears if type(layer) is nn.Linear and layer.weight in weights]
     for layer in linears:
@@ -118,8 +118,7 @@ def packed_weights(modules: Iterable[nn.Module], kept: PackedWeights | None = No
     finally:
         for layer in linears:
             layer.__class__ = nn.Linear
-        _PACKED.reset(tokens[0])
-        _IS_KEPT.reset(tokens[1])
+        _PACKED.reset(token)
 
 
 def _can_be_packed(parameter: nn.Parameter) -> bool:
@@ -149,7 +148,8 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
         bias (`torch.FloatTensor` of shape `(output_size,)`, *optional*).
     """
     # first of all, so that a compiler sees nothing of the rest
-    weights = None if torch.compiler.is_compiling() else _PACKED.get()
+    packing = None if torch.compiler.is_compiling() else _PACKED.get()
+    weights, is_kept = packing or (None, False)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
     if (
         weights is None
@@ -157,7 +157,7 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
         or torch.is_grad_enabled()
         or (dtype != weight.dtype and not can_be_multiplied(dtype))
         or (inputs.dtype != weight.dtype and inputs.dtype != dtype)
-        or not (0 if _IS_KEPT.get() else inputs.shape[-1]) < inputs.numel() <= MAX_ROWS * inputs.shape[-1]
+        or not (0 if is_kept else inputs.shape[-1]) < inputs.numel() <= MAX_ROWS * inputs.shape[-1]
     ):
         return nn.functional.linear(inputs, weight, bias)
     packed = weights[weight]
@@ -167,7 +167,7 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
     if isinstance(packed, PackedWeight) and packed.bias is not bias:  # of another layer with the same weight
         return nn.functional.linear(inputs, weight, bias)
     if not isinstance(packed, PackedWeight) or packed.dtype != dtype:
-        packed = weights[weight] = PackedWeight(weight, bias, dtype, _IS_KEPT.get())
+        packed = weights[weight] = PackedWeight(weight, bias, dtype, is_kept)
     outputs = packed.multiply(inputs.reshape(-1, inputs.shape[-1]).to(dtype))
     return outputs.view(*inputs.shape[:-1], -1)
 

@@ -329,7 +329,7 @@ def test_threads_read_files_alone(given: list, readers: int, monkeypatch: pytest
 def test_a_thread_that_outlives_the_program_reads_on(tmp_path: Path):
     quarters().save(tmp_path / "photo.png")
     program = """
-import sys, threading, time
+import sys, threading
 from fusion_captioner.image_loading import images_to_pixel_values
 settings = {"do_resize": True, "size": {"height": 8, "width": 8}, "resize_mode": "squash", "resample": 3}
 settings |= {"do_normalize": False, "do_rescale": False}

@@ -16,7 +16,6 @@ from colour_captioner import ColourCaptioner, Serve, chat, data_url, photo, wait
 from fastapi.testclient import TestClient
 
 from fusion_captioner import image_decoding, image_downloads
-from fusion_captioner.given_values import MIN_TEMPERATURE
 from fusion_captioner.serving import request_images
 from fusion_captioner.serving.http_app import Limits, create_app
 from fusion_captioner.serving.served_captioner import ServedCaptioner
@@ -187,11 +186,6 @@ def test_a_form_that_breaks_off(client: TestClient, captioner: ColourCaptioner) 
         assert "the form is not complete" in found["message"]
     assert captioner.batches == []
     assert client.post("/caption", content=body + b"--x--\r\n", headers=headers).status_code == 200
-
-
-def test_the_coldest_temperature_is_greedy(captioner: ColourCaptioner) -> None:
-    served = ServedCaptioner(captioner, "colours", takes_prompts=False)  # type: ignore[arg-type]
-    assert served.settings(1, 10, 1e-320, None)["temperature"] == MIN_TEMPERATURE
 
 
 @pytest.mark.parametrize("others", [{}, {"file": ("b.png", photo(1))}])

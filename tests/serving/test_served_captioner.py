@@ -14,6 +14,7 @@ from tiny_exports import Export, tiny_processor
 from tiny_models import tiny_model
 
 from fusion_captioner.cli import main
+from fusion_captioner.given_values import MIN_TEMPERATURE
 from fusion_captioner.inference.captioner import load_on_runtime
 from fusion_captioner.serving import served_captioner
 from fusion_captioner.serving.served_captioner import (
@@ -136,3 +137,8 @@ def test_an_export_is_served_in_the_same_way(export: Export) -> None:
 def test_a_server_of_an_export_imports_no_torch(module: str) -> None:
     program = f"import sys, fusion_captioner.serving.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_a_temperature_that_no_score_can_be_divided_by_is_the_lowest_that_can() -> None:
+    served = ServedCaptioner(FakeCaptioner(), "fake", takes_prompts=False)  # type: ignore[arg-type]
+    assert served.settings(1, 10, 1e-320, None)["temperature"] == MIN_TEMPERATURE
