@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fusion_captioner.export.int8_products import quantize_products
 from fusion_captioner.export.int8_tables import matrices, quantize_tables
 from fusion_captioner.export.rounding import round_weights
 from fusion_captioner.image_loading import images_to_pixel_values
@@ -31,10 +32,6 @@ PRODUCTS = ("Conv", "Gemm", "MatMul")
 # Limits of a product's output, which int8 has without them: quantised before them, the output would have steps too
 # wide.
 _LIMITS = ("Clip", "Relu")
-# Inputs of a decoder weight that share a scale.
-WEIGHT_BLOCK = 128
-# ONNX Runtime's name for products of int8 by int8; others would turn the weights back into float32 at every step.
-_INT8_PRODUCTS = 4
 # What hands a weight on as it is, in another shape.
 _SHAPES = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
@@ -113,8 +110,8 @@ def quantize_image_part(source: Path, target: Path, images: Sequence[str], image
 
 def quantize_decoder_step(source: Path, target: Path) -> None:
     """
-    Weights of an ONNX file become int8 in blocks with a scale each; ONNX Runtime quantises what they are multiplied by
-    in the same blocks, row by row, so that no caption depends on what else is in its batch.
+    Weights of an ONNX file become int8 with a scale for each output; see
+    [`~fusion_captioner.export.int8_products.quantize_products`] for what they are multiplied by.
 
     Args:
         source, target: files to read and to write.
@@ -125,7 +122,6 @@ def quantize_decoder_step(source: Path, target: Path) -> None:
     """
     import_runtime("onnxruntime", "onnx")
     onnx = import_runtime("onnx", "onnx")
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
     from onnxruntime.quantization.onnx_model import ONNXModel
 
     _prepare(source)
@@ -133,12 +129,9 @@ def quantize_decoder_step(source: Path, target: Path) -> None:
     with_gemms.replace_gemm_with_matmul()
     model = with_gemms.model
     products = matrices(model, ["MatMul"], 1)
-    quantizer = MatMulNBitsQuantizer(
-        model, bits=8, block_size=WEIGHT_BLOCK, is_symmetric=True, accuracy_level=_INT8_PRODUCTS
-    )
-    quantizer.process()
-    quantize_tables(quantizer.model.model, products)
-    onnx.save(quantizer.model.model, target)
+    quantize_products(model, products, LARGEST_WEIGHT)
+    quantize_tables(model, products)
+    onnx.save(model, target)
     _check_int8(target)
 
 

@@ -36,7 +36,7 @@ def run(path: Path, ids: np.ndarray) -> list[np.ndarray]:
 
 def tables(path: Path) -> list[list[int]]:
     """Shapes of all weights in 8 bits."""
-    return [list(each.dims) for each in onnx.load(path).graph.initializer if each.data_type == TensorProto.UINT8]
+    return [list(each.dims) for each in onnx.load(path).graph.initializer if each.data_type == TensorProto.INT8]
 
 
 @pytest.fixture
