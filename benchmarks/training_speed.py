@@ -11,9 +11,10 @@ for all of them, and so does the peer with its keys. Next to each rate stands th
 peak, measured in the same run, that the matrix products of a step reach.
 
 With `--types` each step is taken in float32 and in bfloat16, in turn, and the ratio is that of neighbours: cached
-features (the captioner above, five captions per image), fine-tuning of the image encoder (the bundled captioner, 224
-px, two captions per image, BatchNorm fixed), and self-critical training (as in `self_critical_speed.py`). Next to the
-ratio of the wall clock stands that of the processor's time, which other programs disturb less.
+features (the captioner above, in batches of the recipe `flickr8k_cpu`), fine-tuning of the image encoder (the bundled
+captioner, 224 px, two captions per image, BatchNorm fixed), and self-critical training (as in
+`self_critical_speed.py`). Next to the ratio of the wall clock stands that of the processor's time, which other
+programs disturb less.
 """
 
 import argparse
@@ -33,6 +34,8 @@ from fusion_captioner.checkpoints.converting import efficientnet_lite_config
 from fusion_captioner.process_setup import keep_freed_memory
 
 HIDDEN, VOCABULARY, REGIONS, WIDTH, TOKENS, BATCH = 512, 4000, 49, 1280, 13, 64
+# Captions per batch of the recipe `flickr8k_cpu`, where each is a row with its image
+RECIPE_BATCH = 128
 
 
 class ShowAttendTell(nn.Module):
@@ -114,8 +117,7 @@ def training_step(loss: Callable[[], torch.Tensor], model: nn.Module, bf16: bool
     return step
 
 
-def loss_of_cached_features(name: str, model: nn.Module, texts: int) -> Callable[[], torch.Tensor]:
-    images = BATCH // texts
+def loss_of_cached_features(name: str, model: nn.Module, images: int, texts: int) -> Callable[[], torch.Tensor]:
     regions = torch.randn(images, REGIONS, WIDTH)
     input_ids = torch.randint(3, VOCABULARY, (images * texts, TOKENS + 1))
     if name == "fusion-captioner":
@@ -158,7 +160,10 @@ def compare_types(rounds: int, images: int) -> None:
         Path(fusion_captioner.__file__).parent / "pretrained"
     ).train()
     whole.unfreeze_image_encoder(fix_batch_norm=True)
-    of_cached, of_pixels = loss_of_cached_features("fusion-captioner", cached, 5), loss_of_pixels(whole, images)
+    of_cached, of_pixels = (
+        loss_of_cached_features("fusion-captioner", cached, RECIPE_BATCH, 1),
+        loss_of_pixels(whole, images),
+    )
     with tempfile.TemporaryDirectory() as folder:
         # float32 first: a trainer sets accelerate's state of the process, of which float32 reads nothing
         steps = {
@@ -167,7 +172,7 @@ def compare_types(rounds: int, images: int) -> None:
             "self-critical": [self_critical_step(2 * images, bf16, folder) for bf16 in (False, True)],
         }
         captions = {
-            "cached features": BATCH // 5 * 5,
+            "cached features": RECIPE_BATCH,
             "image encoder trained": 2 * images,
             "self-critical": 10 * images,
         }
@@ -210,7 +215,9 @@ def main() -> None:
     models = {"fusion-captioner": captioner().train(), "show-attend-tell loop": ShowAttendTell().train()}
     keys = [(name, texts) for texts in (1, 5) for name in models]
     steps = {
-        (name, texts): training_step(loss_of_cached_features(name, models[name], texts), models[name], options.bf16)
+        (name, texts): training_step(
+            loss_of_cached_features(name, models[name], BATCH // texts, texts), models[name], options.bf16
+        )
         for name, texts in keys
     }
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in keys}
