@@ -1,8 +1,9 @@
-"""Scores of captioners by the settings they search with: beams, length penalty, and the sequences not to repeat.
+"""Scores of captioners by the settings they search with: beams, length penalty, the sequences not to repeat, and
+the size that images are resized to.
 
     python benchmarks/beam_settings.py --checkpoint C [C ...] --source FOLDER --cache FOLDER [--split val]
         [--language CODE] [--beams 1 2 3 5] [--length-penalties 0.0 0.6 1.0] [--no-repeat-ngrams 0 2 3]
-        [--document-frequencies SOURCE] [--limit N] [--json FILE]
+        [--image-sizes 224 240] [--document-frequencies SOURCE] [--limit N] [--json FILE]
 
 Every search reads the same cached features of the image encoder; greedy search has no length penalty. Choose on `val`.
 """
@@ -44,6 +45,9 @@ def main() -> None:
     parser.add_argument("--length-penalties", type=float, nargs="+", default=[0.0, 0.6, 1.0], help="default: 0 0.6 1")
     parser.add_argument("--no-repeat-ngrams", type=int, nargs="+", default=[0], help="0 allows all (default: 0)")
     parser.add_argument(
+        "--image-sizes", type=int, nargs="+", metavar="PIXELS", help="sides (default: the captioner's)"
+    )
+    parser.add_argument(
         "--document-frequencies", metavar="SOURCE", help="CIDEr has those of these captions (default: the references)"
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
@@ -61,11 +65,13 @@ def main() -> None:
         )
     figures = []
     print(
-        "| captioner | beams | length penalty | no repeated | CIDEr | BLEU-4 | words per caption | different captions "
-        "| with a repeated phrase |\n|---|---|---|---|---|---|---|---|---|"
+        "| captioner | pixels | beams | length penalty | no repeated | CIDEr | BLEU-4 | words per caption | "
+        "different captions | with a repeated phrase |\n|---|---|---|---|---|---|---|---|---|---|"
     )
-    for checkpoint in options.checkpoint:
+    for checkpoint, size in product(options.checkpoint, options.image_sizes or [None]):
         model, processor = load_captioner(checkpoint)
+        if size is not None:
+            processor.image_processor.size = {"height": size, "width": size}
         cached = cached_features({options.split: rows}, model, processor.image_processor, options.cache)[options.split]
         for beams, penalty, ngram in product(options.beams, options.length_penalties, options.no_repeat_ngrams):
             if beams == 1 and penalty != options.length_penalties[0]:
@@ -78,14 +84,20 @@ def main() -> None:
             )
             texts = list(captions.values())
             scores = score_generated(captions, cached.rows, document_frequencies=frequencies)
-            row = {"checkpoint": checkpoint, "beams": beams, "length_penalty": penalty if beams > 1 else None}
+            row = {
+                "checkpoint": checkpoint,
+                "image_size": size,
+                "beams": beams,
+                "length_penalty": penalty if beams > 1 else None,
+            }
             row |= {"no_repeat_ngram": ngram, **{name: scores[name] for name in ("CIDEr", "BLEU-4")}}
             row["words"] = sum(len(text.split()) for text in texts) / len(texts)
             row["different"] = len(set(texts)) / len(texts)
             row["repeating"] = sum(map(repeats, texts)) / len(texts)
             figures.append(row)
+            searched = (Path(checkpoint).name, size or "–", beams, penalty if beams > 1 else "–", ngram or "–")
             print(
-                f"| {Path(checkpoint).name} | {beams} | {penalty if beams > 1 else '–'} | {ngram or '–'} "
+                "| " + " | ".join(map(str, searched)),
                 f"| {row['CIDEr']:.4f} | {row['BLEU-4']:.4f} | {row['words']:.1f} | {row['different']:.0%} "
                 f"| {row['repeating']:.1%} |",
                 flush=True,
