@@ -6,6 +6,7 @@ B: images, k: prompts per image, T = B*k: texts, L: tokens, H, W: height and wid
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fusion_captioner.image_loading import ImageSource, check_processed_size, im
 from fusion_captioner.inference.decoder_states import DecoderStates
 from fusion_captioner.inference.launched_process import usable_cores
 from fusion_captioner.inference.runtimes import RUNTIMES, RUNTIMES_OF_PARTS, Part, reading_export
-from fusion_captioner.inference.token_search import SearchSettings, search_one_by_one, search_with_beams
+from fusion_captioner.inference.token_search import SearchSettings, filler, search_one_by_one, search_with_beams
 
 DESCRIPTION = "exported_captioner.json"
 # Names of the sizes that change from call to call, in the shapes of a description.
@@ -66,9 +67,14 @@ class ExportedCaptioner:
             self.tokenizer.no_truncation()
         self.runtime: str = self.description["runtime"]
         of_images, of_steps = (RUNTIMES[name] for name in RUNTIMES_OF_PARTS[self.runtime])
+        # To wake ONNX Runtime's threads takes as long as most operators of a step do. So a step has one thread, and
+        # the images of a batch are shared among searches that run side by side.
+        on_one_thread = RUNTIMES_OF_PARTS[self.runtime][1] == "onnx"
+        self._searches = self.num_threads if on_one_thread else 1
+        step_threads = 1 if on_one_thread else num_threads
         regions, states = len(self.description["regions"]), len(self.description["states"])
         self._image_part = _checked(of_images(folder, IMAGE_PART, num_threads), folder / IMAGE_PART, regions)
-        self._decoder_step = _checked(of_steps(folder, DECODER_STEP, num_threads), folder / DECODER_STEP, 1 + states)
+        self._decoder_step = _checked(of_steps(folder, DECODER_STEP, step_threads), folder / DECODER_STEP, 1 + states)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -190,11 +196,43 @@ class ExportedCaptioner:
                 f"token id {wrong[0]} is outside the vocabulary of {self.description['vocab_size']}; use the "
                 "tokenizer of this export."
             )
+        regions = self._image_part((pixel_values,))
+        texts = len(input_ids) // len(pixel_values)
+
+        def search_for(images: np.ndarray) -> np.ndarray:
+            """The new tokens of adjacent images."""
+            rows = slice(images[0] * texts, (images[-1] + 1) * texts)
+            of_images = [region[images[0] : images[-1] + 1] for region in regions]
+            return self._search(of_images, input_ids[rows], attention_mask[rows], search, seed)
+
+        # what is drawn by chance is drawn for all texts in turn
+        number = 1 if search.do_sample else min(self._searches, len(pixel_values))
+        parts = np.array_split(np.arange(len(pixel_values)), number)
+        with ThreadPoolExecutor(number) as threads:
+            found = list(threads.map(search_for, parts)) if number > 1 else [search_for(parts[0])]
+        longest = max(tokens.shape[1] for tokens in found)
+        fill = filler(search, eos_ids, pad_id)
+        chosen = np.concatenate(
+            [np.pad(tokens, ((0, 0), (0, longest - tokens.shape[1])), constant_values=fill) for tokens in found]
+        )
+        return np.concatenate((input_ids.repeat(search.num_return_sequences, axis=0), chosen), axis=1)
+
+    def _search(
+        self,
+        regions: Sequence[np.ndarray],
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray,
+        search: SearchSettings,
+        seed: int | None,
+    ) -> np.ndarray:
+        """The new tokens `(T*num_return_sequences, L)` of some images, from what the image part gave of them."""
+        eos_ids = np.asarray(self.description["generation"]["eos_token_ids"], np.int64)
+        pad_id = self.description["generation"]["pad_token_id"]
         states = DecoderStates(
             self._decoder_step,
             self.description["states"],
-            self._image_part((pixel_values,)),
-            len(input_ids) // len(pixel_values),
+            regions,
+            len(input_ids) // len(regions[0]),
             self.description["max_positions"],
         )
         for position in range(input_ids.shape[1]):
@@ -205,10 +243,8 @@ class ExportedCaptioner:
         )
         constraints = search.constraints(eos_ids, prompts, mask)
         if search.num_beams > 1:
-            chosen = search_with_beams(logits, states, search, constraints, pad_id)
-        else:
-            chosen = search_one_by_one(logits, states, search, constraints, pad_id, seed)
-        return np.concatenate((input_ids.repeat(search.num_return_sequences, axis=0), chosen), axis=1)
+            return search_with_beams(logits, states, search, constraints, pad_id)
+        return search_one_by_one(logits, states, search, constraints, pad_id, seed)
 
     def caption(
         self,

@@ -125,6 +125,11 @@ class SearchSettings:
         )
 
 
+def filler(settings: SearchSettings, eos_ids: np.ndarray, pad_id: int) -> int:
+    """The token behind the end of a text, as transformers has it: beams have EOS there if the padding token is 0."""
+    return pad_id or (int(eos_ids[0]) if settings.num_beams > 1 and len(eos_ids) else 0)
+
+
 def search_one_by_one(
     logits: np.ndarray,
     decoder: Decoder,
@@ -184,8 +189,7 @@ def search_with_beams(
     beams, length, penalty = settings.num_beams, settings.max_new_tokens, settings.length_penalty
     searches = len(logits) // beams
     candidates = max(2, 1 + len(eos_ids)) * beams  # enough that N remain if all the best end
-    fill = pad_id or (int(eos_ids[0]) if len(eos_ids) else 0)  # as transformers fills, where the padding token is 0
-    results = np.full((searches, beams, length), fill, np.int64)
+    results = np.full((searches, beams, length), filler(settings, eos_ids, pad_id), np.int64)
     result_lengths = np.zeros((searches, beams), np.int64)
     places = np.arange(searches)  # the searches that the decoder still has; all that follows is about these
 

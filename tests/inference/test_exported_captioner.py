@@ -101,6 +101,24 @@ def exported(export: Export) -> ExportedCaptioner:
     return ExportedCaptioner(export("onnx"), num_threads=1)
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "num_return_sequences": 2}]
+)
+def test_tokens_do_not_depend_on_the_number_of_threads(export: Export, settings: dict) -> None:
+    images, texts = pixels(5).numpy(), tokens(10, 3).numpy()  # two texts per image
+    one, three = (ExportedCaptioner(export("onnx"), num_threads=number) for number in (1, 3))
+    endless = one.generate(images, texts, seed=1, max_new_tokens=12, **settings)
+    ends = [int(endless[0, 5]), int(endless[-1, 8])]  # what texts of two of the three searches have somewhere
+    for each in (one, three):
+        each.description["generation"]["eos_token_ids"] = ends
+    expected, found = (
+        each.generate(images, texts, seed=1, max_new_tokens=12, **settings).tolist() for each in (one, three)
+    )
+    assert found == expected
+    # some texts end early, and are filled up
+    assert len({min([row.index(end, 3) for end in ends if end in row[3:]], default=None) for row in found}) > 1
+
+
 def test_samples_repeat_with_their_seed(exported: ExportedCaptioner) -> None:
     settings = {"do_sample": True, "num_return_sequences": 3, "temperature": 2.0, "max_new_tokens": 6}
     first, again, other = (exported.generate(pixels(2).numpy(), seed=seed, **settings) for seed in (1, 1, 2))
