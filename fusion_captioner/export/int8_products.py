@@ -34,7 +34,6 @@ def quantize_products(model: Any, weights: Mapping[str, np.ndarray], largest: in
     constants = {
         "int8_step": np.array(1 / _LARGEST, np.float32),
         "int8_zero": np.array(_ZERO, np.uint8),
-        "int8_least": np.array(1e-20, np.float32),  # instead of 0, for rows of zeros
         "int8_last": np.array([-1]),
         "int8_columns": np.array([1]),
     }
@@ -62,8 +61,8 @@ def _product(node: Any) -> list[Any]:
 
     return [
         make("Abs", [rows], own("sizes")),
-        make("ReduceMax", [own("sizes"), "int8_last"], own("peak"), keepdims=1),
-        make("Max", [own("peak"), "int8_least"], own("scale")),
+        make("ReduceMax", [own("sizes"), "int8_last"], own("scale"), keepdims=1),
+        # of a row of zeros no number, which becomes some byte: its product is multiplied by 0
         make("Div", [rows, own("scale")], own("within_one")),
         make("QuantizeLinear", [own("within_one"), "int8_step", "int8_zero"], own("Q8")),
         # constant, and computed once, when the file is opened: tables of the same weights need them the other way
