@@ -6,7 +6,7 @@
 The photos of the training split whose concepts are most alike are looked up for each photo of the split. Their
 captions are candidates, and the one that agrees most with all of them, by CIDEr-D, is the caption ("consensus", Devlin
 et al., 2015, https://arxiv.org/abs/1505.04467); and they choose among the beams of the captioner in the same way (Mao
-et al., 2015, https://arxiv.org/abs/1412.6632, section 8).
+et al., 2015, https://arxiv.org/abs/1412.6632).
 """
 
 import argparse

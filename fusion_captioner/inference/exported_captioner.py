@@ -171,8 +171,6 @@ class ExportedCaptioner:
             TypeError: a setting that does not exist.
         """
         search = SearchSettings(**(self.description["generation"]["settings"] | settings))
-        eos_ids = np.asarray(self.description["generation"]["eos_token_ids"], np.int64)
-        pad_id = self.description["generation"]["pad_token_id"]
         if pixel_values.shape[1:] != (3, *self.image_size):
             raise ValueError(
                 f"`pixel_values` {pixel_values.shape} must have the shape (images, 3, "
@@ -211,11 +209,17 @@ class ExportedCaptioner:
         with ThreadPoolExecutor(number) as threads:
             found = list(threads.map(search_for, parts)) if number > 1 else [search_for(parts[0])]
         longest = max(tokens.shape[1] for tokens in found)
-        fill = filler(search, eos_ids, pad_id)
+        fill = filler(search, *self._ends)
         chosen = np.concatenate(
             [np.pad(tokens, ((0, 0), (0, longest - tokens.shape[1])), constant_values=fill) for tokens in found]
         )
         return np.concatenate((input_ids.repeat(search.num_return_sequences, axis=0), chosen), axis=1)
+
+    @property
+    def _ends(self) -> tuple[np.ndarray, int]:
+        """The tokens that end a text, int64, and the one that stands for none."""
+        generation = self.description["generation"]
+        return np.asarray(generation["eos_token_ids"], np.int64), generation["pad_token_id"]
 
     def _search(
         self,
@@ -226,8 +230,7 @@ class ExportedCaptioner:
         seed: int | None,
     ) -> np.ndarray:
         """The new tokens `(T*num_return_sequences, L)` of some images, from what the image part gave of them."""
-        eos_ids = np.asarray(self.description["generation"]["eos_token_ids"], np.int64)
-        pad_id = self.description["generation"]["pad_token_id"]
+        eos_ids, pad_id = self._ends
         states = DecoderStates(
             self._decoder_step,
             self.description["states"],

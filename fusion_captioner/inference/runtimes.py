@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# Its kernel of a sum with its normalisation takes four times as long as the two kernels one after the other.
+# Its kernel of a sum with its normalisation is slower than the two kernels one after the other.
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 # One part of a captioner: arrays in, arrays out, in the order that it was exported with.
 Part = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
