@@ -24,6 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration", metavar="FOLDER", help="some hundreds of images like those to caption, for --int8"
     )
+    parser.add_argument(
+        "--captions",
+        nargs="+",
+        metavar="[LANGUAGE=]SOURCE",
+        help="captions whose words are all that the export needs to say, which makes it faster: data as for training "
+        "(the split train), or a file NAME.txt with a text per line; several add up (default: it can say every word)",
+    )
     add_hub_flags(parser)
 
 
@@ -41,8 +48,34 @@ def run(options: argparse.Namespace) -> int:
     images = _calibration_images(options)
     with lock_output_folder(options.out, "--out", [options.model]):
         model, processor = load_captioner(options.model, options.revision, trust_remote_code=options.trust_remote_code)
-        print_line(str(export_captioner(model, processor, options.to, options.out, images)), sys.stdout)
+        captions = None if options.captions is None else _captions(options.captions, processor.languages)
+        print_line(str(export_captioner(model, processor, options.to, options.out, images, captions)), sys.stdout)
     return 0
+
+
+def _captions(sources: list[str], languages: list[str]) -> dict[str, list[str]]:
+    """The texts of each language, of sources that may have a language and `=` before them; `""` without languages."""
+    from fusion_captioner.data.caption_datasets import load_caption_dataset
+    from fusion_captioner.data.caption_source import CaptionSource
+
+    texts: dict[str, list[str]] = {language: [] for language in languages or [""]}
+    for given in sources:
+        language, _, source = given.partition("=")
+        if language not in languages:
+            language, source = next(iter(texts)), given
+        if source.endswith(".txt"):
+            texts[language] += expanded(source).read_text(encoding="utf-8").splitlines()
+            continue
+        splits = load_caption_dataset(CaptionSource(source))
+        if "train" not in splits:
+            raise ValueError(
+                f"--captions ({given}): has no split train, but {', '.join(splits)}; name another source."
+            )
+        texts[language] += [text for captions in splits["train"]["captions"] for text in captions]
+    if lacking := [language for language, found in texts.items() if not found]:
+        names = " and ".join(f"{language}=SOURCE" if language else "SOURCE" for language in lacking)
+        raise ValueError(f"--captions ({' '.join(sources)}) has no text for {names}; add it.")
+    return texts
 
 
 def _calibration_images(options: argparse.Namespace) -> list[str] | None:

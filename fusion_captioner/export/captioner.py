@@ -1,21 +1,21 @@
 """A captioner as files that run without torch."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.export import ExportedProgram
 
 from fusion_captioner import __version__
-from fusion_captioner.export.int8 import (
-    compress_weights,
-    quantize_decoder_step,
-    quantize_image_part,
-)
-from fusion_captioner.export.parts import Shape, export_decoder_step, export_image_part
+from fusion_captioner.export.calibration_texts import CalibrationTexts
+from fusion_captioner.export.int8 import compress_weights, quantize_decoder_part, quantize_image_part
+from fusion_captioner.export.parts import Shape, export_decoder_step, export_image_part, export_output_layer
 from fusion_captioner.files import atomic_folder, write_json
 from fusion_captioner.fingerprints import fingerprint, write_digests
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
@@ -25,8 +25,9 @@ from fusion_captioner.inference.exported_captioner import (
     FORMAT,
     IMAGE_PART,
     IMAGE_SETTINGS,
+    output_layer_name,
 )
-from fusion_captioner.inference.runtimes import RUNTIMES_OF_PARTS, import_runtime
+from fusion_captioner.inference.runtimes import RUNTIMES_OF_PARTS, Part, import_runtime
 from fusion_captioner.inference.token_search import SearchSettings
 from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditionalGeneration
 from fusion_captioner.processing_fusion_captioner import NO_LIMIT, FusionCaptionerProcessor
@@ -48,6 +49,7 @@ def export_captioner(
     runtime: str,
     folder: str | Path,
     calibration: Sequence[str] | None = None,
+    captions: Mapping[str, Iterable[str]] | None = None,
 ) -> Path:
     """
     Write a captioner as a folder that [`ExportedCaptioner`] loads: the image part and the decoder step, the config,
@@ -60,6 +62,8 @@ def export_captioner(
         folder: created if it does not exist.
         calibration: files of some hundreds of images like those to be captioned, for an int8 export. By default the
             export is float32.
+        captions: by language texts such as the training captions; of a captioner of one language by `""`. The export
+            can say their tokens and no others, and saves the time for the others. By default it can say all.
 
     Returns:
         the folder.
@@ -67,7 +71,7 @@ def export_captioner(
     Raises:
         ValueError: if the captioner holds what an export cannot: other settings of generation than
             [`SearchSettings`] has, a tokenizer without `tokenizer.json`, images that are not resized, or, for int8, a
-            layer that has no such form.
+            layer that has no such form; or if `captions` are of other languages than the captioner's.
         ImportError: the runtime's packages are not installed; int8 needs ONNX Runtime's for either runtime.
     """
     if runtime not in RUNTIMES_OF_PARTS:
@@ -81,6 +85,7 @@ def export_captioner(
         )
     if not processor.tokenizer.is_fast:
         raise ValueError("the tokenizer has no `tokenizer.json`; an export needs one of the library tokenizers.")
+    output_layers = {} if captions is None else _output_layers(model, processor, captions)
     description = {
         "format": FORMAT,
         "runtime": runtime,
@@ -93,23 +98,39 @@ def export_captioner(
         else None,
         "generation": _generation(model),
         "tokenizer": _tokenizer(processor),
+        "output_layers": output_layers,
     }
     model = deepcopy(model).eval().float().cpu()  # the caller's stays what it is
     size = (processor.image_processor.size["height"], processor.image_processor.size["width"])
     pixels_shape: list[Shape] = [["images", 3, *size]]
-    attends = description["max_positions"] is not None
-    token_shapes: list[Shape] = [["images", "texts"], ["images", "texts", "seen" if attends else 1]]
+    token_shapes: list[Shape] = [["images", "texts"]]
+    if description["max_positions"] is not None:
+        token_shapes.append(["images", "texts", "seen"])
     with atomic_folder(folder, last=DESCRIPTION) as new:
         image_part, region_shapes = export_image_part(model, size)
+        decoder_step, states = export_decoder_step(model, region_shapes, gives_logits=not output_layers)
+        shapes = [*token_shapes, *region_shapes, *(state["shape"] for state in states)]
+        layers = {name: export_output_layer(model, ids) for name, ids in output_layers.items()}
+        layer_shapes: list[Shape] = [["texts", model.lm_head.in_features]]
         if calibration is None:
             EXPORTERS[of_images](image_part, pixels_shape, new / IMAGE_PART)
+            EXPORTERS[of_steps](decoder_step, shapes, new / DECODER_STEP)
+            for name, layer in layers.items():
+                EXPORTERS[of_steps](layer, layer_shapes, new / output_layer_name(name))
         else:
             settings = {name: getattr(processor.image_processor, name) for name in SETTINGS}
             write_int8_image_part(image_part, pixels_shape, new / IMAGE_PART, of_images, calibration, settings)
-        decoder_step, states = export_decoder_step(model, region_shapes)
-        shapes = [*token_shapes, *region_shapes, *(state["shape"] for state in states)]
-        write = (EXPORTERS if calibration is None else INT8_DECODER_EXPORTERS)[of_steps]
-        write(decoder_step, shapes, new / DECODER_STEP)
+            write = INT8_DECODER_EXPORTERS[of_steps]
+            texts = CalibrationTexts(model, processor, calibration)
+            hidden_states: dict[str, np.ndarray] = {}
+
+            def read_texts(step: Part) -> None:
+                hidden_states.update(texts.read(step, states, description["max_positions"]))
+
+            write(decoder_step, shapes, new / DECODER_STEP, read_texts)
+            for name, layer in layers.items():
+                rows = (hidden_states[name],)
+                write(layer, layer_shapes, new / output_layer_name(name), partial(_call, rows))
         model.config.to_json_file(new / "config.json")
         processor.tokenizer.save_pretrained(new)
         processor.image_processor.to_json_file(new / IMAGE_SETTINGS)
@@ -121,7 +142,9 @@ def export_captioner(
 def write_onnx(program: ExportedProgram, shapes: list[Shape], path: Path) -> None:
     """`PATH.onnx`, weights included; batch normalisation is folded into the convolutions by the exporter."""
     import_runtime("onnxscript", "onnx")
-    torch.onnx.export(program, f=path.with_suffix(".onnx"), dynamo=True, external_data=False, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        torch.onnx.export(program, f=path.with_suffix(".onnx"), dynamo=True, external_data=False, verbose=False)
 
 
 def write_openvino(program: ExportedProgram, shapes: list[Shape], path: Path) -> None:
@@ -163,26 +186,55 @@ def write_int8_image_part(
             _save_openvino(openvino.convert_model(quantized), shapes, path)
 
 
-def write_int8_onnx_decoder(program: ExportedProgram, shapes: list[Shape], path: Path) -> None:
-    """`PATH.onnx` with int8 weights; activations are quantised step by step."""
+def write_int8_onnx_decoder(
+    program: ExportedProgram, shapes: list[Shape], path: Path, run: Callable[[Part], None]
+) -> None:
+    """`PATH.onnx` with int8 weights; `run` calls the part so that its activations get scales."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "float32"
         write_onnx(program, shapes, source)
-        quantize_decoder_step(source.with_suffix(".onnx"), path.with_suffix(".onnx"))
+        quantize_decoder_part(source.with_suffix(".onnx"), path.with_suffix(".onnx"), run)
 
 
-def write_int8_openvino_decoder(program: ExportedProgram, shapes: list[Shape], path: Path) -> None:
-    """`PATH.xml` and `PATH.bin` with int8 weights."""
+def write_int8_openvino_decoder(
+    program: ExportedProgram, shapes: list[Shape], path: Path, run: Callable[[Part], None]
+) -> None:
+    """`PATH.xml` and `PATH.bin` with int8 weights, which need no scales of activations."""
     openvino = import_runtime("openvino", "openvino")
     converted = openvino.convert_model(program)
     compress_weights(converted)
     _save_openvino(converted, shapes, path)
 
 
-INT8_DECODER_EXPORTERS: dict[str, Callable[[ExportedProgram, list[Shape], Path], None]] = {
+INT8_DECODER_EXPORTERS: dict[str, Callable[[ExportedProgram, list[Shape], Path, Callable[[Part], None]], None]] = {
     "onnx": write_int8_onnx_decoder,
     "openvino": write_int8_openvino_decoder,
 }
+
+
+def _call(arrays: Sequence[np.ndarray], part: Part) -> None:
+    part(arrays)
+
+
+def _output_layers(
+    model: FusionCaptionerForConditionalGeneration,
+    processor: FusionCaptionerProcessor,
+    captions: Mapping[str, Iterable[str]],
+) -> dict[str, list[int]]:
+    """Language → the tokens of its captions and all special ones, ascending."""
+    known = processor.languages or [""]
+    if set(captions) != set(known):
+        raise ValueError(
+            f"`captions` are of {', '.join(map(repr, captions)) or 'no language'}; give those of "
+            f"{', '.join(map(repr, known))}, which the captioner knows."
+        )
+    tokenizer, ends = processor.tokenizer, _generation(model)
+    special = {*tokenizer.all_special_ids, *ends["eos_token_ids"], ends["pad_token_id"]}
+    layers = {}
+    for language in known:
+        encodings = tokenizer(list(captions[language]), add_special_tokens=False)["input_ids"]
+        layers[language] = sorted(special.union(*encodings))
+    return layers
 
 
 def _generation(model: FusionCaptionerForConditionalGeneration) -> dict[str, Any]:

@@ -3,12 +3,12 @@ The parts of an export in int8: a quarter of the bytes.
 
 The image part multiplies int8 by int8: the user's images give the range of every activation beforehand (static
 quantisation, Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 2). The decoder step has few activations and
-many weights: its weights are int8, and its activations are quantised as they come (see `quantize_decoder_step`), or
-not at all (see `compress_weights`). What is no product with weights (normalisation, attention's softmax, residual
-sums) stays float32.
+many weights: its weights are int8, and its activations have scales from what the captioner says of these images (see
+`quantize_decoder_part`), or stay float32 (see `compress_weights`). What is no product with weights (normalisation,
+attention's softmax, residual sums) stays float32.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from fusion_captioner.export.int8_products import quantize_products
 from fusion_captioner.export.int8_tables import matrices, quantize_tables
 from fusion_captioner.export.rounding import round_weights
 from fusion_captioner.image_loading import images_to_pixel_values
-from fusion_captioner.inference.runtimes import import_runtime
+from fusion_captioner.inference.runtimes import Part, import_runtime
 
 # More images widen the ranges no further, and only cost time.
 MAX_CALIBRATION_IMAGES = 300
@@ -108,13 +108,14 @@ def quantize_image_part(source: Path, target: Path, images: Sequence[str], image
     _check_int8(target)
 
 
-def quantize_decoder_step(source: Path, target: Path) -> None:
+def quantize_decoder_part(source: Path, target: Path, run: Callable[[Part], None]) -> None:
     """
     Weights of an ONNX file become int8 with a scale for each output; see
     [`~fusion_captioner.export.int8_products.quantize_products`] for what they are multiplied by.
 
     Args:
         source, target: files to read and to write.
+        run: calls the part that it is given, on inputs like those to come.
 
     Raises:
         ValueError: a layer has no int8 form.
@@ -129,7 +130,7 @@ def quantize_decoder_step(source: Path, target: Path) -> None:
     with_gemms.replace_gemm_with_matmul()
     model = with_gemms.model
     products = matrices(model, ["MatMul"], 1)
-    quantize_products(model, products, LARGEST_WEIGHT)
+    quantize_products(model, products, LARGEST_WEIGHT, run)
     quantize_tables(model, products)
     onnx.save(model, target)
     _check_int8(target)

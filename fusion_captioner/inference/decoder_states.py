@@ -1,6 +1,6 @@
 """The states of an exported decoder step, carried from token to token.
 
-B: images, k: texts per image, T = B*k: texts, S: tokens so far, V: vocabulary
+B: images, k: texts per image, T = B*k: texts, S: tokens so far, C: columns of the logits
 """
 
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fusion_captioner.inference.output_layer import OutputLayer
 from fusion_captioner.inference.runtimes import Part
 
 # Initial values of states. Co-attention's is a logarithm, where 0 would mean something seen already.
@@ -24,6 +25,7 @@ class DecoderStates:
         regions: what the image part gave, B rows each.
         texts: k.
         max_positions: the most tokens that a text may have, None without Transformer layers.
+        output: the output layer, by whose columns tokens are called here.
     """
 
     def __init__(
@@ -33,8 +35,10 @@ class DecoderStates:
         regions: Sequence[np.ndarray],
         texts: int,
         max_positions: int | None,
+        output: OutputLayer,
     ) -> None:
         self.step = step
+        self.output = output
         self.regions = list(regions)
         self.max_positions = max_positions
         images = len(regions[0])
@@ -54,24 +58,32 @@ class DecoderStates:
         """B."""
         return len(self.mask)
 
-    def advance(self, token_ids: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+    def advance(self, columns: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
         """
         Reads a token of each text.
 
         Args:
-            token_ids: int64 (T,).
+            columns: int64 (T,), of the tokens.
             seen: int64 (T,), 0 where the token is padding, which leaves the states as they are.
 
         Returns:
-            float32 (T, V): logits of the next token.
+            float32 (T, C): logits of the next token.
 
         Raises:
             ValueError: if Transformer layers have no position for a further token.
         """
-        images, texts = self.mask.shape[:2]
-        seen = np.ones_like(token_ids) if seen is None else seen
-        mask = seen.reshape(images, texts, 1)
-        if self.max_positions is not None:
+        tokens = self.output.token_ids[columns].reshape(self.mask.shape[:2])
+        before, is_seen = self.states, None if seen is None else seen.reshape(tokens.shape) != 0
+        if self.max_positions is None:
+            hidden_states, *self.states = self.step((tokens, *self.regions, *before))
+            if is_seen is not None and not is_seen.all():
+                self.states = [
+                    np.where(is_seen.reshape(*is_seen.shape, *(1,) * (new.ndim - 2)), new, old)
+                    for new, old in zip(self.states, before)
+                ]
+        else:
+            # the step itself leaves the states at padding: those of Transformer layers grow with each token
+            mask = np.ones((*tokens.shape, 1), np.int64) if is_seen is None else is_seen[..., None].astype(np.int64)
             mask = np.concatenate((self.mask, mask), axis=2)
             if mask.shape[2] > self.max_positions:
                 raise ValueError(
@@ -79,9 +91,8 @@ class DecoderStates:
                     f"({self.max_positions}); shorten it, or train with a larger `max_position_embeddings`."
                 )
             self.mask = mask
-        inputs = (token_ids.reshape(images, texts), mask, *self.regions, *self.states)
-        logits, *self.states = self.step(inputs)
-        return logits.reshape(images * texts, -1)  # exports of earlier versions give (B, k, V)
+            hidden_states, *self.states = self.step((tokens, mask, *self.regions, *before))
+        return self.output.logits(hidden_states)
 
     def repeat(self, times: int) -> None:
         """Repeat each text `times` times; the copies are adjacent."""

@@ -7,8 +7,10 @@ B: images, k: prompts per image, T = B*k: texts, L: tokens, H, W: height and wid
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from math import prod
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from fusion_captioner.given_values import check_text
 from fusion_captioner.image_loading import ImageSource, check_processed_size, images_to_pixel_values
 from fusion_captioner.inference.decoder_states import DecoderStates
 from fusion_captioner.inference.launched_process import usable_cores
+from fusion_captioner.inference.output_layer import OutputLayer
 from fusion_captioner.inference.runtimes import RUNTIMES, RUNTIMES_OF_PARTS, Part, reading_export
 from fusion_captioner.inference.token_search import SearchSettings, filler, search_one_by_one, search_with_beams
 
@@ -30,8 +33,8 @@ IMAGES, TEXTS, PAST = "images", "texts", "past"
 # Numbers that a state holds per text: 2**24 are 64 MiB.
 MAX_STATE_SIZE = 2**24
 IMAGE_SETTINGS = "preprocessor_config.json"
-IMAGE_PART, DECODER_STEP = "image_part", "decoder_step"
-FORMAT = 1
+IMAGE_PART, DECODER_STEP, OUTPUT_LAYER = "image_part", "decoder_step", "output_layer"
+FORMAT = 2
 
 
 class ExportedCaptioner:
@@ -73,8 +76,15 @@ class ExportedCaptioner:
         self._searches = self.num_threads if on_one_thread else 1
         step_threads = 1 if on_one_thread else num_threads
         regions, states = len(self.description["regions"]), len(self.description["states"])
+
+        def of_a_step(name: str, outputs: int) -> Part:
+            return _checked(of_steps(folder, name, step_threads), folder / name, outputs)
+
         self._image_part = _checked(of_images(folder, IMAGE_PART, num_threads), folder / IMAGE_PART, regions)
-        self._decoder_step = _checked(of_steps(folder, DECODER_STEP, step_threads), folder / DECODER_STEP, 1 + states)
+        self._decoder_step = of_a_step(DECODER_STEP, 1 + states)
+        self._load_output_layer = lambda language: of_a_step(output_layer_name(language), 1)
+        self._output_layers: dict[str, OutputLayer] = {}
+        self._loading = Lock()
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -196,24 +206,31 @@ class ExportedCaptioner:
             )
         regions = self._image_part((pixel_values,))
         texts = len(input_ids) // len(pixel_values)
+        names = self._layer_names(input_ids, attention_mask).reshape(-1, texts)
+        if (names != names[:, :1]).any():
+            # texts of an image that have different output layers are searched for apart
+            regions, names, texts = [region.repeat(texts, axis=0) for region in regions], names.reshape(-1, 1), 1
 
         def search_for(images: np.ndarray) -> np.ndarray:
-            """The new tokens of adjacent images."""
-            rows = slice(images[0] * texts, (images[-1] + 1) * texts)
-            of_images = [region[images[0] : images[-1] + 1] for region in regions]
-            return self._search(of_images, input_ids[rows], attention_mask[rows], search, seed)
+            """The new tokens of some images, whose output layer is the same."""
+            rows = (images[:, None] * texts + np.arange(texts)).reshape(-1)
+            layer = self._output_layer(str(names[images[0], 0]))
+            of_images = [region[images] for region in regions]
+            return self._search(of_images, input_ids[rows], attention_mask[rows], layer, search, seed)
 
         # what is drawn by chance is drawn for all texts in turn
-        number = 1 if search.do_sample else min(self._searches, len(pixel_values))
-        parts = np.array_split(np.arange(len(pixel_values)), number)
+        number = 1 if search.do_sample else self._searches
+        groups = [np.flatnonzero(names[:, 0] == name) for name in dict.fromkeys(names[:, 0])]
+        parts = [part for images in groups for part in np.array_split(images, min(number, len(images)))]
         with ThreadPoolExecutor(number) as threads:
-            found = list(threads.map(search_for, parts)) if number > 1 else [search_for(parts[0])]
+            found = list(threads.map(search_for, parts)) if len(parts) > 1 else [search_for(parts[0])]
+        per_image = texts * search.num_return_sequences
         longest = max(tokens.shape[1] for tokens in found)
-        fill = filler(search, *self._ends)
-        chosen = np.concatenate(
-            [np.pad(tokens, ((0, 0), (0, longest - tokens.shape[1])), constant_values=fill) for tokens in found]
-        )
-        return np.concatenate((input_ids.repeat(search.num_return_sequences, axis=0), chosen), axis=1)
+        chosen = np.full((len(names), per_image, longest), filler(search, *self._ends), np.int64)
+        for images, tokens in zip(parts, found):
+            chosen[images, :, : tokens.shape[1]] = tokens.reshape(len(images), per_image, -1)
+        prompts = input_ids.repeat(search.num_return_sequences, axis=0)
+        return np.concatenate((prompts, chosen.reshape(len(prompts), longest)), axis=1)
 
     @property
     def _ends(self) -> tuple[np.ndarray, int]:
@@ -221,33 +238,59 @@ class ExportedCaptioner:
         generation = self.description["generation"]
         return np.asarray(generation["eos_token_ids"], np.int64), generation["pad_token_id"]
 
+    def _layer_names(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """The output layer of each text: its language's; `""` where all tokens have one."""
+        layers = self.description["output_layers"]
+        if not layers or "" in layers:
+            return np.full(len(input_ids), "")
+        known = {token: language for language, token in self.languages.items()}
+        second = np.minimum((attention_mask != 0).argmax(axis=1) + 1, input_ids.shape[1] - 1)  # behind BOS
+        tokens = input_ids[np.arange(len(input_ids)), second]
+        return np.array([known.get(token, next(iter(layers))) for token in tokens.tolist()])
+
+    def _output_layer(self, name: str) -> OutputLayer:
+        with self._loading:
+            if name not in self._output_layers:
+                token_ids = self.description["output_layers"].get(name)
+                part = None if token_ids is None else self._load_output_layer(name)
+                self._output_layers[name] = OutputLayer(self.description["vocab_size"], token_ids, part)
+            return self._output_layers[name]
+
     def _search(
         self,
         regions: Sequence[np.ndarray],
         input_ids: np.ndarray,
         attention_mask: np.ndarray,
+        layer: OutputLayer,
         search: SearchSettings,
         seed: int | None,
     ) -> np.ndarray:
         """The new tokens `(T*num_return_sequences, L)` of some images, from what the image part gave of them."""
         eos_ids, pad_id = self._ends
+        fill = layer.columns[filler(search, eos_ids, pad_id)]
+        words = [layer.columns[list(each)].tolist() for each in search.bad_words_ids or ()]
+        search = replace(search, bad_words_ids=words)
+        prompts = layer.columns[input_ids]
         states = DecoderStates(
             self._decoder_step,
             self.description["states"],
             regions,
             len(input_ids) // len(regions[0]),
             self.description["max_positions"],
+            layer,
         )
         for position in range(input_ids.shape[1]):
-            logits = states.advance(input_ids[:, position], attention_mask[:, position])
+            logits = states.advance(prompts[:, position], attention_mask[:, position])
         states.repeat(search.rows_per_text)
         logits, prompts, mask = (
-            each.repeat(search.rows_per_text, axis=0) for each in (logits, input_ids, attention_mask)
+            each.repeat(search.rows_per_text, axis=0) for each in (logits, prompts, attention_mask)
         )
-        constraints = search.constraints(eos_ids, prompts, mask)
+        constraints = search.constraints(layer.columns[eos_ids], prompts, mask)
         if search.num_beams > 1:
-            return search_with_beams(logits, states, search, constraints, pad_id)
-        return search_one_by_one(logits, states, search, constraints, pad_id, seed)
+            chosen = search_with_beams(logits, states, search, constraints, fill)
+        else:
+            chosen = search_one_by_one(logits, states, search, constraints, fill, seed)
+        return layer.token_ids[chosen]
 
     def caption(
         self,
@@ -285,6 +328,11 @@ class ExportedCaptioner:
         texts = self.decode(generated[:, input_ids.shape[1] :])
         per_image = len(texts) // len(images)
         return [texts[start : start + per_image] for start in range(0, len(texts), per_image)]
+
+
+def output_layer_name(language: str) -> str:
+    """The name of the part that is the output layer of a language, or of all where it is `""`."""
+    return f"{OUTPUT_LAYER}_{language}" if language else OUTPUT_LAYER
 
 
 def is_export(folder: str | Path) -> bool:
@@ -340,6 +388,15 @@ def _check_description(description: Mapping[str, Any]) -> None:
             raise ValueError(f"`{name}` ({limit!r:.60}) must be a number of tokens, or null")
     if any(type(language) is not str for language, _ in tokenizer.get("languages", [])):
         raise ValueError("`languages` must be names with their tokens")
+    layers = description["output_layers"]
+    if "" not in layers and layers and set(layers) != {language for language, _ in tokenizer["languages"]}:
+        raise ValueError(f"`output_layers` ({list(layers)!r:.60}) must be one for each language")
+    for ids in layers.values():
+        given = {token for name in ("pad_token_id", "eos_token_ids") for token in tokens[name]}
+        if any(type(token) is not int or not 0 <= token < vocab_size for token in ids) or not given <= set(ids):
+            raise ValueError("`output_layers` must be lists of tokens, those that end a text among them")
+        if ids != sorted(set(ids)):
+            raise ValueError("`output_layers` must be lists of ascending tokens")
     SearchSettings(**generation["settings"])
     if not isinstance(tokenizer["clean_up_tokenization_spaces"], bool) or not isinstance(description["regions"], list):
         raise ValueError("`clean_up_tokenization_spaces` must be true or false, and `regions` a list")

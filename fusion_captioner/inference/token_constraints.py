@@ -1,7 +1,9 @@
 """
 Which tokens a search may choose next, without torch: the scores that transformers' logits processors give.
 
-T: texts (rows), V: vocabulary, L: tokens so far, of prompt and text
+T: texts (rows), C: columns, the tokens that can be chosen, L: tokens so far, of prompt and text
+
+Tokens of prompts, and of words that are forbidden, may lie behind the columns; such tokens are never chosen anyway.
 """
 
 from collections.abc import Sequence
@@ -39,7 +41,7 @@ class TokenConstraints:
         Apply the constraints to scores, in place.
 
         Args:
-            scores: float32 (T', V), of the next token; they are what is returned.
+            scores: float32 (T', C), of the next token; they are what is returned.
             rows: int64 (T',), the row of `prompts` that each text goes on from.
             tokens: int64 (T', new tokens), behind the prompts.
         """
@@ -63,7 +65,7 @@ class TokenConstraints:
 
     def _penalize(self, scores: np.ndarray, context: np.ndarray, padding: np.ndarray) -> None:
         texts, places = np.nonzero(np.arange(context.shape[1]) >= padding[:, None])
-        ids = context[texts, places]
+        texts, ids = _among(scores, texts, context[texts, places])
         found, penalty = scores[texts, ids], np.float32(self.repetition_penalty)
         scores[texts, ids] = np.where(found < 0, found * penalty, found / penalty)
 
@@ -75,7 +77,7 @@ def _forbid_ngrams(scores: np.ndarray, context: np.ndarray, size: int) -> None:
     for offset in range(size - 1):
         is_ending &= context[:, offset : offset + followed] == context[:, followed + offset, None]
     texts, places = is_ending.nonzero()
-    scores[texts, context[texts, places + size - 1]] = -np.inf
+    scores[_among(scores, texts, context[texts, places + size - 1])] = -np.inf
 
 
 def _forbid_sequences(scores: np.ndarray, context: np.ndarray, sequences: Sequence[Sequence[int]]) -> None:
@@ -88,4 +90,10 @@ def _forbid_sequences(scores: np.ndarray, context: np.ndarray, sequences: Sequen
         forbidden = np.asarray(group, np.int64)
         ending = context[:, None, context.shape[1] + 1 - length :]
         texts, places = np.nonzero((ending == forbidden[None, :, :-1]).all(axis=-1))
-        scores[texts, forbidden[places, -1]] = -np.inf
+        scores[_among(scores, texts, forbidden[places, -1])] = -np.inf
+
+
+def _among(scores: np.ndarray, texts: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the pairs of text and token that have a score."""
+    have = ids < scores.shape[1]
+    return texts[have], ids[have]

@@ -4,7 +4,8 @@ Choosing tokens from logits, without torch: greedy, by chance, or with beams.
 Token for token what transformers' `generate` chooses; beams follow its `_beam_search` with `early_stopping=False`.
 Images whose texts have all ended are not computed any further.
 
-T: texts (rows), V: vocabulary, B: searches, N: beams of a search, C: candidates kept a step, L: longest text in tokens
+T: texts (rows), V: tokens to choose from, B: searches, N: beams of a search, C: candidates kept a step,
+L: longest text in tokens
 """
 
 from collections.abc import Sequence
@@ -135,7 +136,7 @@ def search_one_by_one(
     decoder: Decoder,
     settings: SearchSettings,
     constraints: TokenConstraints,
-    pad_id: int,
+    fill: int,
     seed: int | None,
 ) -> np.ndarray:
     """
@@ -144,7 +145,8 @@ def search_one_by_one(
     Args:
         logits: float32 (T, V), after the prompts.
         decoder: has read the prompts.
-        constraints: of the prompts of all rows; what follows the tokens that end a text is `pad_id`.
+        constraints: of the prompts of all rows.
+        fill: what follows the token that ends a text, see [`filler`].
         seed: of the tokens that `do_sample` draws.
 
     Returns:
@@ -152,7 +154,7 @@ def search_one_by_one(
     """
     # where nothing is drawn, `numpy.random` stays unloaded, which a cold start would wait for
     random = np.random.default_rng(seed) if settings.do_sample else None
-    tokens = np.full((len(logits), settings.max_new_tokens), pad_id, np.int64)
+    tokens = np.full((len(logits), settings.max_new_tokens), fill, np.int64)
     rows = np.arange(len(logits))  # those that the decoder still has
     running = np.ones(len(logits), bool)  # of these, those that have not ended
     for position in range(settings.max_new_tokens):
@@ -173,14 +175,14 @@ def search_one_by_one(
 
 
 def search_with_beams(
-    logits: np.ndarray, decoder: Decoder, settings: SearchSettings, constraints: TokenConstraints, pad_id: int
+    logits: np.ndarray, decoder: Decoder, settings: SearchSettings, constraints: TokenConstraints, fill: int
 ) -> np.ndarray:
     """
     Beam search.
 
     Args:
         logits: float32 (B*N, V), after the prompts; the N rows of a search are adjacent.
-        decoder, constraints, pad_id: as in `search_one_by_one`.
+        decoder, constraints, fill: as in `search_one_by_one`.
 
     Returns:
         int64 (B*num_return_sequences, new tokens), best first.
@@ -189,7 +191,7 @@ def search_with_beams(
     beams, length, penalty = settings.num_beams, settings.max_new_tokens, settings.length_penalty
     searches = len(logits) // beams
     candidates = max(2, 1 + len(eos_ids)) * beams  # enough that N remain if all the best end
-    results = np.full((searches, beams, length), filler(settings, eos_ids, pad_id), np.int64)
+    results = np.full((searches, beams, length), fill, np.int64)
     result_lengths = np.zeros((searches, beams), np.int64)
     places = np.arange(searches)  # the searches that the decoder still has; all that follows is about these
 

@@ -11,7 +11,7 @@ from tiny_exports import Export, tiny_processor
 from tiny_models import tiny_model
 
 from fusion_captioner.cli import main
-from fusion_captioner.export.int8 import CalibrationImages, compress_weights, quantize_decoder_step
+from fusion_captioner.export.int8 import CalibrationImages, compress_weights, quantize_decoder_part
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner
 from fusion_captioner.inference.runtimes import import_runtime
@@ -112,7 +112,7 @@ def test_a_layer_of_onnx_without_int8_form_is_refused(tmp_path: Path) -> None:
     opsets = [onnx.helper.make_opsetid("", 20)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "einsum.onnx")
     with pytest.raises(ValueError, match=r"'the layer'.* would stay float32"):
-        quantize_decoder_step(tmp_path / "einsum.onnx", tmp_path / "int8.onnx")
+        quantize_decoder_part(tmp_path / "einsum.onnx", tmp_path / "int8.onnx", lambda part: None)
 
 
 def test_a_layer_of_openvino_without_int8_form_is_refused() -> None:

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fusion_captioner.export.int8 import quantize_decoder_step
+from fusion_captioner.export.int8 import quantize_decoder_part
 from fusion_captioner.export.int8_tables import quantize_tables
 
 WORDS, WIDTH = 40, 20
@@ -64,8 +64,8 @@ def test_tied_embeddings_are_held_once(tmp_path: Path, embedding: np.ndarray, ti
     output = np.ascontiguousarray(embedding.T) if tied else other
     saved(tmp_path / "float32.onnx", embedding, output)
     ids = np.array([[5], [3], [39]])
-    expected = run(tmp_path / "float32.onnx", ids)  # `quantize_decoder_step` changes its source
-    quantize_decoder_step(tmp_path / "float32.onnx", tmp_path / "int8.onnx")
+    expected = run(tmp_path / "float32.onnx", ids)  # `quantize_decoder_part` changes its source
+    quantize_decoder_part(tmp_path / "float32.onnx", tmp_path / "int8.onnx", lambda part: part((ids,)))
     assert len(tables(tmp_path / "int8.onnx")) == (1 if tied else 2)
     for found, right in zip(run(tmp_path / "int8.onnx", ids), expected, strict=True):
         np.testing.assert_allclose(found, right, atol=0.03 * np.abs(right).max())

@@ -96,6 +96,34 @@ def test_tokens_are_those_of_torch(
     assert_same_tokens(model, exported, images[:2], input_ids=tokens(6, 3))
 
 
+@pytest.mark.parametrize(
+    ("runtime", "fields"), [("onnx", {}), ("openvino", {"fusion_type": "sum", "decoder_type": "transformer"})]
+)
+def test_words_of_some_captions_alone(tmp_path: Path, runtime: str, fields: dict[str, str]) -> None:
+    model, processor = exported_model(**fields), tiny_processor()
+    captions = ["w5 w6 w7 w9 w11", "w13 w14 w15 w20 w21 w22 w30 w31 w40 w41"]
+    export_captioner(model, processor, runtime, tmp_path / "export", captions={"": captions})
+    known = sorted({0, 1, 2, *(int(word[1:]) for caption in captions for word in caption.split())})
+    exported = ExportedCaptioner(tmp_path / "export", num_threads=2)
+    assert exported.description["output_layers"] == {"": known}
+    others = sorted(set(range(model.config.vocab_size)) - set(known))
+    with torch.no_grad():
+        model.lm_head.bias[others] = -1e9
+    images = pixels(3)
+    assert_same_tokens(model, exported, images)
+    # with other words in the prompts, and among those that are forbidden
+    assert_same_tokens(model, exported, images[:2], **prompts())
+    assert_same_tokens(model, exported, images[:2], input_ids=tokens(6, 3))
+    assert_same_tokens(model, exported, images[:2], input_ids=torch.tensor([[BOS, 12, 8, 12], [BOS, 8, 8, 5]]))
+
+
+@pytest.mark.parametrize("captions", [{}, {"en": ["w5"]}, {"": ["w5"], "de": ["w6"]}])
+def test_captions_of_other_languages_than_the_captioner_has(tmp_path: Path, captions: dict[str, list[str]]) -> None:
+    with pytest.raises(ValueError, match=r"`captions` are of .* give those of ''"):
+        export_captioner(tiny_model(), tiny_processor(), "onnx", tmp_path / "export", captions=captions)
+    assert not (tmp_path / "export").exists()
+
+
 @pytest.fixture
 def exported(export: Export) -> ExportedCaptioner:
     return ExportedCaptioner(export("onnx"), num_threads=1)

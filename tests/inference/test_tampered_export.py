@@ -112,6 +112,12 @@ def test_weights_that_are_cut_off_or_not_finite(refused: Callable[..., str]) -> 
         (("tokenizer", "bos_token_id"), None),
         (("tokenizer", "pad_token_id"), 10**9),
         (("tokenizer",), None),
+        (("output_layers",), None),
+        (("output_layers",), {"": [0, 1, 5]}),
+        (("output_layers",), {"": [0, 2, 1]}),
+        (("output_layers",), {"": [0, 1, 2, 10**9]}),
+        (("output_layers",), {"de": [0, 1, 2]}),
+        (("output_layers",), {"": [0, 1, 2]}),
     ],
 )
 def test_a_description_that_does_not_fit(refused: Callable[..., str], keys: tuple[Any, ...], value: object) -> None:

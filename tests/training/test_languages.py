@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 from tiny_captioner import noise
 from tiny_recipe import write_data, write_recipe
@@ -176,6 +177,25 @@ def test_a_captioner_of_three_languages_is_trained_scored_and_asked(
         assert captions[0] == captions[1] and captions[0].startswith(beginning)
     pixels = processor(images=str(photo), return_tensors="np")["pixel_values"]
     assert ExportedCaptioner(tmp_path / "onnx").generate(pixels)[0].tolist() == default[0].tolist()
+    # an output layer for each language, and texts of several in one batch
+    sources = [f"{language}={root / name}" for language, name in NAMES.items()]
+    assert main(["export", str(out), "--to", "onnx", "--out", str(tmp_path / "short"), "--captions", *sources]) == 0
+    short = ExportedCaptioner(tmp_path / "short")
+    known = short.description["output_layers"]
+    assert list(known) == list(NAMES) and max(map(len, known.values())) < short.description["vocab_size"]
+    texts = np.array([short.beginning(language) for language in ("zh", "en", "de", "zh")])
+    for images in (pixels.repeat(4, axis=0), pixels.repeat(2, axis=0)):  # one text of each image, and two
+        for beams in (1, 3):
+            found = short.generate(images, texts, num_beams=beams, max_new_tokens=8)
+            for row, text in zip(found, texts):
+                (alone,) = short.generate(pixels, text[None], num_beams=beams, max_new_tokens=8)
+                assert row[: len(alone)].tolist() == alone.tolist()
+                language = short.description["tokenizer"]["languages"][text[1] - short.beginning("en")[1]][0]
+                assert set(row[2:].tolist()) <= set(known[language])
+    capsys.readouterr()
+    lacking = ["--captions", *sources[:2]]
+    assert main(["export", str(out), "--to", "onnx", "--out", str(tmp_path / "no"), *lacking]) == 2
+    assert "has no text for de=SOURCE; add it." in capsys.readouterr().err
     for captioner in (out, tmp_path / "onnx"):
         assert main(["caption", str(photo), "--model", str(captioner), "--language", "fr"]) == 2
         assert "`language` ('fr') must be one of 'en', 'zh', 'de'" in capsys.readouterr().err

@@ -1,0 +1,36 @@
+"""
+The output layer of an export, and the tokens that it knows: all, or those of a language.
+
+V: vocabulary, C: columns of the logits
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fusion_captioner.inference.runtimes import Part
+
+
+class OutputLayer:
+    """
+    What a search chooses from: columns of logits, each of which stands for a token.
+
+    Where the layer knows a part of the vocabulary, a prompt may hold other tokens. They have columns too, behind those
+    of the logits, so that a search can compare them and never chooses them.
+
+    Args:
+        vocab_size: V.
+        token_ids: the tokens of the columns, ascending; None where each token is its own column.
+        part: from hidden states to logits; None where the decoder step gives the logits.
+    """
+
+    def __init__(self, vocab_size: int, token_ids: Sequence[int] | None = None, part: Part | None = None) -> None:
+        known = np.asarray(range(vocab_size) if token_ids is None else token_ids, np.int64)
+        self.part = part
+        self.token_ids = np.concatenate((known, np.arange(vocab_size)))
+        self.columns = np.arange(vocab_size) + len(known)
+        self.columns[known] = np.arange(len(known))
+
+    def logits(self, hidden_states: np.ndarray) -> np.ndarray:
+        """float32 (T, C), from what the decoder step gave."""
+        return hidden_states if self.part is None else self.part((hidden_states,))[0]
