@@ -1,8 +1,8 @@
 """
-Concepts: words of the vocabulary that an image's regions predict, and what the fusion is given of the likeliest.
+Concepts: words of the vocabulary that an image's regions predict, and what fusion and output layer are given of them.
 
 B: images, T = B·k: texts, L: tokens, P: regions, Dv: width of a region, D: hidden size, K: concepts,
-N: concepts that become regions
+N: concepts that become regions, V: vocabulary
 """
 
 from typing import Any
@@ -116,6 +116,12 @@ class ConceptHead(nn.Module):
             languages = languages & (input_ids.unsqueeze(-1) == known).any(dim=1)  # (T, languages)
         of_image = languages.view(images, -1, languages.shape[1]).any(dim=1).float()
         return true, true | (of_image @ self.in_language > 0)
+
+    def word_bias(self, logits: torch.Tensor) -> torch.Tensor:
+        """What logits of concepts `(B, K)` add to the scores of words, `(B, V)` in float32: `concept_bias` times the
+        concept's probability, and nothing to words that are no concept."""
+        bias = self.config.concept_bias * logits.float().sigmoid()
+        return bias.new_zeros(len(bias), self.config.vocab_size).index_copy(1, self.token_ids, bias)
 
 
 class ConceptRegions(nn.Module):

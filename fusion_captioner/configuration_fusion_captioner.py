@@ -89,6 +89,7 @@ WEIGHT_FIELDS = (
     "reconstruction_loss_weight",
     "matching_loss_weight",
     "concept_loss_weight",
+    "concept_bias",
     "gradient_reversal_weight",
 )
 
@@ -216,6 +217,9 @@ class FusionCaptionerConfig(PreTrainedConfig):
         concept_token_ids (list of `int`, *optional*): concepts, the tokens that images are searched for: sorted, each
             once. With `languages` a list for each of them, of the words that its captions have.
         num_concepts (`int`, defaults to 0): so many of the likeliest concepts of an image become further regions.
+        concept_bias (`float`, defaults to 0): what a concept that is certain adds to the score of its word at every
+            step of the captioner, and less likely ones by their probability (an output attention over attributes, as
+            in You et al., 2016, section 3.4, without weights of its own).
         gradient_reversal_weight (`float`, defaults to 1): factor on the reversed gradient of the modality critic.
         initializer_range (`float`, defaults to 0.02): standard deviation of new random weights.
         languages (list of `str`, *optional*): codes of the languages, if the captioner writes several; the first
@@ -291,6 +295,7 @@ class FusionCaptionerConfig(PreTrainedConfig):
     concept_loss_weight: float | int = 0.0
     concept_token_ids: list[int] | list[list[int]] | None = None
     num_concepts: int = 0
+    concept_bias: float | int = 0.0
     initializer_range: float | int = 0.02
     languages: list[str] | None = None
     language_token_ids: list[int] | None = None
@@ -449,12 +454,12 @@ class FusionCaptionerConfig(PreTrainedConfig):
                         f"`vocab_size` ({self.vocab_size})."
                     )
         count = len(self.concept_ids)
-        if (self.num_concepts or self.concept_loss_weight) and not count:
-            name = "num_concepts" if self.num_concepts else "concept_loss_weight"
-            raise ValueError(
-                f"`{name}` ({getattr(self, name)}) needs `concept_token_ids` ({self.concept_token_ids}); name the "
-                f"tokens that are concepts, or set `{name}` to 0."
-            )
+        for name in ("num_concepts", "concept_loss_weight", "concept_bias"):
+            if getattr(self, name) and not count:
+                raise ValueError(
+                    f"`{name}` ({getattr(self, name)}) needs `concept_token_ids` ({self.concept_token_ids}); name the "
+                    f"tokens that are concepts, or set `{name}` to 0."
+                )
         if self.num_concepts > count:
             raise ValueError(
                 f"`num_concepts` ({self.num_concepts}) must be at most the number of concepts in `concept_token_ids` "

@@ -141,8 +141,8 @@ class FusionCaptionerPreTrainedModel(PreTrainedModel):
         base: FusionCaptionerModel = self.base_model  # type: ignore[assignment]
         if base.concept_head is None:
             raise ValueError(
-                "this model has no concept head, since `num_concepts` and `concept_loss_weight` are 0; train with one "
-                "of them above 0."
+                "this model has no concept head, since `num_concepts`, `concept_loss_weight` and `concept_bias` are "
+                "0; train with one of them above 0."
             )
         return base.concept_head(base.flatten_frames(base.image_regions(pixel_values, image_hidden_states))).sigmoid()
 
@@ -160,7 +160,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         self.frame_embedding = None if frames is None else nn.Parameter(frames)
         self.image_dropout = SequenceDropout(config.image_dropout)
         self.region_projection = nn.Linear(image_width, config.hidden_size)
-        has_concepts = bool(config.num_concepts or config.concept_loss_weight)
+        has_concepts = bool(config.num_concepts or config.concept_loss_weight or config.concept_bias)
         self.concept_head = ConceptHead(config, image_width) if has_concepts else None
         self.concept_regions = ConceptRegions(config) if config.num_concepts else None
         self.audio_encoder: AudioEncoder | None = None
@@ -202,6 +202,12 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         if self.concept_head is None:
             return None
         return self.concept_head(self.image_dropout(self.flatten_frames(image_hidden_states.to(self.fusion_dtype))))
+
+    def word_bias(self, concept_logits: torch.Tensor | None) -> torch.Tensor | None:
+        """What concepts of logits `(B, K)` add to the scores of words, `(B, V)`; `None` where they add nothing."""
+        if concept_logits is None or self.concept_head is None or not self.config.concept_bias:
+            return None
+        return self.concept_head.word_bias(concept_logits)
 
     def embed_regions(
         self, image_hidden_states: torch.Tensor, concept_logits: torch.Tensor | None = None
@@ -354,9 +360,10 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             self._check_rows(input_ids, regions)
             if input_features is not None:
                 audio_hidden_states = self.get_audio_hidden_states(input_features)
-            concept_logits = None if self.concept_regions is None else self.score_concepts(regions)
+            is_scored = self.concept_regions is not None or self.config.concept_bias
+            concept_logits = self.score_concepts(regions) if is_scored else None
             projected = self.project_regions(regions, audio_hidden_states, concept_logits)
-            cache = CaptionCache(projected) if use_cache else None
+            cache = CaptionCache(projected, self.word_bias(concept_logits)) if use_cache else None
         elif any(x is not None for x in (pixel_values, image_hidden_states, input_features, audio_hidden_states)):
             raise ValueError(
                 "`cache` holds the images already, and their sounds; leave out `pixel_values`, "
@@ -615,12 +622,18 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             cache.decoder_state = decoder_state
         if skip_logits and labels is None:
             raise ValueError("`skip_logits` leaves nothing to return without `labels`; give them, or leave it out.")
-        kept = hidden_states[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else hidden_states[logits_to_keep]
-        logits = None if skip_logits else self.lm_head(kept)
+        word_bias = self.model.word_bias(outputs.concept_logits) if cache is None else cache.word_bias
+        word_bias = self._of_texts(word_bias, hidden_states.shape[0])
+        if isinstance(logits_to_keep, int):
+            kept, bias = hidden_states[:, -logits_to_keep:], word_bias
+        else:
+            kept = hidden_states[logits_to_keep]
+            bias = None if word_bias is None else word_bias[logits_to_keep.nonzero()[:, 0], 0]
+        logits = None if skip_logits else self._score_words(kept, bias)
 
         loss, loss_terms = None, None
         if labels is not None:
-            loss_terms = self._loss_terms(outputs, hidden_states, logits, labels, attention_mask)
+            loss_terms = self._loss_terms(outputs, hidden_states, logits, labels, attention_mask, word_bias)
             if self.config.concept_loss_weight:
                 concept_logits = outputs.concept_logits
                 if concept_logits is None:
@@ -652,9 +665,24 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         )
         cache.seen_tokens += 1
         hidden_states, cache.decoder_state = self.decoder(fused, embeddings, mask, cache.decoder_state, True)
-        return self.lm_head(hidden_states)[:, -1]
+        return self._score_words(hidden_states, self._of_texts(cache.word_bias, hidden_states.shape[0]))[:, -1]
 
-    def _loss_terms(self, outputs, hidden_states, logits, labels, attention_mask) -> dict[str, torch.Tensor]:
+    @staticmethod
+    def _of_texts(word_bias: torch.Tensor | None, texts: int) -> torch.Tensor | None:
+        """The bias of each text, `(T, 1, V)`, from that of its image, `(B, V)`."""
+        if word_bias is None:
+            return None
+        images = word_bias.shape[0]
+        return word_bias.unsqueeze(1).expand(-1, texts // images, -1).reshape(texts, 1, -1)
+
+    def _score_words(self, hidden_states: torch.Tensor, word_bias: torch.Tensor | None) -> torch.Tensor:
+        """Logits `(..., V)` of decoder states `(..., D)` and a bias that fits them."""
+        logits = self.lm_head(hidden_states)
+        return logits if word_bias is None else logits + word_bias.to(logits.dtype)
+
+    def _loss_terms(
+        self, outputs, hidden_states, logits, labels, attention_mask, word_bias
+    ) -> dict[str, torch.Tensor]:
         if labels.shape != (logits if logits is not None else hidden_states).shape[:2]:
             raise ValueError(
                 f"`labels` {tuple(labels.shape)} must have the shape of `input_ids` "
@@ -669,7 +697,10 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             if logits is None:
                 # few sizes: oneDNN keeps what it has prepared for each, gigabytes in the end
                 padding = -len(words) % LABEL_BLOCK
-                scores = self.lm_head(nn.functional.pad(scores, (0, 0, 0, padding)))  # (N, V)
+                bias = None
+                if word_bias is not None:
+                    bias = nn.functional.pad(word_bias[labelled.nonzero()[:, 0], 0], (0, 0, 0, padding))
+                scores = self._score_words(nn.functional.pad(scores, (0, 0, 0, padding)), bias)  # (N, V)
                 words = nn.functional.pad(words, (0, padding), value=-100)
             terms["caption"] = caption_loss(scores, words, self.config.label_smoothing)
         if outputs.image_embeds is not None:

@@ -48,7 +48,8 @@ class FusionCaptionerModelOutput(ModelOutput):
         image_hidden_states (`torch.FloatTensor` of shape `(B, P, Dv)`): grid regions of the backbone, for video those
             of all frames.
         projected_regions (tuple of `torch.FloatTensor`): what the fusion made of the regions.
-        concept_logits (`torch.FloatTensor` of shape `(B, K)`): scores of the concepts, with `num_concepts` above 0.
+        concept_logits (`torch.FloatTensor` of shape `(B, K)`): scores of the concepts, with `num_concepts` or
+            `concept_bias` above 0.
         image_embeds (`torch.FloatTensor` of shape `(B, E)`): projected and normalised.
         text_embeds (`torch.FloatTensor` of shape `(T, E)`): projected and normalised.
         attentions (tuple of one `torch.FloatTensor` of shape `(T, heads, L, P)`): where each token looked. After the

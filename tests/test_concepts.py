@@ -83,7 +83,7 @@ def test_without_concepts_nothing_is_built(tmp_path: Path) -> None:
     assert not any("concept" in name for name, _ in tiny_model(num_concepts=0).named_modules())
     learns_only = tiny_model(**CONCEPTS | {"num_concepts": 0})
     assert {name.split(".")[1] for name, _ in learns_only.named_parameters() if "concept" in name} == {"concept_head"}
-    with pytest.raises(ValueError, match="`num_concepts` and `concept_loss_weight` are 0"):
+    with pytest.raises(ValueError, match="`num_concepts`, `concept_loss_weight` and `concept_bias` are 0"):
         plain.predict_concepts(pixels())
 
 
@@ -148,12 +148,45 @@ def test_the_words_found_change_the_caption_and_learn_from_it(mix: tuple[str, st
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("mix", MIXTURES)
 def test_generated_words_depend_on_neither_cache_nor_neighbours(mix: tuple[str, str], num_beams: int) -> None:
-    model, images = model_of(*mix), pixels(3)
+    model, images = model_of(*mix, concept_bias=1.5), pixels(3)
     options = {"num_beams": num_beams, "max_new_tokens": 6, "min_new_tokens": 6}
     cached = model.generate(pixel_values=images, **options)
     assert torch.equal(cached, model.generate(pixel_values=images, use_cache=False, **options))
     alone = [model.generate(pixel_values=image.unsqueeze(0), **options) for image in images]
     assert torch.equal(cached, torch.cat(alone))
+
+
+@pytest.mark.parametrize("num_concepts", [0, COUNT])
+def test_likely_concepts_add_to_the_scores_of_their_words(num_concepts: int) -> None:
+    model, texts = (
+        model_of(num_concepts=num_concepts, concept_bias=1.5),
+        captions([5, 9, 8], [11, 2], [6], [7, 8, 5, 9]),
+    )
+    biased = model(pixel_values=pixels(), **texts)  # two texts per image
+    probabilities = model.predict_concepts(pixels())
+    model.config.concept_bias = 0.0
+    plain = model(pixel_values=pixels(), **texts)
+    expected = plain.logits.detach().clone()
+    for text in range(4):
+        expected[text, :, IDS] += 1.5 * probabilities[text // 2]
+    torch.testing.assert_close(biased.logits, expected)
+
+    model.config.concept_bias = 1.5
+    targets = texts["labels"][:, 1:]
+    loss = torch.nn.functional.cross_entropy(
+        expected[:, :-1][targets != -100], targets[targets != -100], label_smoothing=model.config.label_smoothing
+    )
+    torch.testing.assert_close(biased.loss_terms["caption"], loss)
+    without_logits = model(pixel_values=pixels(), skip_logits=True, **texts)
+    torch.testing.assert_close(without_logits.loss_terms["caption"], loss)
+    # of some tokens only, as self-critical training asks for them
+    wanted = texts["attention_mask"].bool() & (torch.arange(5) % 2 == 1)
+    some = model(
+        pixel_values=pixels(), logits_to_keep=wanted, **{name: texts[name] for name in ("input_ids", "attention_mask")}
+    )
+    torch.testing.assert_close(some.logits, expected[wanted])
+    last = model(texts["input_ids"], pixel_values=pixels(), logits_to_keep=1)
+    torch.testing.assert_close(last.logits[3], expected[3, -1:])  # the one text without padding
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

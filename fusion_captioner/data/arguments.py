@@ -41,7 +41,8 @@ class DataArguments(CaptionSource):
             of an other layout, or fields of `CaptionSource` that differ from those of this section. Images are the
             same if their ids are. The first language is the captioner's default.
         concept_min_images: images that have a word in a caption for it to be a concept, where the model looks for
-            concepts (`num_concepts` or `concept_loss_weight`) and `model.config.concept_token_ids` names none.
+            concepts (`num_concepts`, `concept_loss_weight` or `concept_bias`) and `model.config.concept_token_ids`
+            names none.
     """
 
     source: str = ""

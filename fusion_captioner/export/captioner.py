@@ -99,6 +99,8 @@ def export_captioner(
         "generation": _generation(model),
         "tokenizer": _tokenizer(processor),
         "output_layers": output_layers,
+        "concept_bias": model.config.concept_bias,
+        "concept_ids": model.config.concept_ids if model.config.concept_bias else [],
     }
     model = deepcopy(model).eval().float().cpu()  # the caller's stays what it is
     size = (processor.image_processor.size["height"], processor.image_processor.size["width"])

@@ -21,14 +21,21 @@ Shape = list[str | int]
 
 
 class ImagePart(nn.Module):
-    """`pixel_values (B, 3, H, W)` to what the fusion needs of the images: a tuple of tensors with B rows each."""
+    """
+    `pixel_values (B, 3, H, W)` to what the fusion needs of the images: a tuple of tensors with B rows each. Where
+    concepts add to the scores of their words, how likely they are follows, `(B, K)`.
+    """
 
     def __init__(self, captioner: FusionCaptionerForConditionalGeneration) -> None:
         super().__init__()
         self.captioner = captioner
 
     def forward(self, pixel_values: torch.Tensor) -> State:
-        return self.captioner.model.project_regions(self.captioner.get_image_hidden_states(pixel_values))
+        model = self.captioner.model
+        hidden_states = self.captioner.get_image_hidden_states(pixel_values)
+        concept_logits = model.score_concepts(hidden_states)
+        projected = model.project_regions(hidden_states, concept_logits=concept_logits)
+        return (*projected, concept_logits.sigmoid()) if self.captioner.config.concept_bias else projected
 
 
 class DecoderStep(nn.Module):
@@ -90,13 +97,14 @@ class DecoderStep(nn.Module):
 def export_image_part(
     captioner: FusionCaptionerForConditionalGeneration, image_size: tuple[int, int]
 ) -> tuple[ExportedProgram, list[Shape]]:
-    """The image part for images of `(H, W)`, and the shapes of its outputs."""
+    """The image part for images of `(H, W)`, and the shapes of its outputs for the fusion."""
     part = ImagePart(captioner)
     pixel_values = torch.zeros(2, 3, *image_size)
     with torch.no_grad():
         program = torch.export.export(part, (pixel_values,), dynamic_shapes=({0: Dim(IMAGES)},))
         outputs = part(pixel_values)
-    return program, [[IMAGES, *output.shape[1:]] for output in outputs]
+    projected = outputs[:-1] if captioner.config.concept_bias else outputs
+    return program, [[IMAGES, *output.shape[1:]] for output in projected]
 
 
 def export_output_layer(

@@ -26,6 +26,7 @@ class DecoderStates:
         texts: k.
         max_positions: the most tokens that a text may have, None without Transformer layers.
         output: the output layer, by whose columns tokens are called here.
+        bias: float32 (B, C), what is added to the logits of an image's texts.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class DecoderStates:
         texts: int,
         max_positions: int | None,
         output: OutputLayer,
+        bias: np.ndarray | None = None,
     ) -> None:
         self.step = step
         self.output = output
+        self.bias = bias
         self.regions = list(regions)
         self.max_positions = max_positions
         images = len(regions[0])
@@ -92,7 +95,11 @@ class DecoderStates:
                 )
             self.mask = mask
             hidden_states, *self.states = self.step((tokens, mask, *self.regions, *before))
-        return self.output.logits(hidden_states)
+        logits = self.output.logits(hidden_states)
+        if self.bias is not None:
+            by_image = logits.reshape(*tokens.shape, -1)
+            by_image += self.bias[:, None]
+        return logits
 
     def repeat(self, times: int) -> None:
         """Repeat each text `times` times; the copies are adjacent."""
@@ -104,6 +111,8 @@ class DecoderStates:
         self.regions = [region[images] for region in self.regions]
         self.states = [state[images] for state in self.states]
         self.mask = self.mask[images]
+        if self.bias is not None:
+            self.bias = self.bias[images]
 
     def reorder(self, order: np.ndarray) -> None:
         """Give text `i` the state of text `order[i]`, which is of the same image."""

@@ -75,7 +75,9 @@ class ExportedCaptioner:
         on_one_thread = RUNTIMES_OF_PARTS[self.runtime][1] == "onnx"
         self._searches = self.num_threads if on_one_thread else 1
         step_threads = 1 if on_one_thread else num_threads
-        regions, states = len(self.description["regions"]), len(self.description["states"])
+        # concepts, where they add to the scores of words, come behind the regions
+        regions = len(self.description["regions"]) + bool(self.description["concept_bias"])
+        states = len(self.description["states"])
 
         def of_a_step(name: str, outputs: int) -> Part:
             return _checked(of_steps(folder, name, step_threads), folder / name, outputs)
@@ -100,7 +102,7 @@ class ExportedCaptioner:
     @property
     def languages(self) -> dict[str, int]:
         """Token id by language, the default first; empty for a captioner of one language."""
-        return dict(self.description["tokenizer"].get("languages", []))
+        return dict(self.description["tokenizer"]["languages"])
 
     def beginning(self, language: str | None = None) -> list[int]:
         """
@@ -266,6 +268,10 @@ class ExportedCaptioner:
         seed: int | None,
     ) -> np.ndarray:
         """The new tokens `(T*num_return_sequences, L)` of some images, from what the image part gave of them."""
+        bias = None
+        if self.description["concept_bias"]:
+            *regions, concepts = regions
+            bias = layer.concept_bias(self.description["concept_ids"], self.description["concept_bias"] * concepts)
         eos_ids, pad_id = self._ends
         fill = layer.columns[filler(search, eos_ids, pad_id)]
         words = [layer.columns[list(each)].tolist() for each in search.bad_words_ids or ()]
@@ -278,6 +284,7 @@ class ExportedCaptioner:
             len(input_ids) // len(regions[0]),
             self.description["max_positions"],
             layer,
+            bias,
         )
         for position in range(input_ids.shape[1]):
             logits = states.advance(prompts[:, position], attention_mask[:, position])
@@ -375,7 +382,8 @@ def _check_description(description: Mapping[str, Any]) -> None:
         "pad_token_id": [tokenizer["pad_token_id"], generation["pad_token_id"]],
         "bos_token_id": [tokenizer["bos_token_id"], generation["bos_token_id"] or 0],  # null where prompts bring it
         "eos_token_ids": generation["eos_token_ids"],
-        "languages": [token for _, token in tokenizer.get("languages", [])],
+        "languages": [token for _, token in tokenizer["languages"]],
+        "concept_ids": description["concept_ids"],
     }
     for name, ids in tokens.items():
         if any(type(token) is not int or not 0 <= token < vocab_size for token in ids):
@@ -386,8 +394,10 @@ def _check_description(description: Mapping[str, Any]) -> None:
     ):
         if limit is not None and type(limit) is not int:
             raise ValueError(f"`{name}` ({limit!r:.60}) must be a number of tokens, or null")
-    if any(type(language) is not str for language, _ in tokenizer.get("languages", [])):
+    if any(type(language) is not str for language, _ in tokenizer["languages"]):
         raise ValueError("`languages` must be names with their tokens")
+    if not isinstance(description["concept_bias"], int | float):
+        raise ValueError("`concept_bias` must be a number")
     layers = description["output_layers"]
     if "" not in layers and layers and set(layers) != {language for language, _ in tokenizer["languages"]}:
         raise ValueError(f"`output_layers` ({list(layers)!r:.60}) must be one for each language")

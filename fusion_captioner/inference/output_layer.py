@@ -1,7 +1,7 @@
 """
 The output layer of an export, and the tokens that it knows: all, or those of a language.
 
-V: vocabulary, C: columns of the logits
+V: vocabulary, C: columns of the logits, B: images, K: concepts
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,14 @@ class OutputLayer:
         self.token_ids = np.concatenate((known, np.arange(vocab_size)))
         self.columns = np.arange(vocab_size) + len(known)
         self.columns[known] = np.arange(len(known))
+
+    def concept_bias(self, concept_ids: Sequence[int], bias: np.ndarray) -> np.ndarray:
+        """What concepts add to the columns of their tokens, float32 `(B, C)`, from that of each concept `(B, K)`."""
+        known = len(self.token_ids) - len(self.columns)
+        columns = self.columns[list(concept_ids)]
+        added = np.zeros((len(bias), known), np.float32)
+        added[:, columns[columns < known]] = bias[:, columns < known]
+        return added
 
     def logits(self, hidden_states: np.ndarray) -> np.ndarray:
         """float32 (T, C), from what the decoder step gave."""

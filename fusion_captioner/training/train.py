@@ -104,7 +104,7 @@ def train(run: RunArguments, command: str, resume: bool = False) -> dict[str, fl
 
 def lacks_concepts(fields: dict[str, Any], start: FusionCaptionerConfig | None) -> bool:
     """Whether fields of a recipe ask for concepts, and neither they nor the checkpoint to start from name any."""
-    asked = fields.get("num_concepts") or fields.get("concept_loss_weight")
+    asked = fields.get("num_concepts") or fields.get("concept_loss_weight") or fields.get("concept_bias")
     known = fields.get("concept_token_ids") or (start is not None and start.concept_token_ids)
     return bool(asked) and not known
 

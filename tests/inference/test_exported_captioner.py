@@ -28,6 +28,7 @@ MODELS = [
 MODELS.append(("openvino+onnx", "co_attention", "lstm", "gru"))
 STACK = {"decoder_input": "joint_and_embedding", "num_hidden_layers": 2, "num_text_encoder_layers": 2}
 WORDS_FOUND = {"num_concepts": 3, "concept_token_ids": [5, 7, 11, 12, 13, 14]}
+WORDS_MADE_LIKELIER = {"concept_bias": 2.0, "concept_token_ids": WORDS_FOUND["concept_token_ids"]}
 VIT, EFFICIENTNET = (
     {"vision_config": {"model_type": name, **VISION_CONFIGS[name]}} for name in ("vit", "efficientnet")
 )
@@ -36,7 +37,7 @@ MORE_FIELDS = {
     ("openvino", "attention", "gru"): STACK,
     ("onnx", "sum", "lstm"): WORDS_FOUND,
     ("onnx", "attention", "lstm"): WORDS_FOUND,
-    ("openvino", "co_attention", "lstm"): WORDS_FOUND,
+    ("openvino", "co_attention", "lstm"): WORDS_FOUND | WORDS_MADE_LIKELIER,
     ("onnx", "gated", "lstm"): VIT,
     ("onnx", "bilinear", "gru"): EFFICIENTNET,
     ("openvino", "bilinear", "lstm"): EFFICIENTNET,
@@ -97,9 +98,10 @@ def test_tokens_are_those_of_torch(
 
 
 @pytest.mark.parametrize(
-    ("runtime", "fields"), [("onnx", {}), ("openvino", {"fusion_type": "sum", "decoder_type": "transformer"})]
+    ("runtime", "fields"),
+    [("onnx", WORDS_MADE_LIKELIER), ("openvino", {"fusion_type": "sum", "decoder_type": "transformer"})],
 )
-def test_words_of_some_captions_alone(tmp_path: Path, runtime: str, fields: dict[str, str]) -> None:
+def test_words_of_some_captions_alone(tmp_path: Path, runtime: str, fields: dict) -> None:
     model, processor = exported_model(**fields), tiny_processor()
     captions = ["w5 w6 w7 w9 w11", "w13 w14 w15 w20 w21 w22 w30 w31 w40 w41"]
     export_captioner(model, processor, runtime, tmp_path / "export", captions={"": captions})

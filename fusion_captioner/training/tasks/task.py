@@ -102,8 +102,9 @@ class Task(ABC, Generic[Data]):
             ValueError: the task has no captions to choose them from.
         """
         raise ValueError(
-            "`model.config` sets `num_concepts` or `concept_loss_weight`, and only the task `captioning` chooses "
-            "concepts; name them by `model.config.concept_token_ids`, or start from a captioner that has some."
+            "`model.config` sets `num_concepts`, `concept_loss_weight` or `concept_bias`, and only the task "
+            "`captioning` chooses concepts; name them by `model.config.concept_token_ids`, or start from a captioner "
+            "that has some."
         )
 
     @abstractmethod
