@@ -1,9 +1,9 @@
-"""Scores of captioners by the settings they search with: beams, length penalty, the sequences not to repeat, and
-the size that images are resized to.
+"""Scores of captioners by the settings they search with: beams, length penalty, the sequences not to repeat, the
+size that images are resized to, and what likely concepts add to the scores of their words.
 
     python benchmarks/beam_settings.py --checkpoint C [C ...] --source FOLDER --cache FOLDER [--split val]
         [--language CODE] [--beams 1 2 3 5] [--length-penalties 0.0 0.6 1.0] [--no-repeat-ngrams 0 2 3]
-        [--image-sizes 224 240] [--document-frequencies SOURCE] [--limit N] [--json FILE]
+        [--image-sizes 224 240] [--concept-biases 0 1.5] [--document-frequencies SOURCE] [--limit N] [--json FILE]
 
 Every search reads the same cached features of the image encoder; greedy search has no length penalty. Choose on `val`.
 """
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--image-sizes", type=int, nargs="+", metavar="PIXELS", help="sides (default: the captioner's)"
     )
+    parser.add_argument("--concept-biases", type=float, nargs="+", help="`concept_bias` (default: the captioner's)")
     parser.add_argument(
         "--document-frequencies", metavar="SOURCE", help="CIDEr has those of these captions (default: the references)"
     )
@@ -65,15 +66,19 @@ def main() -> None:
         )
     figures = []
     print(
-        "| captioner | pixels | beams | length penalty | no repeated | CIDEr | BLEU-4 | words per caption | "
-        "different captions | with a repeated phrase |\n|---|---|---|---|---|---|---|---|---|---|"
+        "| captioner | pixels | concept bias | beams | length penalty | no repeated | CIDEr | BLEU-4 | words per caption | "
+        "different captions | with a repeated phrase |\n|---|---|---|---|---|---|---|---|---|---|---|"
     )
     for checkpoint, size in product(options.checkpoint, options.image_sizes or [None]):
         model, processor = load_captioner(checkpoint)
         if size is not None:
             processor.image_processor.size = {"height": size, "width": size}
         cached = cached_features({options.split: rows}, model, processor.image_processor, options.cache)[options.split]
-        for beams, penalty, ngram in product(options.beams, options.length_penalties, options.no_repeat_ngrams):
+        biases = options.concept_biases or [model.config.concept_bias]
+        for bias, beams, penalty, ngram in product(
+            biases, options.beams, options.length_penalties, options.no_repeat_ngrams
+        ):
+            model.config.concept_bias = bias
             if beams == 1 and penalty != options.length_penalties[0]:
                 continue
             settings: dict[str, Any] = {"num_beams": beams, "max_new_tokens": 30, "no_repeat_ngram_size": ngram}
@@ -87,6 +92,7 @@ def main() -> None:
             row = {
                 "checkpoint": checkpoint,
                 "image_size": size,
+                "concept_bias": bias,
                 "beams": beams,
                 "length_penalty": penalty if beams > 1 else None,
             }
@@ -95,7 +101,7 @@ def main() -> None:
             row["different"] = len(set(texts)) / len(texts)
             row["repeating"] = sum(map(repeats, texts)) / len(texts)
             figures.append(row)
-            searched = (Path(checkpoint).name, size or "–", beams, penalty if beams > 1 else "–", ngram or "–")
+            searched = (Path(checkpoint).name, size or "–", bias or "–", beams, penalty if beams > 1 else "–", ngram or "–")
             print(
                 "| " + " | ".join(map(str, searched)),
                 f"| {row['CIDEr']:.4f} | {row['BLEU-4']:.4f} | {row['words']:.1f} | {row['different']:.0%} "
