@@ -66,8 +66,8 @@ def main() -> None:
         )
     figures = []
     print(
-        "| captioner | pixels | concept bias | beams | length penalty | no repeated | CIDEr | BLEU-4 | words per caption | "
-        "different captions | with a repeated phrase |\n|---|---|---|---|---|---|---|---|---|---|---|"
+        "| captioner | pixels | concept bias | beams | length penalty | no repeated | CIDEr | BLEU-4 | "
+        "words per caption | different captions | with a repeated phrase |\n" + "|---" * 11 + "|"
     )
     for checkpoint, size in product(options.checkpoint, options.image_sizes or [None]):
         model, processor = load_captioner(checkpoint)
@@ -101,7 +101,8 @@ def main() -> None:
             row["different"] = len(set(texts)) / len(texts)
             row["repeating"] = sum(map(repeats, texts)) / len(texts)
             figures.append(row)
-            searched = (Path(checkpoint).name, size or "–", bias or "–", beams, penalty if beams > 1 else "–", ngram or "–")
+            name, shown = Path(checkpoint).name, penalty if beams > 1 else "–"
+            searched = (name, size or "–", bias or "–", beams, shown, ngram or "–")
             print(
                 "| " + " | ".join(map(str, searched)),
                 f"| {row['CIDEr']:.4f} | {row['BLEU-4']:.4f} | {row['words']:.1f} | {row['different']:.0%} "

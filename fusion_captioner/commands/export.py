@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--captions",
         nargs="+",
         metavar="[LANGUAGE=]SOURCE",
-        help="captions whose words are all that the export needs to say, which makes it faster: data as for training "
-        "(the split train), or a file NAME.txt with a text per line; several add up (default: it can say every word)",
+        help="captions whose words are all that the export needs to say, which makes it faster: the split train of "
+        "data as for training; several add up (default: it can say every word)",
     )
     add_hub_flags(parser)
 
@@ -54,27 +54,23 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _captions(sources: list[str], languages: list[str]) -> dict[str, list[str]]:
-    """The texts of each language, of sources that may have a language and `=` before them; `""` without languages."""
+    """The training captions of each language, of sources with a language and `=` before them; `""` without any."""
     from fusion_captioner.data.caption_datasets import load_caption_dataset
     from fusion_captioner.data.caption_source import CaptionSource
 
     texts: dict[str, list[str]] = {language: [] for language in languages or [""]}
     for given in sources:
-        language, _, source = given.partition("=")
-        if language not in languages:
-            language, source = next(iter(texts)), given
-        if source.endswith(".txt"):
-            texts[language] += expanded(source).read_text(encoding="utf-8").splitlines()
-            continue
+        language, _, source = given.partition("=") if languages else ("", "", given)
+        if language not in texts or not source:
+            raise ValueError(f"--captions ({given}) must be LANGUAGE=SOURCE, with a language of {', '.join(texts)}.")
         splits = load_caption_dataset(CaptionSource(source))
         if "train" not in splits:
-            raise ValueError(
-                f"--captions ({given}): has no split train, but {', '.join(splits)}; name another source."
-            )
+            names = ", ".join(splits)
+            raise ValueError(f"--captions ({given}): has no split train, but {names}; name another source.")
         texts[language] += [text for captions in splits["train"]["captions"] for text in captions]
     if lacking := [language for language, found in texts.items() if not found]:
-        names = " and ".join(f"{language}=SOURCE" if language else "SOURCE" for language in lacking)
-        raise ValueError(f"--captions ({' '.join(sources)}) has no text for {names}; add it.")
+        missing = " and ".join(f"{language}=SOURCE" for language in lacking)
+        raise ValueError(f"--captions ({' '.join(sources)}) has no text for {missing}; add it.")
     return texts
 
 
