@@ -665,7 +665,12 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         )
         cache.seen_tokens += 1
         hidden_states, cache.decoder_state = self.decoder(fused, embeddings, mask, cache.decoder_state, True)
-        return self._score_words(hidden_states, self._of_texts(cache.word_bias, hidden_states.shape[0]))[:, -1]
+        logits = self.lm_head(hidden_states)[:, -1]
+        if cache.word_bias is not None:
+            # in place, since a copy for each text would take as long as a part of the products
+            by_image = logits.view(cache.word_bias.shape[0], -1, logits.shape[-1])
+            by_image += cache.word_bias.unsqueeze(1)
+        return logits
 
     @staticmethod
     def _of_texts(word_bias: torch.Tensor | None, texts: int) -> torch.Tensor | None:
