@@ -117,11 +117,29 @@ class ConceptHead(nn.Module):
         of_image = languages.view(images, -1, languages.shape[1]).any(dim=1).float()
         return true, true | (of_image @ self.in_language > 0)
 
-    def word_bias(self, logits: torch.Tensor) -> torch.Tensor:
-        """What logits of concepts `(B, K)` add to the scores of words, `(B, V)` in float32: `concept_bias` times the
-        concept's probability, and nothing to words that are no concept."""
+    def word_bias(self, logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """
+        What concepts add to the scores of words: `concept_bias` times the concept's probability, and nothing to words
+        that are no concept of the text's language.
+
+        Args:
+            logits (`torch.FloatTensor` of shape `(B, K)`): of the concepts.
+            input_ids (`torch.LongTensor` of shape `(T, L)`): texts from their beginning on; one without the token of a
+                language is in the first.
+
+        Returns:
+            `(T, V)` in float32.
+        """
         bias = self.config.concept_bias * logits.float().sigmoid()
-        return bias.new_zeros(len(bias), self.config.vocab_size).index_copy(1, self.token_ids, bias)
+        images, concepts = bias.shape
+        texts = input_ids.shape[0]
+        bias = bias.unsqueeze(1).expand(images, texts // images, concepts).reshape(texts, concepts)
+        if self.config.languages:
+            known = torch.tensor(self.config.language_token_ids, device=input_ids.device)
+            spoken = (input_ids.unsqueeze(-1) == known).any(dim=1)  # (T, languages)
+            spoken = torch.cat((spoken[:, :1] | ~spoken.any(dim=1, keepdim=True), spoken[:, 1:]), dim=1)
+            bias = bias * (spoken.to(bias.dtype) @ self.in_language.to(bias.dtype))
+        return bias.new_zeros(texts, self.config.vocab_size).index_copy(1, self.token_ids, bias)
 
 
 class ConceptRegions(nn.Module):

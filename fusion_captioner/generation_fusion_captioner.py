@@ -25,19 +25,22 @@ class CaptionCache(Cache):
     States of text encoder, fusion and decoder after the tokens so far, and the projected regions of the images.
 
     States have one row per text (beam or sample) and follow the beams. Projected regions have one row per image: all
-    beams and samples of an image share them, so they are neither expanded nor reordered. So it is with the bias.
+    beams and samples of an image share them, so they are neither expanded nor reordered. What concepts add to the
+    scores of words has a row per text, and stays: beams move among texts that begin alike.
 
     Args:
         projected_regions (tuple of `torch.FloatTensor`, each with one row per image): see `fusion.py`.
-        word_bias (`torch.FloatTensor` with one row per image, *optional*): see `ConceptHead.word_bias`.
+        concept_logits (`torch.FloatTensor` of shape `(B, K)`, *optional*): of which the first call makes `word_bias`,
+            where concepts add to the scores of words.
     """
 
     is_compileable = False  # recurrent layers break the graph, and Transformer states grow
 
-    def __init__(self, projected_regions: State, word_bias: torch.Tensor | None = None) -> None:
+    def __init__(self, projected_regions: State, concept_logits: torch.Tensor | None = None) -> None:
         super().__init__(layers=[])
         self.projected_regions = projected_regions
-        self.word_bias = word_bias
+        self.concept_logits = concept_logits
+        self.word_bias: torch.Tensor | None = None
         self.text_state: State | None = None
         self.fusion_state: State | None = None
         self.decoder_state: State | None = None
@@ -242,7 +245,7 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
         if model_kwargs.get(CACHE) is None and generation_config.use_cache:
             concept_logits = self.model.score_concepts(regions)
             projected = self.model.project_regions(regions, sounds, concept_logits)
-            model_kwargs[CACHE] = CaptionCache(projected, self.model.word_bias(concept_logits))
+            model_kwargs[CACHE] = CaptionCache(projected, concept_logits)
         if model_kwargs.get(CACHE) is not None:
             model_kwargs.pop("image_hidden_states")
             model_kwargs.pop("audio_hidden_states", None)

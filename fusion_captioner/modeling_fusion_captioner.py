@@ -203,11 +203,12 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             return None
         return self.concept_head(self.image_dropout(self.flatten_frames(image_hidden_states.to(self.fusion_dtype))))
 
-    def word_bias(self, concept_logits: torch.Tensor | None) -> torch.Tensor | None:
-        """What concepts of logits `(B, K)` add to the scores of words, `(B, V)`; `None` where they add nothing."""
+    def word_bias(self, concept_logits: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor | None:
+        """What concepts of logits `(B, K)` add to the scores of words in texts `(T, L)`, `(T, V)`; `None` where they
+        add nothing."""
         if concept_logits is None or self.concept_head is None or not self.config.concept_bias:
             return None
-        return self.concept_head.word_bias(concept_logits)
+        return self.concept_head.word_bias(concept_logits, input_ids)
 
     def embed_regions(
         self, image_hidden_states: torch.Tensor, concept_logits: torch.Tensor | None = None
@@ -363,7 +364,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             is_scored = self.concept_regions is not None or self.config.concept_bias
             concept_logits = self.score_concepts(regions) if is_scored else None
             projected = self.project_regions(regions, audio_hidden_states, concept_logits)
-            cache = CaptionCache(projected, self.word_bias(concept_logits)) if use_cache else None
+            cache = CaptionCache(projected, concept_logits) if use_cache else None
         elif any(x is not None for x in (pixel_values, image_hidden_states, input_features, audio_hidden_states)):
             raise ValueError(
                 "`cache` holds the images already, and their sounds; leave out `pixel_values`, "
@@ -592,6 +593,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             whole = self.training or labels is not None or torch.compiler.is_exporting()
             use_cache = self.config.use_cache and not whole
         cache = past_key_values if cache is None else cache
+        is_first = cache is None or not cache.is_initialized
         if self.training and self.config.modality_dropout and cache is None:
             regions = self.model.image_regions(pixel_values, image_hidden_states)
             shown = torch.rand(len(regions), device=regions.device) >= self.config.modality_dropout
@@ -622,13 +624,17 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             cache.decoder_state = decoder_state
         if skip_logits and labels is None:
             raise ValueError("`skip_logits` leaves nothing to return without `labels`; give them, or leave it out.")
-        word_bias = self.model.word_bias(outputs.concept_logits) if cache is None else cache.word_bias
-        word_bias = self._of_texts(word_bias, hidden_states.shape[0])
+        if cache is None:
+            word_bias = self.model.word_bias(outputs.concept_logits, input_ids)
+        else:
+            if is_first:
+                cache.word_bias = self.model.word_bias(cache.concept_logits, input_ids)
+            word_bias = cache.word_bias
         if isinstance(logits_to_keep, int):
-            kept, bias = hidden_states[:, -logits_to_keep:], word_bias
+            kept, bias = hidden_states[:, -logits_to_keep:], None if word_bias is None else word_bias.unsqueeze(1)
         else:
             kept = hidden_states[logits_to_keep]
-            bias = None if word_bias is None else word_bias[logits_to_keep.nonzero()[:, 0], 0]
+            bias = None if word_bias is None else word_bias[logits_to_keep.nonzero()[:, 0]]
         logits = None if skip_logits else self._score_words(kept, bias)
 
         loss, loss_terms = None, None
@@ -667,18 +673,8 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         hidden_states, cache.decoder_state = self.decoder(fused, embeddings, mask, cache.decoder_state, True)
         logits = self.lm_head(hidden_states)[:, -1]
         if cache.word_bias is not None:
-            # in place, since a copy for each text would take as long as a part of the products
-            by_image = logits.view(cache.word_bias.shape[0], -1, logits.shape[-1])
-            by_image += cache.word_bias.unsqueeze(1)
+            logits += cache.word_bias
         return logits
-
-    @staticmethod
-    def _of_texts(word_bias: torch.Tensor | None, texts: int) -> torch.Tensor | None:
-        """The bias of each text, `(T, 1, V)`, from that of its image, `(B, V)`."""
-        if word_bias is None:
-            return None
-        images = word_bias.shape[0]
-        return word_bias.unsqueeze(1).expand(-1, texts // images, -1).reshape(texts, 1, -1)
 
     def _score_words(self, hidden_states: torch.Tensor, word_bias: torch.Tensor | None) -> torch.Tensor:
         """Logits `(..., V)` of decoder states `(..., D)` and a bias that fits them."""
@@ -704,7 +700,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
                 padding = -len(words) % LABEL_BLOCK
                 bias = None
                 if word_bias is not None:
-                    bias = nn.functional.pad(word_bias[labelled.nonzero()[:, 0], 0], (0, 0, 0, padding))
+                    bias = nn.functional.pad(word_bias[labelled.nonzero()[:, 0]], (0, 0, 0, padding))
                 scores = self._score_words(nn.functional.pad(scores, (0, 0, 0, padding)), bias)  # (N, V)
                 words = nn.functional.pad(words, (0, padding), value=-100)
             terms["caption"] = caption_loss(scores, words, self.config.label_smoothing)

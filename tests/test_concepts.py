@@ -189,6 +189,26 @@ def test_likely_concepts_add_to_the_scores_of_their_words(num_concepts: int) -> 
     torch.testing.assert_close(last.logits[3], expected[3, -1:])  # the one text without padding
 
 
+def test_concepts_of_other_languages_add_nothing() -> None:
+    lists = [[5, 11, 20], [8, 11], [30]]
+    fields = {"languages": ["en", "de", "zh"], "language_token_ids": [47, 48, 49], "concept_token_ids": lists}
+    model = model_of(**fields, concept_bias=1.5)
+    texts = captions([48, 5], [49, 9], [47, 6], [7, 8])  # the last one names no language
+    biased = model(texts["input_ids"], pixel_values=pixels())
+    probabilities = model.predict_concepts(pixels())
+    model.config.concept_bias = 0.0
+    expected = model(texts["input_ids"], pixel_values=pixels()).logits.clone()
+    for text, language in enumerate([1, 2, 0, 0]):
+        places = [model.config.concept_ids.index(each) for each in lists[language]]
+        expected[text, :, lists[language]] += 1.5 * probabilities[text // 2, places]
+    torch.testing.assert_close(biased.logits, expected)
+    model.config.concept_bias = 50.0  # enough that each of a language's concepts is said before all other words
+    for language, ids in zip(fields["languages"], lists):
+        for options in ({}, {"num_beams": 2}, {"use_cache": False}):
+            said = model.generate(pixel_values=pixels(), language=language, max_new_tokens=3, **options)[:, 2:]
+            assert set(said.flatten().tolist()) <= {*ids, 0, 2}
+
+
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpointed_activations_give_the_same_gradients(use_reentrant: bool) -> None:
     gradients = []

@@ -100,7 +100,7 @@ def export_captioner(
         "tokenizer": _tokenizer(processor),
         "output_layers": output_layers,
         "concept_bias": model.config.concept_bias,
-        "concept_ids": model.config.concept_ids if model.config.concept_bias else [],
+        "concepts": _concepts(model),
     }
     model = deepcopy(model).eval().float().cpu()  # the caller's stays what it is
     size = (processor.image_processor.size["height"], processor.image_processor.size["width"])
@@ -237,6 +237,15 @@ def _output_layers(
         encodings = tokenizer(list(captions[language]), add_special_tokens=False)["input_ids"]
         layers[language] = sorted(special.union(*encodings))
     return layers
+
+
+def _concepts(model: FusionCaptionerForConditionalGeneration) -> dict[str, list[int]]:
+    """Language (`""` where there is one only) → the concepts that add to the scores of their words."""
+    config = model.config
+    if not config.concept_bias:
+        return {}
+    ids: list[Any] = config.concept_token_ids
+    return dict(zip(config.languages, ids)) if config.languages else {"": ids}
 
 
 def _generation(model: FusionCaptionerForConditionalGeneration) -> dict[str, Any]:

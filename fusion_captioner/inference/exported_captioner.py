@@ -76,7 +76,7 @@ class ExportedCaptioner:
         self._searches = self.num_threads if on_one_thread else 1
         step_threads = 1 if on_one_thread else num_threads
         # concepts, where they add to the scores of words, come behind the regions
-        regions = len(self.description["regions"]) + bool(self.description["concept_bias"])
+        regions = len(self.description["regions"]) + bool(self.description["concepts"])
         states = len(self.description["states"])
 
         def of_a_step(name: str, outputs: int) -> Part:
@@ -208,17 +208,17 @@ class ExportedCaptioner:
             )
         regions = self._image_part((pixel_values,))
         texts = len(input_ids) // len(pixel_values)
-        names = self._layer_names(input_ids, attention_mask).reshape(-1, texts)
+        names = self._languages_of(input_ids, attention_mask).reshape(-1, texts)
         if (names != names[:, :1]).any():
-            # texts of an image that have different output layers are searched for apart
+            # texts of an image that are in different languages are searched for apart
             regions, names, texts = [region.repeat(texts, axis=0) for region in regions], names.reshape(-1, 1), 1
 
         def search_for(images: np.ndarray) -> np.ndarray:
-            """The new tokens of some images, whose output layer is the same."""
+            """The new tokens of some images, all in one language."""
             rows = (images[:, None] * texts + np.arange(texts)).reshape(-1)
-            layer = self._output_layer(str(names[images[0], 0]))
             of_images = [region[images] for region in regions]
-            return self._search(of_images, input_ids[rows], attention_mask[rows], layer, search, seed)
+            language = str(names[images[0], 0])
+            return self._search(of_images, input_ids[rows], attention_mask[rows], language, search, seed)
 
         # what is drawn by chance is drawn for all texts in turn
         number = 1 if search.do_sample else self._searches
@@ -240,22 +240,22 @@ class ExportedCaptioner:
         generation = self.description["generation"]
         return np.asarray(generation["eos_token_ids"], np.int64), generation["pad_token_id"]
 
-    def _layer_names(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """The output layer of each text: its language's; `""` where all tokens have one."""
-        layers = self.description["output_layers"]
-        if not layers or "" in layers:
+    def _languages_of(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """The language of each text, the first one where it names none; `""` where languages make no difference."""
+        if not self.languages or not (self.description["output_layers"] or self.description["concepts"]):
             return np.full(len(input_ids), "")
         known = {token: language for language, token in self.languages.items()}
         second = np.minimum((attention_mask != 0).argmax(axis=1) + 1, input_ids.shape[1] - 1)  # behind BOS
         tokens = input_ids[np.arange(len(input_ids)), second]
-        return np.array([known.get(token, next(iter(layers))) for token in tokens.tolist()])
+        return np.array([known.get(token, next(iter(self.languages))) for token in tokens.tolist()])
 
-    def _output_layer(self, name: str) -> OutputLayer:
+    def _output_layer(self, language: str) -> OutputLayer:
+        layers = self.description["output_layers"]
+        name = language if layers else ""
         with self._loading:
             if name not in self._output_layers:
-                token_ids = self.description["output_layers"].get(name)
-                part = None if token_ids is None else self._load_output_layer(name)
-                self._output_layers[name] = OutputLayer(self.description["vocab_size"], token_ids, part)
+                part = self._load_output_layer(name) if layers else None
+                self._output_layers[name] = OutputLayer(self.description["vocab_size"], layers.get(name), part)
             return self._output_layers[name]
 
     def _search(
@@ -263,15 +263,16 @@ class ExportedCaptioner:
         regions: Sequence[np.ndarray],
         input_ids: np.ndarray,
         attention_mask: np.ndarray,
-        layer: OutputLayer,
+        language: str,
         search: SearchSettings,
         seed: int | None,
     ) -> np.ndarray:
         """The new tokens `(T*num_return_sequences, L)` of some images, from what the image part gave of them."""
-        bias = None
-        if self.description["concept_bias"]:
-            *regions, concepts = regions
-            bias = layer.concept_bias(self.description["concept_ids"], self.description["concept_bias"] * concepts)
+        layer, bias = self._output_layer(language), None
+        if lists := self.description["concepts"]:
+            *regions, probabilities = regions
+            places = np.searchsorted(sorted(set().union(*lists.values())), lists[language])
+            bias = layer.added(lists[language], self.description["concept_bias"] * probabilities[:, places])
         eos_ids, pad_id = self._ends
         fill = layer.columns[filler(search, eos_ids, pad_id)]
         words = [layer.columns[list(each)].tolist() for each in search.bad_words_ids or ()]
@@ -383,7 +384,7 @@ def _check_description(description: Mapping[str, Any]) -> None:
         "bos_token_id": [tokenizer["bos_token_id"], generation["bos_token_id"] or 0],  # null where prompts bring it
         "eos_token_ids": generation["eos_token_ids"],
         "languages": [token for _, token in tokenizer["languages"]],
-        "concept_ids": description["concept_ids"],
+        "concepts": [token for ids in description["concepts"].values() for token in ids],
     }
     for name, ids in tokens.items():
         if any(type(token) is not int or not 0 <= token < vocab_size for token in ids):
@@ -398,12 +399,13 @@ def _check_description(description: Mapping[str, Any]) -> None:
         raise ValueError("`languages` must be names with their tokens")
     if not isinstance(description["concept_bias"], int | float):
         raise ValueError("`concept_bias` must be a number")
-    layers = description["output_layers"]
-    if "" not in layers and layers and set(layers) != {language for language, _ in tokenizer["languages"]}:
-        raise ValueError(f"`output_layers` ({list(layers)!r:.60}) must be one for each language")
+    layers, languages = description["output_layers"], {language for language, _ in tokenizer["languages"]} or {""}
+    for name, given in (("output_layers", layers), ("concepts", description["concepts"])):
+        if given and set(given) != languages:
+            raise ValueError(f"`{name}` ({list(given)!r:.60}) must be one for each language")
     for ids in layers.values():
-        given = {token for name in ("pad_token_id", "eos_token_ids") for token in tokens[name]}
-        if any(type(token) is not int or not 0 <= token < vocab_size for token in ids) or not given <= set(ids):
+        ends = {token for name in ("pad_token_id", "eos_token_ids") for token in tokens[name]}
+        if any(type(token) is not int or not 0 <= token < vocab_size for token in ids) or not ends <= set(ids):
             raise ValueError("`output_layers` must be lists of tokens, those that end a text among them")
         if ids != sorted(set(ids)):
             raise ValueError("`output_layers` must be lists of ascending tokens")

@@ -1,7 +1,7 @@
 """
 The output layer of an export, and the tokens that it knows: all, or those of a language.
 
-V: vocabulary, C: columns of the logits, B: images, K: concepts
+V: vocabulary, C: columns of the logits, B: images
 """
 
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ class OutputLayer:
         self.columns = np.arange(vocab_size) + len(known)
         self.columns[known] = np.arange(len(known))
 
-    def concept_bias(self, concept_ids: Sequence[int], bias: np.ndarray) -> np.ndarray:
-        """What concepts add to the columns of their tokens, float32 `(B, C)`, from that of each concept `(B, K)`."""
+    def added(self, token_ids: Sequence[int], scores: np.ndarray) -> np.ndarray:
+        """What tokens add to their columns, float32 `(B, C)`, from that of each token, `(B, tokens)`."""
         known = len(self.token_ids) - len(self.columns)
-        columns = self.columns[list(concept_ids)]
-        added = np.zeros((len(bias), known), np.float32)
-        added[:, columns[columns < known]] = bias[:, columns < known]
+        columns = self.columns[list(token_ids)]
+        added = np.zeros((len(scores), known), np.float32)
+        added[:, columns[columns < known]] = scores[:, columns < known]
         return added
 
     def logits(self, hidden_states: np.ndarray) -> np.ndarray:
