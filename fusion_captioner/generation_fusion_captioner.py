@@ -243,7 +243,7 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
                 "states have a fixed size and one kind of cache; leave it out."
             )
         if model_kwargs.get(CACHE) is None and generation_config.use_cache:
-            concept_logits = self.model.score_concepts(regions)
+            concept_logits = self.model.score_concepts(regions) if self.model.uses_concepts else None
             projected = self.model.project_regions(regions, sounds, concept_logits)
             model_kwargs[CACHE] = CaptionCache(projected, concept_logits)
         if model_kwargs.get(CACHE) is not None:

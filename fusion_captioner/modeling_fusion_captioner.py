@@ -197,6 +197,11 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
         frames = own_parameter(self, "frame_embedding")[: image_hidden_states.shape[1]]
         return (image_hidden_states + frames).flatten(1, 2)
 
+    @property
+    def uses_concepts(self) -> bool:
+        """Whether captions depend on what the concept head finds, which else only learns."""
+        return bool(self.config.num_concepts or self.config.concept_bias)
+
     def score_concepts(self, image_hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Logits of the concepts `(B, K)` from `image_hidden_states`; `None` where there is no concept head."""
         if self.concept_head is None:
@@ -361,8 +366,7 @@ class FusionCaptionerModel(FusionCaptionerPreTrainedModel):
             self._check_rows(input_ids, regions)
             if input_features is not None:
                 audio_hidden_states = self.get_audio_hidden_states(input_features)
-            is_scored = self.concept_regions is not None or self.config.concept_bias
-            concept_logits = self.score_concepts(regions) if is_scored else None
+            concept_logits = self.score_concepts(regions) if self.uses_concepts else None
             projected = self.project_regions(regions, audio_hidden_states, concept_logits)
             cache = CaptionCache(projected, concept_logits) if use_cache else None
         elif any(x is not None for x in (pixel_values, image_hidden_states, input_features, audio_hidden_states)):
@@ -671,10 +675,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         )
         cache.seen_tokens += 1
         hidden_states, cache.decoder_state = self.decoder(fused, embeddings, mask, cache.decoder_state, True)
-        logits = self.lm_head(hidden_states)[:, -1]
-        if cache.word_bias is not None:
-            logits += cache.word_bias
-        return logits
+        return self._score_words(hidden_states[:, -1], cache.word_bias)
 
     def _score_words(self, hidden_states: torch.Tensor, word_bias: torch.Tensor | None) -> torch.Tensor:
         """Logits `(..., V)` of decoder states `(..., D)` and a bias that fits them."""

@@ -158,11 +158,9 @@ def test_generated_words_depend_on_neither_cache_nor_neighbours(mix: tuple[str, 
 
 @pytest.mark.parametrize("num_concepts", [0, COUNT])
 def test_likely_concepts_add_to_the_scores_of_their_words(num_concepts: int) -> None:
-    model, texts = (
-        model_of(num_concepts=num_concepts, concept_bias=1.5),
-        captions([5, 9, 8], [11, 2], [6], [7, 8, 5, 9]),
-    )
-    biased = model(pixel_values=pixels(), **texts)  # two texts per image
+    model = model_of(num_concepts=num_concepts, concept_bias=1.5)
+    texts = captions([5, 9, 8], [11, 2], [6], [7, 8, 5, 9])  # two of each image
+    biased = model(pixel_values=pixels(), **texts)
     probabilities = model.predict_concepts(pixels())
     model.config.concept_bias = 0.0
     plain = model(pixel_values=pixels(), **texts)
@@ -181,9 +179,7 @@ def test_likely_concepts_add_to_the_scores_of_their_words(num_concepts: int) -> 
     torch.testing.assert_close(without_logits.loss_terms["caption"], loss)
     # of some tokens only, as self-critical training asks for them
     wanted = texts["attention_mask"].bool() & (torch.arange(5) % 2 == 1)
-    some = model(
-        pixel_values=pixels(), logits_to_keep=wanted, **{name: texts[name] for name in ("input_ids", "attention_mask")}
-    )
+    some = model(texts["input_ids"], texts["attention_mask"], pixels(), logits_to_keep=wanted)
     torch.testing.assert_close(some.logits, expected[wanted])
     last = model(texts["input_ids"], pixel_values=pixels(), logits_to_keep=1)
     torch.testing.assert_close(last.logits[3], expected[3, -1:])  # the one text without padding

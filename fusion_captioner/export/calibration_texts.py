@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fusion_captioner.export.int8 import evenly_spaced
 from fusion_captioner.inference.decoder_states import DecoderStates
 from fusion_captioner.inference.output_layer import OutputLayer
 from fusion_captioner.inference.runtimes import Part
@@ -36,13 +37,13 @@ class CalibrationTexts:
         processor: FusionCaptionerProcessor,
         images: Sequence[str],
     ) -> None:
-        places = np.linspace(0, len(images) - 1, min(len(images), MAX_IMAGES)).astype(int)
+        images = evenly_spaced(images, MAX_IMAGES)
         self.vocab_size = model.config.vocab_size
         self.pad_id = model.generation_config.pad_token_id
         # of a batch its language, what the image part gives, and tokens `(T, L)`
         self.batches: list[tuple[str, list[np.ndarray], np.ndarray]] = []
-        for first in range(0, len(places), _BATCH):
-            names = [images[place] for place in places[first : first + _BATCH]]
+        for first in range(0, len(images), _BATCH):
+            names = images[first : first + _BATCH]
             for language in processor.languages or [""]:
                 inputs = processor(images=names, language=language or None, return_tensors="pt")
                 with torch.no_grad():

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from fusion_captioner import __version__
 from fusion_captioner.export.calibration_texts import CalibrationTexts
 from fusion_captioner.export.int8 import compress_weights, quantize_decoder_part, quantize_image_part
+from fusion_captioner.export.int8_tables import share_rows
 from fusion_captioner.export.parts import Shape, export_decoder_step, export_image_part, export_output_layer
 from fusion_captioner.files import atomic_folder, write_json
 from fusion_captioner.fingerprints import fingerprint, write_digests
@@ -123,16 +124,23 @@ def export_captioner(
             settings = {name: getattr(processor.image_processor, name) for name in SETTINGS}
             write_int8_image_part(image_part, pixels_shape, new / IMAGE_PART, of_images, calibration, settings)
             write = INT8_DECODER_EXPORTERS[of_steps]
-            texts = CalibrationTexts(model, processor, calibration)
             hidden_states: dict[str, np.ndarray] = {}
 
             def read_texts(step: Part) -> None:
+                texts = CalibrationTexts(model, processor, calibration)
                 hidden_states.update(texts.read(step, states, description["max_positions"]))
+
+            def read_hidden_states(name: str, layer: Part) -> None:
+                layer((hidden_states[name],))
 
             write(decoder_step, shapes, new / DECODER_STEP, read_texts)
             for name, layer in layers.items():
-                rows = (hidden_states[name],)
-                write(layer, layer_shapes, new / output_layer_name(name), partial(_call, rows))
+                write(layer, layer_shapes, new / output_layer_name(name), partial(read_hidden_states, name))
+            if of_steps == "onnx":
+                share_rows(
+                    new / f"{DECODER_STEP}.onnx",
+                    {new / f"{output_layer_name(name)}.onnx": ids for name, ids in output_layers.items()},
+                )
         model.config.to_json_file(new / "config.json")
         processor.tokenizer.save_pretrained(new)
         processor.image_processor.to_json_file(new / IMAGE_SETTINGS)
@@ -212,10 +220,6 @@ INT8_DECODER_EXPORTERS: dict[str, Callable[[ExportedProgram, list[Shape], Path, 
     "onnx": write_int8_onnx_decoder,
     "openvino": write_int8_openvino_decoder,
 }
-
-
-def _call(arrays: Sequence[np.ndarray], part: Part) -> None:
-    part(arrays)
 
 
 def _output_layers(

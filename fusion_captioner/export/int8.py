@@ -36,6 +36,11 @@ _LIMITS = ("Clip", "Relu")
 _SHAPES = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
+def evenly_spaced(images: Sequence[str], most: int) -> list[str]:
+    """All images, or of more than `most` so many."""
+    return [images[place] for place in np.linspace(0, len(images) - 1, min(len(images), most)).astype(int)]
+
+
 class CalibrationImages:
     """
     What ONNX Runtime's quantiser reads: the pixels of one image at a time.
@@ -48,8 +53,7 @@ class CalibrationImages:
     """
 
     def __init__(self, images: Sequence[str], image_settings: Mapping[str, Any], input_name: str, most: int) -> None:
-        places = np.linspace(0, len(images) - 1, min(len(images), most)).astype(int)
-        self.images = [images[place] for place in places]
+        self.images = evenly_spaced(images, most)
         self.image_settings = image_settings
         self.input_name = input_name
         self.position = 0
@@ -131,7 +135,7 @@ def quantize_decoder_part(source: Path, target: Path, run: Callable[[Part], None
     model = with_gemms.model
     products = matrices(model, ["MatMul"], 1)
     quantize_products(model, products, LARGEST_WEIGHT, run)
-    quantize_tables(model, products)
+    quantize_tables(model, products, LARGEST_WEIGHT)  # as products, so that both can share rows
     onnx.save(model, target)
     _check_int8(target)
 

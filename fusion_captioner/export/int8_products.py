@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fusion_captioner.export.int8_tables import store_rows
+from fusion_captioner.export.rounding import watched
 from fusion_captioner.inference.runtimes import Part, import_runtime
 
 # The bytes of a quantised factor: what stands for 0, and steps from there to the largest.
@@ -32,25 +33,15 @@ def observe(model: Any, names: Collection[str], run: Callable[[Part], None]) -> 
     Returns:
         name → float32 `(rows, size)`.
     """
-    onnx, runtime = import_runtime("onnx", "onnx"), import_runtime("onnxruntime", "onnx")
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    own = [each.name for each in watched.graph.output]
-    inputs = [each.name for each in watched.graph.input]
-    inner = [name for name in dict.fromkeys(names) if name not in (*own, *inputs)]
-    watched.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in inner)
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3  # errors only: it warns of what the exporter has left over
-    session = runtime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    inputs, outputs = [each.name for each in model.graph.input], [each.name for each in model.graph.output]
+    watch = watched(model, {*names, *outputs})
     seen: dict[str, list[np.ndarray]] = {name: [] for name in names}
 
     def part(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        given = dict(zip(inputs, arrays, strict=True))
-        results = session.run([*own, *inner], given)
-        tensors = given | dict(zip([*own, *inner], results))
+        tensors = watch(dict(zip(inputs, arrays, strict=True)))
         for name, rows in seen.items():
             rows.append(tensors[name].reshape(-1, tensors[name].shape[-1]))
-        return results[: len(own)]
+        return [tensors[name] for name in outputs]
 
     run(part)
     return {name: np.concatenate(rows) for name, rows in seen.items()}

@@ -4,15 +4,21 @@ Tables of an ONNX model in int8: matrices whose rows are looked up, as the embed
 V: rows, D: columns
 """
 
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from fusion_captioner.inference.runtimes import import_runtime
 
 # The operators that look rows up, `GatherND` as torch exports `rows[places]`.
 LOOKUPS = ("Gather", "GatherND")
+# What the numbers of stored rows and their scales are called, behind the name of the table.
+_SUFFIXES = ("_Q8", "_scales")
+WORDS = "words.safetensors"
 
 
 def matrices(model: Any, operators: Collection[str], place: int) -> dict[str, np.ndarray]:
@@ -37,7 +43,7 @@ def store_rows(graph: Any, name: str, rows: np.ndarray, largest: int) -> None:
     graph.initializer.append(onnx.numpy_helper.from_array(scales, f"{name}_scales"))
 
 
-def quantize_tables(model: Any, products: Mapping[str, np.ndarray] | None = None) -> None:
+def quantize_tables(model: Any, products: Mapping[str, np.ndarray] | None = None, largest: int = 127) -> None:
     """
     Tables become int8; the rows that are found become float32 again.
 
@@ -45,6 +51,7 @@ def quantize_tables(model: Any, products: Mapping[str, np.ndarray] | None = None
         model: an ONNX model, changed in place.
         products: the weights `(D, V)` of products that [`store_rows`] has stored as `(V, D)`, by name. A table of the
             same numbers, as tied embeddings are, shares theirs.
+        largest: the largest int8 number of other tables.
     """
     graph = model.graph
     tables = matrices(model, LOOKUPS, 0)
@@ -54,7 +61,7 @@ def quantize_tables(model: Any, products: Mapping[str, np.ndarray] | None = None
     }
     for table, name in stored.items():
         if name == table:
-            store_rows(graph, table, tables[table], 127)
+            store_rows(graph, table, tables[table], largest)
     nodes = []
     for node in graph.node:
         table = node.input[0] if node.op_type in LOOKUPS else ""
@@ -65,6 +72,70 @@ def quantize_tables(model: Any, products: Mapping[str, np.ndarray] | None = None
     kept = [each for each in graph.initializer if each.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+def share_rows(step: Path, layers: Mapping[Path, Sequence[int]]) -> None:
+    """
+    Rows that output layers have in common with the table of words of the decoder step, as tied embeddings do, are held
+    once: in a file [`WORDS`] beside them, from which all of them read.
+
+    Args:
+        step: an ONNX file in int8, changed in place.
+        layers: such files, changed in place, with the tokens of their columns.
+    """
+    onnx = import_runtime("onnx", "onnx")
+    model = onnx.load(step)
+    rows_of = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    looked_up = {node.input[0] for node in model.graph.node if node.op_type in LOOKUPS}
+    table = next((name.removesuffix("_Q8") for name in looked_up if name.endswith("_Q8")), None)
+    if table is None or not layers:
+        return
+    words = {suffix: rows_of[table + suffix] for suffix in _SUFFIXES}
+    read = {path: onnx.load(path) for path in layers}
+    for path, layer in read.items():
+        stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in layer.graph.initializer}
+        name = _product_of(layer)
+        if any(not np.array_equal(words[each][list(layers[path])], stored[name + each]) for each in _SUFFIXES):
+            return  # the words that are written are others than those that are read
+    file = step.with_name(WORDS)
+    save_file(words, file)
+    _refer(model, table, file)
+    onnx.save(model, step)
+    for path, layer in read.items():
+        graph, name = layer.graph, _product_of(layer)
+        # constant, and computed once, when the file is opened
+        picked = [
+            onnx.helper.make_node("Gather", [f"words{each}", "word_ids"], [name + each], f"{name}{each}_Gather")
+            for each in _SUFFIXES
+        ]
+        kept = [tensor for tensor in graph.initializer if tensor.name not in [name + each for each in _SUFFIXES]]
+        kept += [onnx.numpy_helper.from_array(words[each], f"words{each}") for each in _SUFFIXES]
+        kept.append(onnx.numpy_helper.from_array(np.array(layers[path]), "word_ids"))
+        nodes = [*picked, *graph.node]
+        for field, content in ((graph.initializer, kept), (graph.node, nodes)):
+            del field[:]
+            field.extend(content)
+        _refer(layer, "words", file)
+        onnx.save(layer, path)
+
+
+def _product_of(layer: Any) -> str:
+    """The name of the weights of the one product of an output layer in int8."""
+    (name,) = (each.name.removesuffix("_Q8") for each in layer.graph.initializer if each.name.endswith("_Q8"))
+    return str(name)
+
+
+def _refer(model: Any, table: str, file: Path) -> None:
+    """Let a model read a table, which [`store_rows`] has stored under this name, from a safetensors file."""
+    onnx = import_runtime("onnx", "onnx")
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    for tensor in model.graph.initializer:
+        if tensor.name in [table + each for each in _SUFFIXES]:
+            first, end = header[tensor.name.removeprefix(table)]["data_offsets"]
+            onnx.external_data_helper.set_external_data(tensor, file.name, 8 + length + first, end - first)
+            tensor.ClearField("raw_data")
 
 
 def _lookup(node: Any, stored: str) -> list[Any]:

@@ -33,9 +33,11 @@ class ImagePart(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> State:
         model = self.captioner.model
         hidden_states = self.captioner.get_image_hidden_states(pixel_values)
-        concept_logits = model.score_concepts(hidden_states)
+        concept_logits = model.score_concepts(hidden_states) if model.uses_concepts else None
         projected = model.project_regions(hidden_states, concept_logits=concept_logits)
-        return (*projected, concept_logits.sigmoid()) if self.captioner.config.concept_bias else projected
+        if concept_logits is None or not self.captioner.config.concept_bias:
+            return projected
+        return *projected, concept_logits.sigmoid()
 
 
 class DecoderStep(nn.Module):

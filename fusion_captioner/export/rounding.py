@@ -5,7 +5,7 @@ can is measured on images: a pixel is much like its neighbours, so that errors o
 cancel.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,22 +110,29 @@ def round_weights(
     return scales
 
 
+def watched(model: Any, names: Collection[str]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """A function that runs an ONNX model: from its inputs to these and the tensors of such names, by name."""
+    onnx, runtime = import_runtime("onnx", "onnx"), import_runtime("onnxruntime", "onnx")
+    inner = sorted(set(names) - {tensor.name for tensor in model.graph.input})
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    known = {tensor.name for tensor in copy.graph.output}
+    copy.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in inner if name not in known)
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors only: it warns of what the exporter has left over
+    session = runtime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda inputs: dict(zip(inner, session.run(inner, dict(inputs)))) | dict(inputs)
+
+
 def _squares_of_inputs(
     model: Any, products: Iterable[Product], images: Iterable[Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
     """Name of weights → `(G, K, K)`, the sum of the products of each two inputs of the layer."""
-    onnx, runtime = import_runtime("onnx", "onnx"), import_runtime("onnxruntime", "onnx")
-    given = {tensor.name for tensor in model.graph.input}
-    names = sorted({product.input_name for product in products} - given)
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    known = {tensor.name for tensor in watched.graph.output}
-    watched.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in known)
-    session = runtime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    watch = watched(model, {product.input_name for product in products})
     random = np.random.default_rng(0)
     squares: dict[str, np.ndarray] = {}
     for image in images:
-        tensors = dict(zip(names, session.run(names, dict(image)))) | dict(image)
+        tensors = watch(image)
         for product in products:
             inputs = product.inputs(tensors[product.input_name], random)
             product_of_two = inputs.swapaxes(1, 2) @ inputs

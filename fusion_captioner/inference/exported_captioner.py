@@ -250,13 +250,17 @@ class ExportedCaptioner:
         return np.array([known.get(token, next(iter(self.languages))) for token in tokens.tolist()])
 
     def _output_layer(self, language: str) -> OutputLayer:
-        layers = self.description["output_layers"]
-        name = language if layers else ""
+        layers, lists = self.description["output_layers"], self.description["concepts"]
         with self._loading:
-            if name not in self._output_layers:
-                part = self._load_output_layer(name) if layers else None
-                self._output_layers[name] = OutputLayer(self.description["vocab_size"], layers.get(name), part)
-            return self._output_layers[name]
+            if language not in self._output_layers:
+                places = {token: place for place, token in enumerate(sorted(set().union(*lists.values())))}
+                self._output_layers[language] = OutputLayer(
+                    self.description["vocab_size"],
+                    layers.get(language),
+                    self._load_output_layer(language) if layers else None,
+                    {token: places[token] for token in lists.get(language, ())},
+                )
+            return self._output_layers[language]
 
     def _search(
         self,
@@ -269,10 +273,9 @@ class ExportedCaptioner:
     ) -> np.ndarray:
         """The new tokens `(T*num_return_sequences, L)` of some images, from what the image part gave of them."""
         layer, bias = self._output_layer(language), None
-        if lists := self.description["concepts"]:
+        if self.description["concepts"]:
             *regions, probabilities = regions
-            places = np.searchsorted(sorted(set().union(*lists.values())), lists[language])
-            bias = layer.added(lists[language], self.description["concept_bias"] * probabilities[:, places])
+            bias = layer.bias(self.description["concept_bias"] * probabilities)
         eos_ids, pad_id = self._ends
         fill = layer.columns[filler(search, eos_ids, pad_id)]
         words = [layer.columns[list(each)].tolist() for each in search.bad_words_ids or ()]

@@ -1,10 +1,10 @@
 """
 The output layer of an export, and the tokens that it knows: all, or those of a language.
 
-V: vocabulary, C: columns of the logits, B: images
+V: vocabulary, C: columns of the logits, B: images, K: concepts of all languages
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -22,21 +22,30 @@ class OutputLayer:
         vocab_size: V.
         token_ids: the tokens of the columns, ascending; None where each token is its own column.
         part: from hidden states to logits; None where the decoder step gives the logits.
+        concepts: token → its place among the probabilities of concepts, of those that add to the score of their word.
     """
 
-    def __init__(self, vocab_size: int, token_ids: Sequence[int] | None = None, part: Part | None = None) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        token_ids: Sequence[int] | None = None,
+        part: Part | None = None,
+        concepts: Mapping[int, int] | None = None,
+    ) -> None:
         known = np.asarray(range(vocab_size) if token_ids is None else token_ids, np.int64)
         self.part = part
         self.token_ids = np.concatenate((known, np.arange(vocab_size)))
         self.columns = np.arange(vocab_size) + len(known)
         self.columns[known] = np.arange(len(known))
+        self.width = len(known)
+        pairs = [(self.columns[token], place) for token, place in (concepts or {}).items()]
+        self.concepts = np.array([pair for pair in pairs if pair[0] < self.width], np.int64).reshape(-1, 2)
 
-    def added(self, token_ids: Sequence[int], scores: np.ndarray) -> np.ndarray:
-        """What tokens add to their columns, float32 `(B, C)`, from that of each token, `(B, tokens)`."""
-        known = len(self.token_ids) - len(self.columns)
-        columns = self.columns[list(token_ids)]
-        added = np.zeros((len(scores), known), np.float32)
-        added[:, columns[columns < known]] = scores[:, columns < known]
+    def bias(self, concepts: np.ndarray) -> np.ndarray:
+        """What concepts add to the columns of their words, float32 `(B, C)`, from what each adds, `(B, K)`."""
+        columns, places = self.concepts.T
+        added = np.zeros((len(concepts), self.width), np.float32)
+        added[:, columns] = concepts[:, places]
         return added
 
     def logits(self, hidden_states: np.ndarray) -> np.ndarray:
