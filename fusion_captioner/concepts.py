@@ -128,7 +128,7 @@ class ConceptHead(nn.Module):
                 language is in the first.
 
         Returns:
-            `(T, V)` in float32.
+            `(T, V)` in float32: before the texts have any word, see [`unsaid`].
         """
         bias = self.config.concept_bias * logits.float().sigmoid()
         images, concepts = bias.shape
@@ -140,6 +140,24 @@ class ConceptHead(nn.Module):
             spoken = torch.cat((spoken[:, :1] | ~spoken.any(dim=1, keepdim=True), spoken[:, 1:]), dim=1)
             bias = bias * (spoken.to(bias.dtype) @ self.in_language.to(bias.dtype))
         return bias.new_zeros(texts, self.config.vocab_size).index_copy(1, self.token_ids, bias)
+
+
+def unsaid(bias: torch.Tensor, input_ids: torch.Tensor, texts: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """
+    What is added to the scores of the next word at some places: nothing to a word that the text has up to there, so that
+    a thing is named once.
+
+    Args:
+        bias (`torch.FloatTensor` of shape `(T, V)`): of each text before these tokens.
+        input_ids (`torch.LongTensor` of shape `(T, L)`).
+        texts, places (`torch.LongTensor` of shape `(N,)`): rows and columns of `input_ids`.
+
+    Returns:
+        `(N, V)`.
+    """
+    tokens, places = input_ids[texts], places.unsqueeze(1)
+    is_before = torch.arange(input_ids.shape[1], device=input_ids.device) <= places
+    return bias[texts].scatter(1, tokens.where(is_before, tokens.gather(1, places)), 0.0)
 
 
 class ConceptRegions(nn.Module):

@@ -217,9 +217,9 @@ class FusionCaptionerConfig(PreTrainedConfig):
         concept_token_ids (list of `int`, *optional*): concepts, the tokens that images are searched for: sorted, each
             once. With `languages` a list for each of them, of the words that its captions have.
         num_concepts (`int`, defaults to 0): so many of the likeliest concepts of an image become further regions.
-        concept_bias (`float`, defaults to 0): what a concept that is certain adds to the score of its word at every
-            step of the captioner, and less likely ones by their probability (an output attention over attributes, as
-            in You et al., 2016, section 3.4, without weights of its own).
+        concept_bias (`float`, defaults to 0): what a concept that is certain adds to the score of its word until the
+            text has it, and less likely ones by their probability (an output attention over attributes, as in You et
+            al., 2016, section 3.4, without weights of its own).
         gradient_reversal_weight (`float`, defaults to 1): factor on the reversed gradient of the modality critic.
         initializer_range (`float`, defaults to 0.02): standard deviation of new random weights.
         languages (list of `str`, *optional*): codes of the languages, if the captioner writes several; the first

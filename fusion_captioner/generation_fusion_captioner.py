@@ -25,13 +25,12 @@ class CaptionCache(Cache):
     States of text encoder, fusion and decoder after the tokens so far, and the projected regions of the images.
 
     States have one row per text (beam or sample) and follow the beams. Projected regions have one row per image: all
-    beams and samples of an image share them, so they are neither expanded nor reordered. What concepts add to the
-    scores of words has a row per text, and stays: beams move among texts that begin alike.
+    beams and samples of an image share them, so they are neither expanded nor reordered.
 
     Args:
         projected_regions (tuple of `torch.FloatTensor`, each with one row per image): see `fusion.py`.
         concept_logits (`torch.FloatTensor` of shape `(B, K)`, *optional*): of which the first call makes `word_bias`,
-            where concepts add to the scores of words.
+            where concepts add to the scores of words that a text does not have yet.
     """
 
     is_compileable = False  # recurrent layers break the graph, and Transformer states grow
@@ -65,6 +64,8 @@ class CaptionCache(Cache):
         for name in ("text_state", "fusion_state", "decoder_state"):
             if (state := getattr(self, name)) is not None:
                 setattr(self, name, tuple(tensor.index_select(0, beam_idx.to(tensor.device)) for tensor in state))
+        if self.word_bias is not None:
+            self.word_bias = self.word_bias.index_select(0, beam_idx.to(self.word_bias.device))
 
 
 class HiddenImageGuidance(LogitsProcessor):

@@ -24,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .alignment import AlignmentLosses
 from .audio_encoder import AudioEncoder
 from .causal_layers import SequenceDropout, initialize_recurrent
-from .concepts import ConceptHead, ConceptRegions
+from .concepts import ConceptHead, ConceptRegions, unsaid
 from .configuration_fusion_captioner import FusionCaptionerConfig
 from .decoder import CaptionDecoder
 from .fusion import FUSIONS, count_texts
@@ -631,19 +631,22 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         if cache is None:
             word_bias = self.model.word_bias(outputs.concept_logits, input_ids)
         else:
-            if is_first:
-                cache.word_bias = self.model.word_bias(cache.concept_logits, input_ids)
-            word_bias = cache.word_bias
-        if isinstance(logits_to_keep, int):
-            kept, bias = hidden_states[:, -logits_to_keep:], None if word_bias is None else word_bias.unsqueeze(1)
-        else:
-            kept = hidden_states[logits_to_keep]
-            bias = None if word_bias is None else word_bias[logits_to_keep.nonzero()[:, 0]]
-        logits = None if skip_logits else self._score_words(kept, bias)
+            word_bias = self.model.word_bias(cache.concept_logits, input_ids) if is_first else cache.word_bias
+            cache.word_bias = None if word_bias is None else word_bias.scatter(1, input_ids, 0.0)
+        logits = None
+        if not skip_logits:
+            if isinstance(logits_to_keep, int):
+                is_kept = torch.zeros(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+                is_kept[:, -logits_to_keep:] = True
+                kept = hidden_states[:, -logits_to_keep:]
+            else:
+                is_kept, kept = logits_to_keep, hidden_states[logits_to_keep]
+            bias = None if word_bias is None else unsaid(word_bias, input_ids, *is_kept.nonzero(as_tuple=True))
+            logits = self._score_words(kept, None if bias is None else bias.view(*kept.shape[:-1], -1))
 
         loss, loss_terms = None, None
         if labels is not None:
-            loss_terms = self._loss_terms(outputs, hidden_states, logits, labels, attention_mask, word_bias)
+            loss_terms = self._loss_terms(outputs, hidden_states, logits, input_ids, labels, attention_mask, word_bias)
             if self.config.concept_loss_weight:
                 concept_logits = outputs.concept_logits
                 if concept_logits is None:
@@ -675,6 +678,8 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         )
         cache.seen_tokens += 1
         hidden_states, cache.decoder_state = self.decoder(fused, embeddings, mask, cache.decoder_state, True)
+        if cache.word_bias is not None:
+            cache.word_bias.scatter_(1, token_ids, 0.0)
         return self._score_words(hidden_states[:, -1], cache.word_bias)
 
     def _score_words(self, hidden_states: torch.Tensor, word_bias: torch.Tensor | None) -> torch.Tensor:
@@ -683,7 +688,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         return logits if word_bias is None else logits + word_bias.to(logits.dtype)
 
     def _loss_terms(
-        self, outputs, hidden_states, logits, labels, attention_mask, word_bias
+        self, outputs, hidden_states, logits, input_ids, labels, attention_mask, word_bias
     ) -> dict[str, torch.Tensor]:
         if labels.shape != (logits if logits is not None else hidden_states).shape[:2]:
             raise ValueError(
@@ -701,7 +706,8 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
                 padding = -len(words) % LABEL_BLOCK
                 bias = None
                 if word_bias is not None:
-                    bias = nn.functional.pad(word_bias[labelled.nonzero()[:, 0]], (0, 0, 0, padding))
+                    bias = unsaid(word_bias, input_ids, *labelled.nonzero(as_tuple=True))
+                    bias = nn.functional.pad(bias, (0, 0, 0, padding))
                 scores = self._score_words(nn.functional.pad(scores, (0, 0, 0, padding)), bias)  # (N, V)
                 words = nn.functional.pad(words, (0, padding), value=-100)
             terms["caption"] = caption_loss(scores, words, self.config.label_smoothing)

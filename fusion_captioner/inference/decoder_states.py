@@ -26,7 +26,7 @@ class DecoderStates:
         texts: k.
         max_positions: the most tokens that a text may have, None without Transformer layers.
         output: the output layer, by whose columns tokens are called here.
-        bias: float32 (B, C), what is added to the logits of an image's texts.
+        bias: float32 (B, C), what is added to the logits of words that a text does not have yet.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class DecoderStates:
     ) -> None:
         self.step = step
         self.output = output
-        self.bias = bias
+        self.bias = None if bias is None else bias[:, None].repeat(texts, axis=1)
         self.regions = list(regions)
         self.max_positions = max_positions
         images = len(regions[0])
@@ -97,13 +97,17 @@ class DecoderStates:
             hidden_states, *self.states = self.step((tokens, mask, *self.regions, *before))
         logits = self.output.logits(hidden_states)
         if self.bias is not None:
-            by_image = logits.reshape(*tokens.shape, -1)
-            by_image += self.bias[:, None]
+            bias = self.bias.reshape(logits.shape)
+            known = columns < self.output.width
+            bias[known, columns[known]] = 0
+            logits += bias
         return logits
 
     def repeat(self, times: int) -> None:
         """Repeat each text `times` times; the copies are adjacent."""
         self.states = [state.repeat(times, axis=1) for state in self.states]
+        if self.bias is not None:
+            self.bias = self.bias.repeat(times, axis=1)
         self.mask = self.mask.repeat(times, axis=1)
 
     def keep(self, images: np.ndarray) -> None:
@@ -117,3 +121,5 @@ class DecoderStates:
     def reorder(self, order: np.ndarray) -> None:
         """Give text `i` the state of text `order[i]`, which is of the same image."""
         self.states = [state.reshape(-1, *state.shape[2:])[order].reshape(state.shape) for state in self.states]
+        if self.bias is not None:
+            self.bias = self.bias.reshape(-1, self.bias.shape[-1])[order].reshape(self.bias.shape)
