@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -79,6 +80,10 @@ class ExportedCaptioner:
         regions = len(self.description["regions"]) + bool(self.description["concepts"])
         states = len(self.description["states"])
 
+        # What searches do in Python is done by one at a time, while parts run for the others: else they would take
+        # Python's own lock from each other at every array, and wait longer than they compute.
+        self._turn = Lock()
+
         def of_a_step(name: str, outputs: int) -> Part:
             return _checked(of_steps(folder, name, step_threads), folder / name, outputs)
 
@@ -86,7 +91,6 @@ class ExportedCaptioner:
         self._decoder_step = of_a_step(DECODER_STEP, 1 + states)
         self._load_output_layer = lambda language: of_a_step(output_layer_name(language), 1)
         self._output_layers: dict[str, OutputLayer] = {}
-        self._loading = Lock()
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -218,7 +222,8 @@ class ExportedCaptioner:
             rows = (images[:, None] * texts + np.arange(texts)).reshape(-1)
             of_images = [region[images] for region in regions]
             language = str(names[images[0], 0])
-            return self._search(of_images, input_ids[rows], attention_mask[rows], language, search, seed)
+            with self._turn:
+                return self._search(of_images, input_ids[rows], attention_mask[rows], language, search, seed)
 
         # what is drawn by chance is drawn for all texts in turn
         number = 1 if search.do_sample else self._searches
@@ -249,18 +254,25 @@ class ExportedCaptioner:
         tokens = input_ids[np.arange(len(input_ids)), second]
         return np.array([known.get(token, next(iter(self.languages))) for token in tokens.tolist()])
 
+    def _aside(self, part: Part, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Runs a part while another search has its turn."""
+        self._turn.release()
+        try:
+            return part(arrays)
+        finally:
+            self._turn.acquire()
+
     def _output_layer(self, language: str) -> OutputLayer:
         layers, lists = self.description["output_layers"], self.description["concepts"]
-        with self._loading:
-            if language not in self._output_layers:
-                places = {token: place for place, token in enumerate(sorted(set().union(*lists.values())))}
-                self._output_layers[language] = OutputLayer(
-                    self.description["vocab_size"],
-                    layers.get(language),
-                    self._load_output_layer(language) if layers else None,
-                    {token: places[token] for token in lists.get(language, ())},
-                )
-            return self._output_layers[language]
+        if language not in self._output_layers:
+            places = {token: place for place, token in enumerate(sorted(set().union(*lists.values())))}
+            self._output_layers[language] = OutputLayer(
+                self.description["vocab_size"],
+                layers.get(language),
+                partial(self._aside, self._load_output_layer(language)) if layers else None,
+                {token: places[token] for token in lists.get(language, ())},
+            )
+        return self._output_layers[language]
 
     def _search(
         self,
@@ -271,7 +283,8 @@ class ExportedCaptioner:
         search: SearchSettings,
         seed: int | None,
     ) -> np.ndarray:
-        """The new tokens `(T*num_return_sequences, L)` of some images, from what the image part gave of them."""
+        """The new tokens `(T*num_return_sequences, L)` of some images, from what the image part gave of them; called by
+        whoever has the turn."""
         layer, bias = self._output_layer(language), None
         if self.description["concepts"]:
             *regions, probabilities = regions
@@ -282,7 +295,7 @@ class ExportedCaptioner:
         search = replace(search, bad_words_ids=words)
         prompts = layer.columns[input_ids]
         states = DecoderStates(
-            self._decoder_step,
+            partial(self._aside, self._decoder_step),
             self.description["states"],
             regions,
             len(input_ids) // len(regions[0]),
