@@ -17,6 +17,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .packed_lstm import LSTMLayer
+
 # What a layer carries from one call to the next: each tensor has the batch in its first dimension,
 # so that a cache can reorder it without knowing what it is.
 State = tuple[torch.Tensor, ...]
@@ -251,8 +253,7 @@ class CausalRecurrent(GradientCheckpointingLayer):
             mask = attention_mask[:, -length:].long()
             # argmax finds the first real token; a row of padding alone stays where it is
             left_padding = mask.argmax(dim=1, keepdim=True)
-            position = torch.arange(length, device=inputs.device)
-            rolled = self._gather(inputs, (position + left_padding) % length)
+            rolled = self._rolled(inputs, left_padding)
             if return_state:
                 lengths = mask.sum(dim=1).clamp(min=1).cpu()
                 packed = pack_padded_sequence(rolled, lengths, batch_first=True, enforce_sorted=False)
@@ -262,7 +263,7 @@ class CausalRecurrent(GradientCheckpointingLayer):
                 outputs = self._by_length(rolled, mask.sum(dim=1), hidden)
             else:
                 outputs, _ = self.recurrent(rolled, hidden)
-            outputs = self._gather(outputs, (position - left_padding) % length)
+            outputs = self._rolled(outputs, -left_padding)
         if not return_state:
             return outputs, None
         return outputs, self._keep_unseen(self._from_recurrent(hidden), attention_mask, state, length)
@@ -328,7 +329,12 @@ class CausalRecurrent(GradientCheckpointingLayer):
         return tuple(torch.where(seen, new, old) for new, old in zip(state_after, before))
 
     @staticmethod
-    def _gather(sequence: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def _rolled(sequence: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        """`(B, L, size)` with each row rolled to the left by its shift, `(B, 1)`."""
+        if sequence.device.type == "cpu" and not torch.compiler.is_compiling() and not shift.any():
+            return sequence
+        length = sequence.shape[1]
+        index = (torch.arange(length, device=sequence.device) + shift) % length
         return sequence.gather(1, index.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))
 
     def _to_recurrent(self, state: State):
@@ -356,6 +362,20 @@ class CausalLSTM(CausalRecurrent):
     """Long short-term memory (Hochreiter & Schmidhuber, 1997)."""
 
     recurrent_class = nn.LSTM
+
+    def _by_length(self, inputs, lengths, hidden):
+        if hidden is not None or not self._is_plain():
+            return super()._by_length(inputs, lengths, hidden)
+        lengths, order = lengths.clamp(min=1).sort(descending=True)
+        is_token = torch.arange(int(lengths[0]), device=inputs.device).unsqueeze(1) < lengths  # (L, B), longest first
+        steps, texts = is_token.nonzero(as_tuple=True)
+        texts = order[texts]
+        rows = inputs[texts, steps]  # as `pack_padded_sequence` has them, whose gradient takes longer than the layer
+        for layer, weights in enumerate(self.recurrent.all_weights):
+            if layer:
+                rows = nn.functional.dropout(rows, self.recurrent.dropout, self.training)
+            rows = LSTMLayer.apply(rows, is_token.sum(dim=1).tolist(), *weights)
+        return rows.new_zeros(*inputs.shape[:2], rows.shape[1]).index_put((texts, steps), rows)
 
     def cell(self, inputs, state, *weights):
         input_weight, hidden_weight, input_bias, hidden_bias = weights

@@ -144,8 +144,8 @@ class ConceptHead(nn.Module):
 
 def unsaid(bias: torch.Tensor, input_ids: torch.Tensor, texts: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """
-    What is added to the scores of the next word at some places: nothing to a word that the text has up to there, so that
-    a thing is named once.
+    What is added to the scores of the next word at some places: nothing to a word that the text has up to there, so
+    that a thing is named once.
 
     Args:
         bias (`torch.FloatTensor` of shape `(T, V)`): of each text before these tokens.

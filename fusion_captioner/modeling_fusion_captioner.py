@@ -616,6 +616,7 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
+        assert input_ids is not None  # or the base model had raised an error
         cache = getattr(outputs, CACHE)
         hidden_states, decoder_state = self.decoder(
             outputs.fused_hidden_states,

@@ -214,7 +214,6 @@ def test_concepts_of_other_languages_add_nothing() -> None:
                 assert sorted(caption) == ids
 
 
-
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpointed_activations_give_the_same_gradients(use_reentrant: bool) -> None:
     gradients = []

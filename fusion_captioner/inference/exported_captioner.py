@@ -283,8 +283,8 @@ class ExportedCaptioner:
         search: SearchSettings,
         seed: int | None,
     ) -> np.ndarray:
-        """The new tokens `(T*num_return_sequences, L)` of some images, from what the image part gave of them; called by
-        whoever has the turn."""
+        """The new tokens `(T*num_return_sequences, L)` of some images, from what the image part gave of them; for who
+        has the turn."""
         layer, bias = self._output_layer(language), None
         if self.description["concepts"]:
             *regions, probabilities = regions
