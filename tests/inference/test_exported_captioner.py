@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,19 @@ def test_tokens_do_not_depend_on_the_number_of_threads(export: Export, settings:
     assert found == expected
     # some texts end early, and are filled up
     assert len({min([row.index(end, 3) for end in ends if end in row[3:]], default=None) for row in found}) > 1
+
+
+def test_searches_take_turns_also_after_one_has_failed(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, captioner = pixels(4).numpy(), ExportedCaptioner(export("onnx"), num_threads=2)
+    settings = {"num_beams": 3, "max_new_tokens": 8}
+    expected = captioner.generate(images, **settings).tolist()
+    with monkeypatch.context() as broken:
+        broken.setattr(captioner, "_decoder_step", lambda arrays: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            captioner.generate(images, **settings)
+    with ThreadPoolExecutor(3) as callers:
+        found = list(callers.map(lambda _: captioner.generate(images, **settings).tolist(), range(6), timeout=60))
+    assert found == [expected] * 6
 
 
 def test_samples_repeat_with_their_seed(exported: ExportedCaptioner) -> None:
