@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any, NoReturn
 from zlib import crc32
 
@@ -145,8 +146,11 @@ def atomic_folder(folder: str | Path, last: str = "config.json") -> Iterator[Pat
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        # who may read the folder may read its files: safetensors leaves its own to their owner alone
+        mode = S_IMODE(temporary.stat().st_mode) & 0o666
         for path in temporary.rglob("*"):
             if path.is_file():
+                path.chmod(mode)
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
         if not exists:

@@ -143,6 +143,20 @@ def test_a_folder_is_there_at_the_end_with_what_it_held_before(tmp_path: Path) -
     }
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_of_a_folder_may_be_read_by_who_may_read_new_files(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        with atomic_folder(tmp_path / "model") as folder:
+            for name in ("closed.safetensors", "config.json"):
+                (folder / name).write_text("{}", encoding="utf-8")
+            (folder / "closed.safetensors").chmod(0o600)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {mode}
+
+
 def test_a_full_disk_is_named_with_the_folder(tmp_path: Path) -> None:
     # safetensors raises an error of its own
     with (
