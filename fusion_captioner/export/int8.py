@@ -5,10 +5,11 @@ The image part multiplies int8 by int8: the user's images give the range of ever
 quantisation, Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 2). The decoder step has few activations and
 many weights: its weights are int8, and its activations have scales from what the captioner says of these images (see
 `quantize_decoder_part`), or stay float32 (see `compress_weights`). What is no product with weights (normalisation,
-attention's softmax, residual sums) stays float32.
+attention's softmax, residual sums) stays float32, and so do the first convolutions (see `first_convolutions`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from fusion_captioner.export.int8_products import quantize_products
 from fusion_captioner.export.int8_tables import matrices, quantize_tables
-from fusion_captioner.export.rounding import round_weights
+from fusion_captioner.export.rounding import round_weights, watched
 from fusion_captioner.image_loading import images_to_pixel_values
 from fusion_captioner.inference.runtimes import Part, import_runtime
 
@@ -32,6 +33,9 @@ PRODUCTS = ("Conv", "Gemm", "MatMul")
 # Limits of a product's output, which int8 has without them: quantised before them, the output would have steps too
 # wide.
 _LIMITS = ("Clip", "Relu")
+# Rounded, the convolutions next to the pixels change the image part's results more than all others, and they have
+# little to compute: so many of them stay float32 as need this share of all multiplications at most.
+_FLOAT_SHARE = 0.04
 # What hands a weight on as it is, in another shape.
 _SHAPES = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
@@ -71,7 +75,8 @@ class CalibrationImages:
 def quantize_image_part(source: Path, target: Path, images: Sequence[str], image_settings: Mapping[str, Any]) -> None:
     """
     Static quantisation of an ONNX file: uint8 activations, whose range is a moving average of images' ranges; int8
-    weights with a scale for each output channel, rounded by [`~fusion_captioner.export.rounding.round_weights`].
+    weights with a scale for each output channel, rounded by [`~fusion_captioner.export.rounding.round_weights`]. The
+    [`first_convolutions`] stay as they are.
 
     Args:
         source, target: files to read and to write.
@@ -84,9 +89,11 @@ def quantize_image_part(source: Path, target: Path, images: Sequence[str], image
     """
     quantization, onnx = import_runtime("onnxruntime.quantization", "onnx"), import_runtime("onnx", "onnx")
     _prepare(source)
-    pixels = onnx.load(source).graph.input[0].name
+    model = onnx.load(source)
+    pixels = model.graph.input[0].name
     some = CalibrationImages(images, image_settings, pixels, MAX_ROUNDING_IMAGES)
-    scales = round_weights(source, some, LARGEST_WEIGHT)
+    exact = first_convolutions(model, next(iter(CalibrationImages(images, image_settings, pixels, 1))))
+    scales = round_weights(source, some, LARGEST_WEIGHT, exact)
     reader = CalibrationImages(images, image_settings, pixels, MAX_CALIBRATION_IMAGES)
     quantization.quantize_static(
         source,
@@ -97,6 +104,7 @@ def quantize_image_part(source: Path, target: Path, images: Sequence[str], image
         reduce_range=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
+        nodes_to_exclude=exact,
         extra_options={
             "TensorQuantOverrides": scales,
             # the extremes of all images would make steps wider for the sake of a few values
@@ -109,7 +117,34 @@ def quantize_image_part(source: Path, target: Path, images: Sequence[str], image
     model = onnx.load(target)
     quantize_tables(model)  # the words of concepts
     onnx.save(model, target)
-    _check_int8(target)
+    _check_int8(target, exact)
+
+
+def first_convolutions(model: Any, image: Mapping[str, np.ndarray]) -> list[str]:
+    """
+    Names of the first convolutions of an ONNX model, as many as may stay float32, and of the limits behind them.
+
+    Args:
+        model: with constant weights.
+        image: its inputs.
+    """
+    graph = model.graph
+    shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
+    products = [node for node in graph.node if node.op_type in PRODUCTS and node.input[1] in shapes]
+    results = watched(model, {node.output[0] for node in products})(image)
+    work = {}  # multiplications
+    for node in products:
+        weights, result = shapes[node.input[1]], results[node.output[0]]
+        work[node.name] = prod(weights) * result.size // result.shape[1 if node.op_type == "Conv" else -1]
+    rest = _FLOAT_SHARE * sum(work.values())
+    first, outputs = [], set()
+    for node in products:
+        rest -= work[node.name]
+        if node.op_type != "Conv" or rest < 0:
+            break
+        first.append(node.name)
+        outputs.update(node.output)
+    return first + [node.name for node in graph.node if node.op_type in _LIMITS and node.input[0] in outputs]
 
 
 def quantize_decoder_part(source: Path, target: Path, run: Callable[[Part], None]) -> None:
@@ -195,8 +230,8 @@ def _prepare(path: Path) -> None:
     quant_pre_process(path, path, skip_symbolic_shape=True)
 
 
-def _check_int8(path: Path) -> None:
-    """Raise where a product has float32 weights: an export that says int8 is int8."""
+def _check_int8(path: Path, exact: Collection[str] = ()) -> None:
+    """Raise where a product has float32 weights, but for those that shall have them: what says int8 is int8."""
     onnx = import_runtime("onnx", "onnx")
     graph = onnx.load(path).graph
     floats = {
@@ -210,7 +245,7 @@ def _check_int8(path: Path) -> None:
             floats.update(node.output)
         elif node.op_type in (*PRODUCTS, "ConvTranspose", "LSTM", "GRU", "Einsum") and floats & set(node.input):
             left.append(node.name)
-    if left:
+    if left := [name for name in left if name not in exact]:
         raise ValueError(_no_int8(left))
 
 

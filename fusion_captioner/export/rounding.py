@@ -73,7 +73,7 @@ class Product:
 
 
 def round_weights(
-    path: Path, images: Iterable[Mapping[str, np.ndarray]], largest: int
+    path: Path, images: Iterable[Mapping[str, np.ndarray]], largest: int, exact: Collection[str] = ()
 ) -> dict[str, list[dict[str, Any]]]:
     """
     Weights of an ONNX file become multiples of a scale for each output channel, where images make them.
@@ -82,6 +82,7 @@ def round_weights(
         path: of the file, which is changed.
         images: inputs of the model, an image each.
         largest: the multiple that the largest weight of a channel becomes.
+        exact: names of layers whose weights stay what they are.
 
     Returns:
         Name of weights → scale and zero point of each output channel, as ONNX Runtime's quantiser takes them.
@@ -92,7 +93,8 @@ def round_weights(
     products = [
         Product(node, tuple(constants[node.input[1]].dims))
         for node in model.graph.node
-        if node.op_type == "Conv" or (node.op_type in ("Gemm", "MatMul") and node.input[1] in constants)
+        if node.name not in exact
+        and (node.op_type == "Conv" or (node.op_type in ("Gemm", "MatMul") and node.input[1] in constants))
     ]
     squares = _squares_of_inputs(model, products, images)
     scales = {}

@@ -1,5 +1,6 @@
 """`fusion-captioner export --int8`: close to float32, and nothing stays float32 in silence."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -11,7 +12,12 @@ from tiny_exports import Export, tiny_processor
 from tiny_models import tiny_model
 
 from fusion_captioner.cli import main
-from fusion_captioner.export.int8 import CalibrationImages, compress_weights, quantize_decoder_part
+from fusion_captioner.export.int8 import (
+    CalibrationImages,
+    compress_weights,
+    first_convolutions,
+    quantize_decoder_part,
+)
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner
 from fusion_captioner.inference.runtimes import import_runtime
@@ -102,6 +108,29 @@ def test_calibration_takes_evenly_spaced_images(photos: Path) -> None:
     assert reader.images == [names[0], names[4], names[9]]
     read = list(reader)
     assert [image["pixels"].shape for image in read] == [(1, 3, 32, 32)] * 3
+
+
+def test_the_first_convolutions_stay_float32_where_they_have_little_to_compute() -> None:
+    """Three convolutions of 1, 3 and 96 % of all multiplications, a limit behind the first."""
+    random, names = np.random.default_rng(0), ["pixels", "small", "limited", "medium", "large"]
+    sizes = {"small": (1, 1, 1, 1), "medium": (3, 1, 1, 1), "large": (32, 3, 1, 1)}
+    weights = [
+        onnx.numpy_helper.from_array(random.random(size, np.float32), f"{name}_weight") for name, size in sizes.items()
+    ]
+    nodes = [
+        onnx.helper.make_node("Relu", [before], [name], name)
+        if name == "limited"
+        else onnx.helper.make_node("Conv", [before, f"{name}_weight"], [name], name)
+        for before, name in itertools.pairwise(names)
+    ]
+    floats = onnx.TensorProto.FLOAT
+    ends = [
+        onnx.helper.make_tensor_value_info(name, floats, ["images", channels, 4, 4])
+        for name, channels in (("pixels", 1), ("large", 32))
+    ]
+    graph = onnx.helper.make_graph(nodes, "graph", ends[:1], ends[1:], weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    assert first_convolutions(model, {"pixels": np.ones((1, 1, 4, 4), np.float32)}) == ["small", "medium", "limited"]
 
 
 def test_a_layer_of_onnx_without_int8_form_is_refused(tmp_path: Path) -> None:
