@@ -370,11 +370,12 @@ class CausalLSTM(CausalRecurrent):
         is_token = torch.arange(int(lengths[0]), device=inputs.device).unsqueeze(1) < lengths  # (L, B), longest first
         steps, texts = is_token.nonzero(as_tuple=True)
         texts = order[texts]
+        sizes = is_token.sum(dim=1).tolist()
         rows = inputs[texts, steps]  # as `pack_padded_sequence` has them, whose gradient takes longer than the layer
         for layer, weights in enumerate(self.recurrent.all_weights):
             if layer:
                 rows = nn.functional.dropout(rows, self.recurrent.dropout, self.training)
-            rows = LSTMLayer.apply(rows, is_token.sum(dim=1).tolist(), *weights)
+            rows = LSTMLayer.apply(rows, sizes, *weights)
         return rows.new_zeros(*inputs.shape[:2], rows.shape[1]).index_put((texts, steps), rows)
 
     def cell(self, inputs, state, *weights):

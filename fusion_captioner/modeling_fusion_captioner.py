@@ -636,14 +636,16 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
             cache.word_bias = None if word_bias is None else word_bias.scatter(1, input_ids, 0.0)
         logits = None
         if not skip_logits:
-            if isinstance(logits_to_keep, int):
-                is_kept = torch.zeros(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+            is_kept, bias = logits_to_keep, None
+            if isinstance(is_kept, int):
+                is_kept = torch.zeros_like(input_ids, dtype=torch.bool)
                 is_kept[:, -logits_to_keep:] = True
                 kept = hidden_states[:, -logits_to_keep:]
             else:
-                is_kept, kept = logits_to_keep, hidden_states[logits_to_keep]
-            bias = None if word_bias is None else unsaid(word_bias, input_ids, *is_kept.nonzero(as_tuple=True))
-            logits = self._score_words(kept, None if bias is None else bias.view(*kept.shape[:-1], -1))
+                kept = hidden_states[is_kept]
+            if word_bias is not None:
+                bias = unsaid(word_bias, input_ids, *is_kept.nonzero(as_tuple=True)).view(*kept.shape[:-1], -1)
+            logits = self._score_words(kept, bias)
 
         loss, loss_terms = None, None
         if labels is not None:

@@ -102,7 +102,7 @@ class LSTMLayer(torch.autograd.Function):
             of_gates[start:end, 3] = of_output * slopes[start:end, 3]
             later = slice(start, end), by_memory
         of_gates = of_gates.flatten(1)
-        of_bias = of_gates.sum(dim=0, dtype=gates.dtype)
+        of_bias = of_gates.sum(dim=0, dtype=gates.dtype) if any(ctx.needs_input_grad[4:]) else None
         return (
             of_gates @ input_weight if ctx.needs_input_grad[0] else None,
             None,
