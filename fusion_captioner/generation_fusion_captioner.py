@@ -4,6 +4,7 @@ call, and the cache is a `CaptionCache`."""
 # mypy: disable-error-code="attr-defined, misc, override"
 # GenerationMixin types `self` as the finished model, which a mixin is not yet.
 
+from contextlib import AbstractContextManager
 from functools import wraps
 from inspect import unwrap
 from typing import Any
@@ -66,6 +67,15 @@ class CaptionCache(Cache):
                 setattr(self, name, tuple(tensor.index_select(0, beam_idx.to(tensor.device)) for tensor in state))
         if self.word_bias is not None:
             self.word_bias = self.word_bias.index_select(0, beam_idx.to(self.word_bias.device))
+
+    def batch_select_indices(self, indices: torch.LongTensor) -> None:
+        """Only the texts `indices` remain, in this order, each with a copy of its image's regions for itself."""
+        assert self.decoder_state is not None  # a token has been seen
+        images = indices // count_texts(len(self.decoder_state[0]), len(self.projected_regions[0]))
+        self.projected_regions = tuple(tensor.index_select(0, images) for tensor in self.projected_regions)
+        if self.concept_logits is not None:
+            self.concept_logits = self.concept_logits.index_select(0, images)
+        self.reorder_cache(indices)
 
 
 class HiddenImageGuidance(LogitsProcessor):
@@ -149,10 +159,14 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
             kwargs["input_ids"] = self._beginnings(kwargs, known[language or next(iter(known))])
         if labels is not None:
             kwargs |= self._prompts(kwargs["input_ids"], kwargs.get("attention_mask"), labels)
-        # what each step multiplies by
-        layers = (self.model.text_encoder, self.model.fusion, self.decoder, self.lm_head)
-        with packed_weights(layers, self.kept_weights):
+        with self.packed_weights():
             return super().generate(*args, **kwargs)
+
+    def packed_weights(self) -> AbstractContextManager[None]:
+        """Inside, what each step multiplies by is packed; see [`~fusion_captioner.causal_layers.packed_weights`]."""
+        return packed_weights(
+            (self.model.text_encoder, self.model.fusion, self.decoder, self.lm_head), self.kept_weights
+        )
 
     def _beginnings(self, inputs, language_token_id):
         """BOS and the token of the language for each image, `(B, 2)`."""

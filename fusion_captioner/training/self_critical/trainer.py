@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import LogitsProcessor, LogitsProcessorList
 
 from fusion_captioner.metrics.diversity import caption_diversity
 from fusion_captioner.metrics.tokenization import find_tokenizer
 from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
+from fusion_captioner.training.self_critical.drawn_captions import draw_captions
 from fusion_captioner.training.self_critical.rewards import REWARDS, language_of, reward_weights
 from fusion_captioner.training.self_critical.sampled_captions import ImageKey, ReferenceCaptions, SampledCaptions
 from fusion_captioner.training.trainer import FusionCaptionerTrainer
@@ -49,25 +49,6 @@ def policy_loss(logits: torch.Tensor, tokens: torch.Tensor, advantages: torch.Te
     return (advantages * F.cross_entropy(logits.float(), tokens, reduction="none")).mean()
 
 
-class DrawToken(LogitsProcessor):
-    """
-    Draws the next token of each row and masks all others, so that greedy `generate` takes it.
-
-    `generate` itself samples with `torch.multinomial`, which on CPUs draws a random number for every word of the
-    vocabulary: as much time as the output layer takes. Inverse transform sampling needs one random number per row.
-    """
-
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        cumulative = (scores / self.temperature).softmax(dim=-1).cumsum(dim=-1)  # (N, V)
-        # the sum may miss 1 by rounding
-        place = torch.rand_like(cumulative[:, :1]) * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, place, right=True).clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
-
-
 def reference_captions(rows: Any) -> dict[ImageKey, list[str]]:
     """All captions of the images; with several languages those of each language apart."""
     if "languages" not in rows.column_names:
@@ -83,7 +64,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
     """
     `FusionCaptionerTrainer` that maximises the expected reward of sampled captions.
 
-    Each step encodes every image once, samples all captions in one `generate`, rewards them, and runs the model once
+    Each step encodes every image once, samples all captions side by side, rewards them, and runs the model once
     over all of them for the gradient. With `image_dropout`, sampling and gradient see the same hidden features, so
     that the model has to describe an image that it has memorised without them. References are all captions of
     `train_dataset`, and document frequencies are computed from them. The log has the loss, each reward, the baseline,
@@ -154,26 +135,23 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
         self, captioner: Any, regions: torch.Tensor, prompts: Mapping[str, torch.Tensor], image_ids: Sequence[ImageKey]
     ) -> tuple[SampledCaptions, torch.Tensor]:
         """Sampled captions, and a mask `(N, L)` that is true at the tokens that were sampled, including EOS."""
-        count = self.args.samples_per_image
-        if self.args.candidates == "beams":
-            settings: dict[str, Any] = {
-                "num_beams": count,
-                "num_return_sequences": count,
-                "length_penalty": self.args.generation_length_penalty,
-            }
-            given = prompts
-        else:
-            draw = LogitsProcessorList([DrawToken(self.args.sampling_temperature)])
-            settings = {"num_beams": 1, "length_penalty": 1.0, "logits_processor": draw}
-            given = {name: tensor.repeat_interleave(count, dim=0) for name, tensor in prompts.items()}
+        count, longest = self.args.samples_per_image, self.args.generation_max_new_tokens
         captioner.eval()
-        sequences = captioner.generate(
-            **given,
-            image_hidden_states=regions,
-            do_sample=False,
-            max_new_tokens=self.args.generation_max_new_tokens,
-            **settings,
-        )
+        if self.args.candidates == "beams":
+            sequences = captioner.generate(
+                **prompts,
+                image_hidden_states=regions,
+                do_sample=False,
+                num_beams=count,
+                num_return_sequences=count,
+                length_penalty=self.args.generation_length_penalty,
+                max_new_tokens=longest,
+            )
+        else:
+            ends = self.processing_class.eos_token_id
+            sequences = draw_captions(
+                captioner, regions, prompts, count, longest, ends, self.args.sampling_temperature
+            )
         captioner.train()
         width = prompts["input_ids"].shape[1]
         words = sequences[:, width:]

@@ -16,7 +16,6 @@ from fusion_captioner.training.self_critical import trainer as self_critical
 from fusion_captioner.training.self_critical.arguments import SelfCriticalArguments
 from fusion_captioner.training.self_critical.sampled_captions import Reward, SampledCaptions
 from fusion_captioner.training.self_critical.trainer import (
-    DrawToken,
     SelfCriticalTrainer,
     leave_one_out_advantages,
     policy_loss,
@@ -89,18 +88,6 @@ def test_the_baseline_is_the_mean_of_the_other_samples() -> None:
     rewards = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 0.0]])
     expected = torch.tensor([[1 - 4.0, 2 - 3.5, 6 - 1.5], [0.0, 0.0, 0.0]])
     torch.testing.assert_close(leave_one_out_advantages(rewards), expected)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_tokens_are_drawn_as_often_as_they_are_likely(temperature: float) -> None:
-    torch.manual_seed(0)
-    logits = torch.tensor([-torch.inf, 2.0, 0.0, 1.0, -torch.inf, -1.0, -torch.inf])
-    scores = DrawToken(temperature)(torch.zeros(40_000, 1), logits.expand(40_000, -1))
-    assert ((scores == 0).sum(dim=1) == 1).all() and ((scores == 0) | (scores == -torch.inf)).all()
-    shares = scores.argmax(dim=1).bincount(minlength=7) / len(scores)
-    expected = (logits / temperature).softmax(dim=0)
-    assert (shares[expected == 0] == 0).all()
-    torch.testing.assert_close(shares, expected, atol=0.01, rtol=0)
 
 
 def test_the_policy_loss_weighs_log_probabilities_by_their_captions_advantage() -> None:
