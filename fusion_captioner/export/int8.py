@@ -17,7 +17,7 @@ import numpy as np
 
 from fusion_captioner.export.int8_products import quantize_products
 from fusion_captioner.export.int8_tables import matrices, quantize_tables
-from fusion_captioner.export.rounding import round_weights, watched
+from fusion_captioner.export.rounding import round_weights, watched, weight_scales
 from fusion_captioner.image_loading import images_to_pixel_values
 from fusion_captioner.inference.runtimes import Part, import_runtime
 
@@ -25,9 +25,6 @@ from fusion_captioner.inference.runtimes import Part, import_runtime
 MAX_CALIBRATION_IMAGES = 300
 # Images that say how weights are rounded.
 MAX_ROUNDING_IMAGES = 64
-# Without VNNI, processors add pairs of products in 16 bits: with 127, the largest weight of 8 bits, they would
-# overflow.
-LARGEST_WEIGHT = 64
 # Products with weights; each must end in int8.
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 # Limits of a product's output, which int8 has without them: quantised before them, the output would have steps too
@@ -93,7 +90,7 @@ def quantize_image_part(source: Path, target: Path, images: Sequence[str], image
     pixels = model.graph.input[0].name
     some = CalibrationImages(images, image_settings, pixels, MAX_ROUNDING_IMAGES)
     exact = first_convolutions(model, next(iter(CalibrationImages(images, image_settings, pixels, 1))))
-    scales = round_weights(source, some, LARGEST_WEIGHT, exact)
+    scales = round_weights(source, some, exact)
     reader = CalibrationImages(images, image_settings, pixels, MAX_CALIBRATION_IMAGES)
     quantization.quantize_static(
         source,
@@ -101,7 +98,6 @@ def quantize_image_part(source: Path, target: Path, images: Sequence[str], image
         reader,
         op_types_to_quantize=[*PRODUCTS, *_LIMITS],
         per_channel=True,
-        reduce_range=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
         nodes_to_exclude=exact,
@@ -169,8 +165,8 @@ def quantize_decoder_part(source: Path, target: Path, run: Callable[[Part], None
     with_gemms.replace_gemm_with_matmul()
     model = with_gemms.model
     products = matrices(model, ["MatMul"], 1)
-    quantize_products(model, products, LARGEST_WEIGHT, run)
-    quantize_tables(model, products, LARGEST_WEIGHT)  # as products, so that both can share rows
+    quantize_products(model, products, run)
+    quantize_tables(model, products, weight_scales)  # as products, so that both can share rows
     onnx.save(model, target)
     _check_int8(target)
 

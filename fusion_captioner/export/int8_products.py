@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fusion_captioner.export.int8_tables import store_rows
-from fusion_captioner.export.rounding import watched
+from fusion_captioner.export.rounding import watched, weight_scales
 from fusion_captioner.inference.runtimes import Part, import_runtime
 
 # The bytes of a quantised factor: what stands for 0, and steps from there to the largest.
@@ -47,9 +47,7 @@ def observe(model: Any, names: Collection[str], run: Callable[[Part], None]) -> 
     return {name: np.concatenate(rows) for name, rows in seen.items()}
 
 
-def quantize_products(
-    model: Any, weights: Mapping[str, np.ndarray], largest: int, run: Callable[[Part], None]
-) -> None:
+def quantize_products(model: Any, weights: Mapping[str, np.ndarray], run: Callable[[Part], None]) -> None:
     """
     `MatMul` by weights becomes a product of uint8 by int8, with a scale for each output and one for the other factor.
     A bias that is added becomes part of the product.
@@ -57,7 +55,6 @@ def quantize_products(
     Args:
         model: an ONNX model, changed in place.
         weights: `(K, V)` of products, by name.
-        largest: the largest int8 weight.
         run: calls the model as [`observe`] says; what it does then tells how large factors become.
     """
     onnx = import_runtime("onnx", "onnx")
@@ -65,7 +62,8 @@ def quantize_products(
     products = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
     seen = observe(model, {node.input[0] for node in products}, run)
     for name, matrix in weights.items():
-        store_rows(graph, name, np.ascontiguousarray(matrix.T), largest)
+        rows = np.ascontiguousarray(matrix.T)
+        store_rows(graph, name, rows, weight_scales(rows))
     constants = {"int8_zero": np.array(_ZERO, np.uint8), "int8_columns": np.array([1])}
     constants |= {f"{name}_step": scale_of(rows) for name, rows in seen.items()}
     graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())

@@ -5,13 +5,14 @@ V: rows, D: columns
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from fusion_captioner.export.rounding import largest_scales
 from fusion_captioner.inference.runtimes import import_runtime
 
 # The operators that look rows up, `GatherND` as torch exports `rows[places]`.
@@ -32,18 +33,20 @@ def matrices(model: Any, operators: Collection[str], place: int) -> dict[str, np
     }
 
 
-def store_rows(graph: Any, name: str, rows: np.ndarray, largest: int) -> None:
-    """Add float32 rows `(V, D)` to a graph as `NAME_Q8`, int8 of `-largest` to `largest`, and `NAME_scales`
-    `(V, 1)`."""
+def store_rows(graph: Any, name: str, rows: np.ndarray, scales: np.ndarray) -> None:
+    """Add float32 rows `(V, D)` with scales `(V,)` to a graph as `NAME_Q8`, int8, and `NAME_scales` `(V, 1)`."""
     onnx = import_runtime("onnx", "onnx")
-    scales = np.abs(rows).max(axis=1, keepdims=True) / np.float32(largest)
-    scales[scales == 0] = 1  # of words that are all zeros
+    scales = scales[:, None]
     content = np.round(rows / scales).astype(np.int8)
     graph.initializer.append(onnx.numpy_helper.from_array(content, f"{name}_Q8"))
     graph.initializer.append(onnx.numpy_helper.from_array(scales, f"{name}_scales"))
 
 
-def quantize_tables(model: Any, products: Mapping[str, np.ndarray] | None = None, largest: int = 127) -> None:
+def quantize_tables(
+    model: Any,
+    products: Mapping[str, np.ndarray] | None = None,
+    scales_of: Callable[[np.ndarray], np.ndarray] = largest_scales,
+) -> None:
     """
     Tables become int8; the rows that are found become float32 again.
 
@@ -51,7 +54,7 @@ def quantize_tables(model: Any, products: Mapping[str, np.ndarray] | None = None
         model: an ONNX model, changed in place.
         products: the weights `(D, V)` of products that [`store_rows`] has stored as `(V, D)`, by name. A table of the
             same numbers, as tied embeddings are, shares theirs.
-        largest: the largest int8 number of other tables.
+        scales_of: from the rows `(V, D)` of another table to their scales `(V,)`.
     """
     graph = model.graph
     tables = matrices(model, LOOKUPS, 0)
@@ -61,7 +64,7 @@ def quantize_tables(model: Any, products: Mapping[str, np.ndarray] | None = None
     }
     for table, name in stored.items():
         if name == table:
-            store_rows(graph, table, tables[table], largest)
+            store_rows(graph, table, tables[table], scales_of(tables[table]))
     nodes = []
     for node in graph.node:
         table = node.input[0] if node.op_type in LOOKUPS else ""

@@ -3,6 +3,12 @@ Rounding of weights for int8: input by input, and what rounding one changes of a
 make up for as far as they can (GPTQ, Frantar et al. 2022, https://arxiv.org/abs/2210.17323, section 3). How far they
 can is measured on images: a pixel is much like its neighbours, so that errors of a convolution's weights nearly
 cancel.
+
+Without VNNI, processors multiply the bytes of two neighbouring inputs and add the products in 16 bits, which hold at
+most 255 * 128. So each weight has 8 bits, and two neighbours add up to 128 at most. Where a kernel and its channels
+both have several inputs, which of them are neighbours depends on the processor: no weight is larger than 64 there.
+
+G: groups, O: outputs, K: inputs of a layer
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -16,6 +22,8 @@ from fusion_captioner.inference.runtimes import import_runtime
 
 # Places of an image whose inputs are looked at in every layer.
 PLACES = 256
+# The largest int8 weight, the largest sum of two neighbours, and half of it.
+LARGEST, LARGEST_PAIR, LARGEST_OF_ALL = 127, 128, 64
 # Added to the squares of the inputs, as a share of their mean, so that inputs that never vary have an inverse.
 _DAMPING = 0.01
 # Inputs whose changes reach all the later weights at once.
@@ -24,7 +32,7 @@ _BLOCK = 128
 
 class Product:
     """
-    A layer with constant weights, as a product of matrices: `G` groups of `K` inputs and `O` outputs.
+    A layer with constant weights, as a product of matrices.
 
     Args:
         node: an ONNX `Conv`, `Gemm` or `MatMul`.
@@ -40,6 +48,7 @@ class Product:
         self.axis = 0 if self.is_convolution or given.get("transB") else 1
         self.groups = given.get("group", 1)
         kernel = shape[2:]
+        self.largest = LARGEST_OF_ALL if self.is_convolution and shape[1] > 1 and max(kernel) > 1 else LARGEST
         pads = given.get("pads", [0] * 2 * len(kernel))
         self.padding = [(0, 0), (0, 0), *zip(pads[: len(kernel)], pads[len(kernel) :])]
         dilations = given.get("dilations", [1] * len(kernel))
@@ -73,7 +82,7 @@ class Product:
 
 
 def round_weights(
-    path: Path, images: Iterable[Mapping[str, np.ndarray]], largest: int, exact: Collection[str] = ()
+    path: Path, images: Iterable[Mapping[str, np.ndarray]], exact: Collection[str] = ()
 ) -> dict[str, list[dict[str, Any]]]:
     """
     Weights of an ONNX file become multiples of a scale for each output channel, where images make them.
@@ -81,7 +90,6 @@ def round_weights(
     Args:
         path: of the file, which is changed.
         images: inputs of the model, an image each.
-        largest: the multiple that the largest weight of a channel becomes.
         exact: names of layers whose weights stay what they are.
 
     Returns:
@@ -101,9 +109,8 @@ def round_weights(
     for product in products:
         weights = constants[product.weight_name]
         matrices = product.matrices(onnx.numpy_helper.to_array(weights))
-        scale = np.abs(matrices).max(axis=-1) / largest
-        scale[scale == 0] = 1
-        rounded = round_matrices(matrices, squares[product.weight_name], scale, largest)
+        scale = weight_scales(matrices, product.largest)
+        rounded = round_matrices(matrices, squares[product.weight_name], scale, product.largest)
         weights.CopyFrom(onnx.numpy_helper.from_array(product.weights(rounded).astype(np.float32), weights.name))
         scales[product.weight_name] = [
             {"axis": product.axis, "scale": np.float32(value), "zero_point": 0} for value in scale.flatten()
@@ -142,7 +149,20 @@ def _squares_of_inputs(
     return squares
 
 
-def round_matrices(matrices: np.ndarray, squares: np.ndarray, scale: np.ndarray, largest: int) -> np.ndarray:
+def largest_scales(rows: np.ndarray, largest: int = LARGEST) -> np.ndarray:
+    """The scales `(..., O)` by which the largest of rows `(..., O, K)` become `largest`; 1 for zeros."""
+    scale = np.abs(rows).max(axis=-1) / rows.dtype.type(largest)
+    return np.where(scale == 0, rows.dtype.type(1), scale)
+
+
+def weight_scales(matrices: np.ndarray, largest: int = LARGEST) -> np.ndarray:
+    """The smallest scales `(..., O)` of which weights `(..., O, K)` can be multiples, and add up as they may."""
+    pairs = np.abs(matrices[..., 1:] + matrices[..., :-1]).max(axis=-1, initial=0)
+    # rounded to the nearest, two neighbours may add up to one more
+    return np.maximum(largest_scales(matrices, largest), pairs / matrices.dtype.type(LARGEST_PAIR - 1))
+
+
+def round_matrices(matrices: np.ndarray, squares: np.ndarray, scale: np.ndarray, largest: int = LARGEST) -> np.ndarray:
     """
     Args:
         matrices (`(G, O, K)`): weights.
@@ -151,7 +171,7 @@ def round_matrices(matrices: np.ndarray, squares: np.ndarray, scale: np.ndarray,
         largest: the largest multiple of it.
 
     Returns:
-        `(G, O, K)`, multiples of the scale from `-largest` to `largest`.
+        `(G, O, K)`, multiples of the scale, of which no sum of neighbours is larger than `LARGEST_PAIR`.
     """
     left = matrices.astype(np.float64)
     rounded = np.zeros_like(left)
@@ -160,11 +180,14 @@ def round_matrices(matrices: np.ndarray, squares: np.ndarray, scale: np.ndarray,
     mean = np.trace(squares, axis1=1, axis2=2) / size
     squares += (np.where(mean > 0, _DAMPING * mean, 1)[:, None, None]) * np.eye(size)
     shares = np.linalg.cholesky(np.linalg.inv(squares)).swapaxes(1, 2)
+    multiples = np.zeros_like(scale, dtype=np.float64)
     for first in range(0, size, _BLOCK):
         end = min(first + _BLOCK, size)
         errors = np.zeros_like(left[..., first:end])
         for column in range(first, end):
-            multiples = np.clip(np.round(left[..., column] / scale), -largest, largest)
+            lowest = np.maximum(-largest, -LARGEST_PAIR - multiples)
+            highest = np.minimum(largest, LARGEST_PAIR - multiples)
+            multiples = np.clip(np.round(left[..., column] / scale), lowest, highest)
             rounded[..., column] = multiples * scale
             error = (left[..., column] - rounded[..., column]) / shares[:, None, column, column]
             left[..., column + 1 : end] -= error[..., None] * shares[:, None, column, column + 1 : end]

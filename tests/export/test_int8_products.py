@@ -41,7 +41,7 @@ def model_of(weights: np.ndarray, bias: np.ndarray | None = None) -> onnx.ModelP
 
 def quantized(model: onnx.ModelProto, weights: np.ndarray, rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """The model in int8, whose scales are for such rows."""
-    quantize_products(model, {"weights": weights}, 64, lambda part: part((rows,)))
+    quantize_products(model, {"weights": weights}, lambda part: part((rows,)))
     left = [each for each in model.graph.initializer if each.name != "weights"]
     del model.graph.initializer[:]
     model.graph.initializer.extend(left)  # nothing may read the float32 weights any more

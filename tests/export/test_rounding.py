@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fusion_captioner.export.rounding import Product, round_matrices, round_weights
+from fusion_captioner.export.rounding import Product, round_matrices, round_weights, weight_scales
 
 
 @pytest.fixture
@@ -36,6 +36,13 @@ def smooth(random: np.random.Generator, *shape: int) -> np.ndarray:
     """Neighbours much alike, as pixels are."""
     values = np.cumsum(random.normal(size=shape), axis=-1)
     return (np.cumsum(values, axis=-2) if len(shape) == 4 else values).astype(np.float32)
+
+
+def assert_bytes_add_up(multiples: np.ndarray) -> None:
+    """As rows of int8 weights: two products with bytes of 255 fit into 16 bits, as far as they can and no further."""
+    pairs = 255 * np.abs(multiples[:, 1:] + multiples[:, :-1])
+    assert np.abs(multiples).max() <= 127 and pairs.max() < 2**15
+    assert (np.maximum(np.abs(multiples).max(axis=1), pairs.max(axis=1) / 255) > 60).all()
 
 
 LAYERS = {
@@ -74,18 +81,19 @@ def test_the_output_changes_less_than_with_the_nearest_multiples(
     images = [smooth(random, 1, 4, 9, 12) if op == "Conv" else smooth(random, 40, 12) for _ in range(17)]
     model = layer(op, weights, list(images[0].shape), **attributes)
     onnx.save(model, tmp_path / "layer.onnx")
-    scales = round_weights(tmp_path / "layer.onnx", [{"x": image} for image in images[:-1]], 64)["w"]
+    scales = round_weights(tmp_path / "layer.onnx", [{"x": image} for image in images[:-1]])["w"]
     rounded = onnx.load(tmp_path / "layer.onnx")
     changed = numpy_helper.to_array(rounded.graph.initializer[0])
 
     axis = scales[0]["axis"]
     rest = tuple(place for place in range(weights.ndim) if place != axis)
-    scale = np.array([channel["scale"] for channel in scales])
-    np.testing.assert_allclose(scale, np.abs(weights).max(axis=rest) / 64, rtol=1e-6)
-    scale = np.expand_dims(scale, rest)
+    scale = np.expand_dims(np.array([channel["scale"] for channel in scales]), rest)
     multiples = changed / scale
     np.testing.assert_allclose(multiples, np.round(multiples), atol=1e-4)
-    assert np.abs(multiples).max() < 64.001
+    rows = np.round(np.moveaxis(multiples, axis, 0)).reshape(len(scales), -1)
+    assert_bytes_add_up(rows)
+    if op == "Conv" and shape[1] > 1:  # any two of a kernel over several channels may be neighbours
+        assert np.abs(rows).max() <= 64
 
     nearest = layer(op, (np.round(weights / scale) * scale).astype(np.float32), list(images[0].shape), **attributes)
     exact, found, plain = (outputs(each, images[-1]) for each in (model, rounded, nearest))
@@ -94,7 +102,7 @@ def test_the_output_changes_less_than_with_the_nearest_multiples(
 
 def test_blocks_of_inputs_change_nothing(monkeypatch: pytest.MonkeyPatch, random: np.random.Generator) -> None:
     rows = smooth(random, 2, 300, 20)
-    arguments = random.normal(size=(2, 3, 20)), rows.swapaxes(1, 2) @ rows, np.full((2, 3), 0.1), 64
+    arguments = random.normal(size=(2, 3, 20)), rows.swapaxes(1, 2) @ rows, np.full((2, 3), 0.1)
     whole = round_matrices(*arguments)
     monkeypatch.setattr("fusion_captioner.export.rounding._BLOCK", 6)
     np.testing.assert_allclose(round_matrices(*arguments), whole)
@@ -102,5 +110,23 @@ def test_blocks_of_inputs_change_nothing(monkeypatch: pytest.MonkeyPatch, random
 
 def test_inputs_that_are_always_zero_leave_the_nearest_multiples(random: np.random.Generator) -> None:
     matrices = random.normal(size=(1, 3, 5))
-    rounded = round_matrices(matrices, np.zeros((1, 5, 5)), np.full((1, 3), 0.25), 64)
+    rounded = round_matrices(matrices, np.zeros((1, 5, 5)), np.full((1, 3), 0.25))
     np.testing.assert_allclose(rounded, np.round(matrices / 0.25) * 0.25)
+
+
+def test_scales_are_as_small_as_bytes_and_pairs_allow() -> None:
+    rows = np.array([[1.0, -2.0, 0.5], [2.0, 1.5, -3.0], [0.0, 0.0, 0.0]], np.float32)
+    scales = weight_scales(rows)
+    np.testing.assert_allclose(scales, [2 / 127, 3.5 / 127, 1])
+    assert scales.dtype == np.float32
+
+
+def test_what_the_rest_makes_up_for_stays_within_the_limits(random: np.random.Generator) -> None:
+    """Inputs that go together move weights from one to the other."""
+    rows = random.normal(size=(1, 300, 1)) + 0.01 * random.normal(size=(1, 300, 24))
+    matrices = random.uniform(0.5, 1, size=(1, 16, 24))
+    scale = weight_scales(matrices)
+    rounded = round_matrices(matrices, rows.swapaxes(1, 2) @ rows, scale)
+    multiples = np.round(rounded / scale[..., None])[0]
+    assert_bytes_add_up(multiples)
+    assert (multiples[:, 1:] + multiples[:, :-1]).max() > 120
