@@ -72,9 +72,8 @@ class CaptionCache(Cache):
         """Only the texts `indices` remain, in this order, each with a copy of its image's regions for itself."""
         assert self.decoder_state is not None  # a token has been seen
         images = indices // count_texts(len(self.decoder_state[0]), len(self.projected_regions[0]))
-        self.projected_regions = tuple(tensor.index_select(0, images) for tensor in self.projected_regions)
-        if self.concept_logits is not None:
-            self.concept_logits = self.concept_logits.index_select(0, images)
+        regions = (tensor.index_select(0, images.to(tensor.device)) for tensor in self.projected_regions)
+        self.projected_regions = tuple(regions)
         self.reorder_cache(indices)
 
 

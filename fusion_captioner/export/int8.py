@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fusion_captioner.export.equalizing import equalize_channels
 from fusion_captioner.export.int8_products import quantize_products
 from fusion_captioner.export.int8_tables import matrices, quantize_tables
 from fusion_captioner.export.rounding import round_weights, watched, weight_scales
@@ -23,8 +24,8 @@ from fusion_captioner.inference.runtimes import Part, import_runtime
 
 # More images widen the ranges no further, and only cost time.
 MAX_CALIBRATION_IMAGES = 300
-# Images that say how weights are rounded.
-MAX_ROUNDING_IMAGES = 64
+# Images that say how far channels reach, and how weights are rounded.
+MAX_EQUALIZING_IMAGES, MAX_ROUNDING_IMAGES = 100, 64
 # Products with weights; each must end in int8.
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 # Limits of a product's output, which int8 has without them: quantised before them, the output would have steps too
@@ -72,8 +73,9 @@ class CalibrationImages:
 def quantize_image_part(source: Path, target: Path, images: Sequence[str], image_settings: Mapping[str, Any]) -> None:
     """
     Static quantisation of an ONNX file: uint8 activations, whose range is a moving average of images' ranges; int8
-    weights with a scale for each output channel, rounded by [`~fusion_captioner.export.rounding.round_weights`]. The
-    [`first_convolutions`] stay as they are.
+    weights with a scale for each output channel, rounded by [`~fusion_captioner.export.rounding.round_weights`].
+    Channels are equalised before (see [`~fusion_captioner.export.equalizing.equalize_channels`]). The
+    [`first_convolutions`] and sums from block to block (see [`keep_sums`]) stay float32.
 
     Args:
         source, target: files to read and to write.
@@ -86,8 +88,9 @@ def quantize_image_part(source: Path, target: Path, images: Sequence[str], image
     """
     quantization, onnx = import_runtime("onnxruntime.quantization", "onnx"), import_runtime("onnx", "onnx")
     _prepare(source)
+    pixels = onnx.load(source).graph.input[0].name
+    equalize_channels(source, CalibrationImages(images, image_settings, pixels, MAX_EQUALIZING_IMAGES))
     model = onnx.load(source)
-    pixels = model.graph.input[0].name
     some = CalibrationImages(images, image_settings, pixels, MAX_ROUNDING_IMAGES)
     exact = first_convolutions(model, next(iter(CalibrationImages(images, image_settings, pixels, 1))))
     scales = round_weights(source, some, exact)
@@ -111,9 +114,32 @@ def quantize_image_part(source: Path, target: Path, images: Sequence[str], image
         },
     )
     model = onnx.load(target)
+    keep_sums(model)
     quantize_tables(model)  # the words of concepts
     onnx.save(model, target)
     _check_int8(target, exact)
+
+
+def keep_sums(model: Any) -> None:
+    """
+    Sums that are added to further ones stay float32 there; only products read their bytes. Else what is added up from
+    block to block would be rounded at each.
+
+    Args:
+        model: a quantised ONNX model, changed in place.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+
+    def maker(name: str, operator: str) -> Any:
+        node = makers.get(name)
+        return node if node is not None and node.op_type == operator else None
+
+    for node in model.graph.node:
+        for place, name in enumerate(node.input if node.op_type == "Add" else ()):
+            read = maker(name, "DequantizeLinear")
+            written = read and maker(read.input[0], "QuantizeLinear")
+            if written and maker(written.input[0], "Add"):
+                node.input[place] = written.input[0]
 
 
 def first_convolutions(model: Any, image: Mapping[str, np.ndarray]) -> list[str]:

@@ -89,17 +89,27 @@ def share_rows(step: Path, layers: Mapping[Path, Sequence[int]]) -> None:
     onnx = import_runtime("onnx", "onnx")
     model = onnx.load(step)
     rows_of = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    looked_up = {node.input[0] for node in model.graph.node if node.op_type in LOOKUPS}
-    table = next((name.removesuffix("_Q8") for name in looked_up if name.endswith("_Q8")), None)
-    if table is None or not layers:
-        return
-    words = {suffix: rows_of[table + suffix] for suffix in _SUFFIXES}
     read = {path: onnx.load(path) for path in layers}
+    stored = {}  # of each layer, what its product reads
     for path, layer in read.items():
-        stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in layer.graph.initializer}
-        name = _product_of(layer)
-        if any(not np.array_equal(words[each][list(layers[path])], stored[name + each]) for each in _SUFFIXES):
-            return  # the words that are written are others than those that are read
+        tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in layer.graph.initializer}
+        stored[path] = [tensors[_product_of(layer) + each] for each in _SUFFIXES]
+
+    def has_rows_of_all(table: str) -> bool:
+        content = [rows_of[table + each] for each in _SUFFIXES]
+        return all(
+            max(ids) < len(content[0])
+            and all(map(np.array_equal, (each[list(ids)] for each in content), stored[path]))
+            for path, ids in layers.items()
+        )
+
+    # positions are looked up, too
+    looked_up = sorted({node.input[0].removesuffix("_Q8") for node in model.graph.node if node.op_type in LOOKUPS})
+    tables = [name for name in looked_up if name + _SUFFIXES[0] in rows_of]
+    table = next((name for name in tables if has_rows_of_all(name)), None)
+    if table is None or not layers:
+        return  # the words that are written are others than those that are read
+    words = {suffix: rows_of[table + suffix] for suffix in _SUFFIXES}
     file = step.with_name(WORDS)
     save_file(words, file)
     _refer(model, table, file)

@@ -4,9 +4,9 @@ make up for as far as they can (GPTQ, Frantar et al. 2022, https://arxiv.org/abs
 can is measured on images: a pixel is much like its neighbours, so that errors of a convolution's weights nearly
 cancel.
 
-Without VNNI, processors multiply the bytes of two neighbouring inputs and add the products in 16 bits, which hold at
-most 255 * 128. So each weight has 8 bits, and two neighbours add up to 128 at most. Where a kernel and its channels
-both have several inputs, which of them are neighbours depends on the processor: no weight is larger than 64 there.
+Processors without VNNI multiply the bytes of two neighbouring inputs by their weights, and add both products in 16
+bits: 255 * 128 fits, 255 * 129 does not. So weights have 8 bits, and two neighbours add up to 128 at most. Where a
+kernel covers several channels, the processor decides which inputs are neighbours: no weight is larger than 64 there.
 
 G: groups, O: outputs, K: inputs of a layer
 """
@@ -22,8 +22,8 @@ from fusion_captioner.inference.runtimes import import_runtime
 
 # Places of an image whose inputs are looked at in every layer.
 PLACES = 256
-# The largest int8 weight, the largest sum of two neighbours, and half of it.
-LARGEST, LARGEST_PAIR, LARGEST_OF_ALL = 127, 128, 64
+# The largest int8 weight, the largest sum of two neighbours, and the largest weight where any two may be neighbours.
+LARGEST_WEIGHT, LARGEST_PAIR, LARGEST_IN_DENSE_KERNEL = 127, 128, 64
 # Added to the squares of the inputs, as a share of their mean, so that inputs that never vary have an inverse.
 _DAMPING = 0.01
 # Inputs whose changes reach all the later weights at once.
@@ -48,7 +48,9 @@ class Product:
         self.axis = 0 if self.is_convolution or given.get("transB") else 1
         self.groups = given.get("group", 1)
         kernel = shape[2:]
-        self.largest = LARGEST_OF_ALL if self.is_convolution and shape[1] > 1 and max(kernel) > 1 else LARGEST
+        self.largest = (
+            LARGEST_IN_DENSE_KERNEL if self.is_convolution and shape[1] > 1 and max(kernel) > 1 else LARGEST_WEIGHT
+        )
         pads = given.get("pads", [0] * 2 * len(kernel))
         self.padding = [(0, 0), (0, 0), *zip(pads[: len(kernel)], pads[len(kernel) :])]
         dilations = given.get("dilations", [1] * len(kernel))
@@ -149,20 +151,25 @@ def _squares_of_inputs(
     return squares
 
 
-def largest_scales(rows: np.ndarray, largest: int = LARGEST) -> np.ndarray:
+def largest_scales(rows: np.ndarray, largest: int = LARGEST_WEIGHT) -> np.ndarray:
     """The scales `(..., O)` by which the largest of rows `(..., O, K)` become `largest`; 1 for zeros."""
     scale = np.abs(rows).max(axis=-1) / rows.dtype.type(largest)
     return np.where(scale == 0, rows.dtype.type(1), scale)
 
 
-def weight_scales(matrices: np.ndarray, largest: int = LARGEST) -> np.ndarray:
-    """The smallest scales `(..., O)` of which weights `(..., O, K)` can be multiples, and add up as they may."""
+def weight_scales(matrices: np.ndarray, largest: int = LARGEST_WEIGHT) -> np.ndarray:
+    """The smallest scales `(..., O)` with which weights `(..., O, K)` and the sums of neighbours are within limits."""
+    scale = largest_scales(matrices, largest)
+    if 2 * largest <= LARGEST_PAIR:
+        return scale
     pairs = np.abs(matrices[..., 1:] + matrices[..., :-1]).max(axis=-1, initial=0)
     # rounded to the nearest, two neighbours may add up to one more
-    return np.maximum(largest_scales(matrices, largest), pairs / matrices.dtype.type(LARGEST_PAIR - 1))
+    return np.maximum(scale, pairs / matrices.dtype.type(LARGEST_PAIR - 1))
 
 
-def round_matrices(matrices: np.ndarray, squares: np.ndarray, scale: np.ndarray, largest: int = LARGEST) -> np.ndarray:
+def round_matrices(
+    matrices: np.ndarray, squares: np.ndarray, scale: np.ndarray, largest: int = LARGEST_WEIGHT
+) -> np.ndarray:
     """
     Args:
         matrices (`(G, O, K)`): weights.

@@ -16,6 +16,7 @@ from fusion_captioner.export.int8 import (
     CalibrationImages,
     compress_weights,
     first_convolutions,
+    keep_sums,
     quantize_decoder_part,
 )
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
@@ -131,6 +132,28 @@ def test_the_first_convolutions_stay_float32_where_they_have_little_to_compute()
     graph = onnx.helper.make_graph(nodes, "graph", ends[:1], ends[1:], weights)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
     assert first_convolutions(model, {"pixels": np.ones((1, 1, 4, 4), np.float32)}) == ["small", "medium", "limited"]
+
+
+def test_sums_are_added_up_in_float32() -> None:
+    """The second sum takes the first one before it is rounded; what is no sum, and the product, read bytes."""
+    make = onnx.helper.make_node
+    nodes = []
+    for name, maker in (
+        ("x", None),
+        ("y", None),
+        ("first", ["x_read", "y_read"]),
+        ("second", ["first_read", "x_read"]),
+    ):
+        if maker:
+            nodes.append(make("Add", maker, [name]))
+        nodes.append(make("QuantizeLinear", [name, "step", "zero"], [f"{name}_bytes"]))
+        nodes.append(make("DequantizeLinear", [f"{name}_bytes", "step", "zero"], [f"{name}_read"]))
+    nodes.append(make("MatMul", ["first_read", "second_read"], ["z"]))
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "graph", [], []))
+    keep_sums(model)
+    read = {node.output[0]: list(node.input) for node in model.graph.node}
+    assert read["first"] == ["x_read", "y_read"] and read["second"] == ["first", "x_read"]
+    assert read["z"] == ["first_read", "second_read"] and read["first_bytes"][0] == "first"
 
 
 def test_a_layer_of_onnx_without_int8_form_is_refused(tmp_path: Path) -> None:

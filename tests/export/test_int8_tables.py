@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fusion_captioner.export.int8 import quantize_decoder_part
-from fusion_captioner.export.int8_tables import WORDS, quantize_tables, share_rows
+from fusion_captioner.export.int8_tables import WORDS, quantize_tables, share_rows, store_rows
 
 NUMBER, WIDTH = 40, 20
 
@@ -83,8 +83,11 @@ def product_of(path: Path, weights: np.ndarray) -> None:
     quantize_decoder_part(path, path, lambda part: part((rows,)))
 
 
+@pytest.mark.parametrize("has_positions", [False, True])
 @pytest.mark.parametrize("tied", [True, False])
-def test_rows_of_output_layers_are_held_once(tmp_path: Path, embedding: np.ndarray, tied: bool) -> None:
+def test_rows_of_output_layers_are_held_once(
+    tmp_path: Path, embedding: np.ndarray, tied: bool, has_positions: bool
+) -> None:
     other = np.random.default_rng(1).standard_normal((NUMBER, WIDTH)).astype(np.float32)
     saved(tmp_path / "step.onnx", embedding, None)
     ids, tokens = np.arange(NUMBER)[:, None], {"a": [0, 3, 5, 39], "b": [1, 5]}
@@ -97,6 +100,13 @@ def test_rows_of_output_layers_are_held_once(tmp_path: Path, embedding: np.ndarr
         layers = [onnxruntime.InferenceSession(tmp_path / f"{name}.onnx") for name in tokens]
         return [*run(tmp_path / "step.onnx", ids), *(layer.run(None, {"hidden": hidden})[0] for layer in layers)]
 
+    if has_positions:  # a second table, before that of words
+        model = onnx.load(tmp_path / "step.onnx")
+        store_rows(model.graph, "a", embedding[:7] + 1, np.full(7, 0.02, np.float32))
+        for suffix in ("_Q8", "_scales"):
+            model.graph.node.append(helper.make_node("Gather", [f"a{suffix}", "ids"], [f"positions{suffix}"]))
+        onnx.save(model, tmp_path / "step.onnx")
+        ids = ids[:7]
     before = results()
     share_rows(tmp_path / "step.onnx", {tmp_path / f"{name}.onnx": known for name, known in tokens.items()})
     for found, expected in zip(results(), before, strict=True):
@@ -105,4 +115,5 @@ def test_rows_of_output_layers_are_held_once(tmp_path: Path, embedding: np.ndarr
     if tied:
         for path in tmp_path.glob("*.onnx"):
             tensors = onnx.load(path, load_external_data=False).graph.initializer
-            assert not [each for each in tensors if each.data_type == TensorProto.INT8 and each.raw_data]
+            held = [each.name for each in tensors if each.data_type == TensorProto.INT8 and each.raw_data]
+            assert held in ([], ["a_Q8"])

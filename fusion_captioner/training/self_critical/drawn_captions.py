@@ -1,9 +1,9 @@
 """
-Captions drawn token by token from what the captioner holds likely.
+Captions drawn token by token from the captioner's distribution.
 
-`generate` computes captions that have ended until the last one ends, which is more than half of all when their lengths
-are random, and draws a random number for every word of the vocabulary. Its settings, as that no two tokens come twice,
-would make captions less likely than the gradient takes them for; here none applies.
+`generate` computes all captions until the last one has ended, and draws a random number for every word of the
+vocabulary. Its settings, such as `no_repeat_ngram_size`, change the distribution, and the gradient does not know them:
+none is used here.
 
 B: images, n: samples per image, N = B·n, L: tokens, P: tokens of the prompt, V: vocabulary
 """
@@ -17,6 +17,8 @@ from fusion_captioner.modeling_fusion_captioner import FusionCaptionerForConditi
 
 # Ended captions are dropped when at most this share of the rows go on: dropping copies the regions of each caption.
 _DROP_BELOW = 0.7
+# With more regions, as those of a video, the copies take longer than the captions.
+_MOST_REGIONS = 256
 
 
 @torch.no_grad()
@@ -55,21 +57,24 @@ def draw_captions(
             logits_to_keep=1,
             return_dict=True,
         )
-        logits, cache = outputs.logits[:, -1], getattr(outputs, CACHE)
+        cache = getattr(outputs, CACHE)
+        can_drop = regions.shape[:-1].numel() // len(regions) <= _MOST_REGIONS
         for step in range(max_new_tokens):
-            tokens = draw_tokens(logits, temperature)
+            tokens = draw_tokens(outputs.logits[:, -1], temperature)
             tokens = tokens.where((captions[rows, :step] != eos_token_id).all(dim=1), eos_token_id)
             captions[rows, step] = tokens
             going_on = (tokens != eos_token_id).nonzero().squeeze(1)
             if len(going_on) == 0 or step + 1 == max_new_tokens:
                 break
-            if len(going_on) <= _DROP_BELOW * len(rows):
+            if can_drop and len(going_on) <= _DROP_BELOW * len(rows):
                 rows, tokens = rows[going_on], tokens[going_on]
                 mask = None if mask is None else mask[going_on]
                 cache.batch_select_indices(going_on)
             if mask is not None:
                 mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
-            logits = captioner.next_logits(tokens[:, None], mask, cache)
+            outputs = captioner(
+                input_ids=tokens[:, None], attention_mask=mask, use_cache=True, return_dict=True, **{CACHE: cache}
+            )
     return torch.cat((texts["input_ids"], captions[:, : step + 1]), dim=1)
 
 

@@ -101,7 +101,7 @@ class SelfCriticalTrainer(FusionCaptionerTrainer):
             image_ids = list(zip(languages, image_ids, strict=True))
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        captioner = self.accelerator.unwrap_model(model)
+        captioner = self.accelerator.unwrap_model(model, keep_torch_compile=False)  # texts grow with each token
         regions = inputs.get("image_hidden_states")
         if regions is None:
             regions = captioner.get_image_hidden_states(inputs.pop("pixel_values"))

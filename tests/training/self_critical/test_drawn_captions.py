@@ -71,3 +71,43 @@ def test_captions_that_do_not_end_break_off() -> None:
     }
     captions = draw_captions(model, regions, prompts, 4, LONGEST, EOS)
     assert captions.shape == (8, 3 + LONGEST) and EOS not in captions[:, 3:]
+
+
+def test_the_captioners_own_call_says_what_is_likely_at_every_step() -> None:
+    """Also with a hook, as tools hang them on models."""
+    model = tiny_model().eval()
+    banned = list(range(3, 50, 2))
+
+    def ban(module, inputs, outputs):
+        outputs.logits[..., banned] = -torch.inf
+        return outputs
+
+    model.register_forward_hook(ban)
+    prompts = {"input_ids": torch.tensor([[1]] * 3), "attention_mask": torch.ones(3, 1, dtype=torch.long)}
+    captions = draw_captions(model, torch.randn(3, 5, model.model.image_encoder.hidden_size), prompts, 8, LONGEST, EOS)
+    assert not torch.isin(captions, torch.tensor(banned)).any()
+
+
+def test_with_many_regions_nothing_is_copied() -> None:
+    model = tiny_model().eval()
+    model.lm_head.bias.data[EOS] = 3.0
+    rows: list[int] = []
+    model.lm_head.register_forward_hook(lambda layer, inputs, output: rows.append(len(output)))
+    prompts = {"input_ids": torch.tensor([[1]] * 3), "attention_mask": torch.ones(3, 1, dtype=torch.long)}
+    for regions, drops in ((5, True), (300, False)):
+        rows.clear()
+        torch.manual_seed(0)
+        draw_captions(model, torch.randn(3, regions, model.model.image_encoder.hidden_size), prompts, 8, LONGEST, EOS)
+        assert (rows[-1] < 24) == drops
+
+
+def test_a_low_temperature_leaves_the_likeliest_words() -> None:
+    model = tiny_model().eval()
+    prompts = {"input_ids": torch.tensor([[1]] * 3), "attention_mask": torch.ones(3, 1, dtype=torch.long)}
+    regions = torch.randn(3, 5, model.model.image_encoder.hidden_size)
+    captions = draw_captions(model, regions, prompts, 4, LONGEST, EOS, temperature=1e-6)
+    greedy = model.generate(
+        **prompts, image_hidden_states=regions, do_sample=False, num_beams=1, max_new_tokens=LONGEST, eos_token_id=EOS
+    )
+    words = greedy.masked_fill(greedy == model.config.pad_token_id, EOS).repeat_interleave(4, dim=0)
+    assert torch.equal(captions, words)
