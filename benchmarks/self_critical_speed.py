@@ -7,7 +7,7 @@ CIDEr-D against the captions of 6,000 images, at most 25 tokens. A captioner wit
 caption: the output layer's bias says how frequent words are and that every twelfth token ends the caption. Beside the
 rate stands what the machine's matrix-product peak, measured in the same run, would allow for the products of the
 sampled tokens: one forward pass to sample them, one forward and one backward pass for their gradient. What is spent on
-captions that have ended, while others go on, is not among these.
+captions that have ended, until they are dropped, is not among these.
 """
 
 import argparse

@@ -18,7 +18,7 @@ import numpy as np
 from fusion_captioner.export.equalizing import equalize_channels
 from fusion_captioner.export.int8_products import quantize_products
 from fusion_captioner.export.int8_tables import matrices, quantize_tables
-from fusion_captioner.export.rounding import round_weights, watched, weight_scales
+from fusion_captioner.export.rounding import largest_scales, round_weights, watched, weight_scales
 from fusion_captioner.image_loading import images_to_pixel_values
 from fusion_captioner.inference.runtimes import Part, import_runtime
 
@@ -221,8 +221,7 @@ def compress_weights(model: Any) -> None:
         in_rows = [user.get_node().get_attributes()["transpose_b"] for user in products] or [True]
         if len(set(in_rows)) > 1:
             raise ValueError(f"the weights {constant.get_friendly_name()!r} are multiplied from both sides.")
-        scale = np.abs(weights).max(axis=1 if in_rows[0] else 0, keepdims=True) / np.float32(127)
-        scale[scale == 0] = 1  # of words that are all zeros
+        scale = largest_scales(weights)[:, None] if in_rows[0] else largest_scales(weights.T)
         opset = openvino.opset13
         rounded = opset.constant(np.round(weights / scale).astype(np.int8))
         product = opset.multiply(opset.convert(rounded, "f32"), opset.constant(scale.astype(np.float32)))
