@@ -10,7 +10,7 @@ C: channels of a tensor
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from fusion_captioner.export.rounding import Product, watched
 from fusion_captioner.inference.runtimes import import_runtime
 
 # No channel is widened more: one that is always 0 has no range.
-_NARROWEST = 1 / 255
+_NARROWEST = 1 / 16
+# A channel that reaches far in few images only is cut off there to this share of it at least.
+_SHARE_OF_FARTHEST = 1 / 2
 
 
 class Stream:
@@ -49,10 +51,23 @@ class Stream:
                 moved[name] = moved[maker.input[0]] + moved[maker.input[1]]
         return moved
 
+    def widths(
+        self, centers: Mapping[str, np.ndarray], lowest: Mapping[str, np.ndarray], highest: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """How far each channel reaches from its centre, as a share of the widest one's reach, `(C,)`: the largest of
+        all tensors."""
+        shares = []
+        for name in self.tensors:
+            reach = np.maximum(highest[name] - centers[name], centers[name] - lowest[name])
+            shares.append(reach / max(reach.max(), 1e-12))
+        return np.max(shares, axis=0)
+
 
 def find_streams(model: Any) -> list[Stream]:
     """Those of an ONNX model of which all tensors are read by sums and convolutions of single pixels alone."""
     graph = model.graph
+    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
+        return []  # graphs within, as those of `If`, read tensors that no input names
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     uses = Counter(name for node in graph.node for name in node.input)
     outputs = {tensor.name for tensor in graph.output}
@@ -89,11 +104,12 @@ def find_streams(model: Any) -> list[Stream]:
 
 
 def _is_own_convolution(node: Any, shapes: Mapping[str, tuple[int, ...]], uses: Mapping[str, int]) -> bool:
-    """With constant weights and a bias that no other node has."""
+    """In two dimensions, with constant weights and a bias that no other node has."""
     return (
         node.op_type == "Conv"
         and len(node.input) == 3
         and all(name in shapes and uses[name] == 1 for name in node.input[1:])
+        and len(shapes[node.input[1]]) == 4
     )
 
 
@@ -106,7 +122,7 @@ def equalize_channels(path: Path, images: Iterable[Mapping[str, np.ndarray]]) ->
     """
     Args:
         path: of an ONNX file, which is changed.
-        images: inputs of the model, an image each, which say how far channels reach: on average over the images.
+        images: inputs of the model, an image each, which say how far channels reach.
     """
     onnx = import_runtime("onnx", "onnx")
     model = onnx.load(path)
@@ -118,18 +134,21 @@ def equalize_channels(path: Path, images: Iterable[Mapping[str, np.ndarray]]) ->
     for image in images:
         tensors = watch(image)
         found.append({name: (tensors[name].min((0, 2, 3)), tensors[name].max((0, 2, 3))) for name in names})
-    lowest, highest = (
-        {name: np.mean([each[name][end] for each in found], axis=0) for name in names} for end in (0, 1)
-    )
+
+    def ends(over_images: Callable[..., np.ndarray], place: int) -> dict[str, np.ndarray]:
+        return {name: over_images([each[name][place] for each in found], axis=0) for name in names}
+
+    usual, farthest = (ends(np.mean, 0), ends(np.mean, 1)), (ends(np.min, 0), ends(np.max, 1))
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def change(name: str, array: np.ndarray) -> None:
         constants[name].CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float32), name))
 
     for stream in streams:
-        centers = stream.centers(lowest, highest)
-        reaches = [np.maximum(highest[name] - centers[name], centers[name] - lowest[name]) for name in stream.tensors]
-        scale = np.max([reach / max(reach.max(), 1e-12) for reach in reaches], axis=0).clip(_NARROWEST)
+        centers = stream.centers(*usual)
+        scale = np.maximum(
+            stream.widths(centers, *usual), _SHARE_OF_FARTHEST * stream.widths(centers, *farthest)
+        ).clip(_NARROWEST)
         for name in stream.tensors:
             if (maker := stream.makers[name]).op_type == "Conv":
                 weights, bias = (onnx.numpy_helper.to_array(constants[each]) for each in maker.input[1:])

@@ -25,7 +25,7 @@ class Graph:
         weights = self.random.normal(size=(outputs, inputs // attributes.get("group", 1), kernel, kernel))
         bias = self.random.normal(size=outputs)
         if spread:
-            wide = np.geomspace(0.02, 5, outputs)
+            wide = np.geomspace(0.3, 4, outputs)
             weights, bias = weights * wide[:, None, None, None], bias * 3 * wide
         return self.node("Conv", [read, self.constant(weights), self.constant(bias)], **attributes)
 
@@ -85,7 +85,7 @@ def test_sums_of_convolutions_have_channels_as_wide_as_each_other(tmp_path: Path
         tensors = np.stack([results(path, each, name)[0][0] for each in images])
         lowest, highest = tensors.min((2, 3)).mean(0), tensors.max((2, 3)).mean(0)
         reach = np.maximum(highest, -lowest)
-        assert reach.min() > 0.2 * reach.max()  # before: a fiftieth and less
+        assert reach.min() > 0.2 * reach.max()  # before: a tenth and less
         assert np.abs(highest + lowest).max() < 0.5 * reach.max()
 
 
@@ -95,7 +95,11 @@ def left_alone(graph: Graph, tensor: str, case: str) -> str:
     if case == "limit":
         return graph.node("Add", [reader, graph.convolution(graph.node("Relu", [tensor]), CHANNELS, 5)])
     if case == "padding":
-        return graph.node("Add", [reader, graph.convolution(tensor, CHANNELS, 5, 3, pads=[1, 1, 1, 1])])
+        return graph.node("Concat", [graph.convolution(tensor, CHANNELS, 5, pads=[1, 1, 1, 1])], axis=1)
+    if case == "kernel":
+        return graph.node("Concat", [graph.convolution(tensor, CHANNELS, 5, 3)], axis=1)
+    if case == "weights":
+        return graph.node("Conv", [graph.constant(np.ones((1, CHANNELS, 20, 20))), tensor])
     if case == "groups":
         return graph.node("Concat", [reader, graph.convolution(tensor, CHANNELS, 6, group=2)], axis=1)
     if case == "constant":
@@ -109,7 +113,9 @@ def left_alone(graph: Graph, tensor: str, case: str) -> str:
     raise AssertionError(case)
 
 
-@pytest.mark.parametrize("case", ["limit", "padding", "groups", "constant", "no bias", "one channel"])
+@pytest.mark.parametrize(
+    "case", ["limit", "padding", "kernel", "weights", "groups", "constant", "no bias", "one channel"]
+)
 def test_what_other_layers_read_stays_as_it_is(tmp_path: Path, case: str) -> None:
     graph = Graph()
     tensor = graph.convolution("x", 3, CHANNELS, spread=True)
@@ -144,3 +150,44 @@ def test_a_channel_that_is_always_zero_stays_so(tmp_path: Path) -> None:
     equalize_channels(path, [image(0)])
     assert not results(path, image(1), tensor)[0][0, 2].any()
     np.testing.assert_allclose(results(path, image(0))[0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_channel_that_few_images_have_is_not_cut_off_to_little(tmp_path: Path) -> None:
+    """In 15 of 16 images it is a hundredth as wide."""
+    graph = Graph()
+    tensor = graph.convolution("x", 3, CHANNELS)
+    path = graph.save(tmp_path / "model.onnx", graph.convolution(tensor, CHANNELS, 5))
+    model = onnx.load(path)
+    weights = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    weights[:, 2] = 0
+    weights[2], weights[2, 2] = 0, 1  # the third channel is that of the pixels
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, model.graph.initializer[0].name))
+    onnx.save(model, path)
+    images = [image(seed) for seed in range(16)]
+    for each in images[1:]:
+        each["x"][:, 2] *= 0.01
+    equalize_channels(path, images)
+    reach = np.abs(results(path, images[0], tensor)[0][0]).max((1, 2))
+    assert reach[2] < 3 * np.delete(reach, 2).max()
+
+
+def test_graphs_within_and_other_dimensions_stay_as_they_are(tmp_path: Path) -> None:
+    graph = Graph()
+    tensor = graph.convolution("x", 3, CHANNELS, spread=True)
+    output = graph.convolution(tensor, CHANNELS, 5)
+    within = helper.make_graph(
+        [helper.make_node("Identity", [tensor], ["inner"])],
+        "within",
+        [],
+        [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)],
+    )
+    yes = graph.node("ReduceMin", [graph.node("Cast", [output], to=TensorProto.INT32)], keepdims=0)
+    graph.node("If", [graph.node("Cast", [yes], to=TensorProto.BOOL)], then_branch=within, else_branch=within)
+    assert not find_streams(onnx.load(graph.save(tmp_path / "within.onnx", graph.nodes[-1].output[0])))
+    rows = [
+        numpy_helper.from_array(np.ones(shape, np.float32), name)
+        for name, shape in (("a", (4, 3, 1)), ("b", (4,)), ("c", (5, 4, 1)), ("d", (5,)))
+    ]
+    nodes = [helper.make_node("Conv", ["x", "a", "b"], ["y"]), helper.make_node("Conv", ["y", "c", "d"], ["z"])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "z")]
+    assert not find_streams(helper.make_model(helper.make_graph(nodes, "rows", ends[:1], ends[1:], rows)))

@@ -18,7 +18,9 @@ from fusion_captioner.export.int8 import (
     first_convolutions,
     keep_sums,
     quantize_decoder_part,
+    quantize_image_part,
 )
+from fusion_captioner.export.rounding import watched
 from fusion_captioner.image_processing_fusion_captioner import SETTINGS
 from fusion_captioner.inference.exported_captioner import ExportedCaptioner
 from fusion_captioner.inference.runtimes import import_runtime
@@ -154,6 +156,46 @@ def test_sums_are_added_up_in_float32() -> None:
     read = {node.output[0]: list(node.input) for node in model.graph.node}
     assert read["first"] == ["x_read", "y_read"] and read["second"] == ["first", "x_read"]
     assert read["z"] == ["first_read", "second_read"] and read["first_bytes"][0] == "first"
+
+
+def test_an_image_part_has_equal_channels_and_sums_in_float32(photos: Path, tmp_path: Path) -> None:
+    """A sum of two convolutions, and one of it and a third; channel 0 of all is a tenth as wide as channel 1."""
+    make, random, constants, nodes = onnx.helper.make_node, np.random.default_rng(0), [], []
+
+    def convolution(read: str, inputs: int, outputs: int, name: str, **attributes: object) -> str:
+        weights = random.normal(size=(outputs, inputs, 1, 1)).astype(np.float32)
+        if outputs == 2:
+            weights[0] /= 10
+        bias = random.normal(size=outputs).astype(np.float32)
+        arrays = {f"{name}_weight": weights, f"{name}_bias": bias}
+        constants.extend(onnx.numpy_helper.from_array(array, each) for each, array in arrays.items())
+        nodes.append(make("Conv", [read, *arrays], [name], name, **attributes))
+        return name
+
+    wide = convolution("pixels", 3, 8, "wide")
+    nodes.append(make("Add", [convolution(wide, 8, 2, "a"), convolution(wide, 8, 2, "b")], ["first"], "first"))
+    convolution("first", 2, 8, "inner")
+    nodes.append(make("Add", ["first", convolution("inner", 8, 2, "c")], ["second"], "second"))
+    convolution("second", 2, 40, "result")
+    floats = onnx.TensorProto.FLOAT
+    ends = [
+        onnx.helper.make_tensor_value_info(name, floats, ["images", channels, 32, 32])
+        for name, channels in (("pixels", 3), ("result", 40))
+    ]
+    graph = onnx.helper.make_graph(nodes, "graph", ends[:1], ends[1:], constants)
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10),
+        tmp_path / "float32.onnx",
+    )
+    settings = {name: getattr(tiny_processor().image_processor, name) for name in SETTINGS}
+    names = sorted(map(str, photos.iterdir()))
+    quantize_image_part(tmp_path / "float32.onnx", tmp_path / "int8.onnx", names, settings)
+    model = onnx.load(tmp_path / "int8.onnx")
+    second = next(node for node in model.graph.node if node.name == "second")
+    assert second.input[0] == "first"
+    pixels = CalibrationImages(names, settings, "pixels", 1).get_next()
+    narrow, broad = np.abs(watched(model, {"second"})(pixels)["second"][0]).max((1, 2))
+    assert 0.3 < narrow / broad < 3
 
 
 def test_a_layer_of_onnx_without_int8_form_is_refused(tmp_path: Path) -> None:
