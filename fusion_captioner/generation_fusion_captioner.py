@@ -149,7 +149,7 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
         """
         known = dict(zip(self.config.languages or [], self.config.language_token_ids or []))
         has_prompt = args or kwargs.get("input_ids") is not None or kwargs.get("inputs") is not None
-        if language is not None and (has_prompt or language not in known):
+        if language is not None and (has_prompt or not isinstance(language, str) or language not in known):
             names = ", ".join(map(repr, known)) or "none, since this captioner has one language"
             why = "is given with a prompt, which brings its own" if has_prompt else f"must be one of {names}"
             raise ValueError(f"`language` ({language!r}) {why}.")

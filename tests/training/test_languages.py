@@ -164,6 +164,8 @@ def test_a_captioner_of_three_languages_is_trained_scored_and_asked(
     assert processor.batch_decode(default, skip_special_tokens=True)[0].startswith("a ")
     with pytest.raises(ValueError, match=r"`language` \('fr'\) must be one of 'en', 'zh', 'de'"):
         model.generate(**processor(images=str(photo), return_tensors="pt"), language="fr")
+    with pytest.raises(ValueError, match=r"`language` \(\['zh'\]\) must be one of 'en', 'zh', 'de'"):
+        model.generate(**processor(images=str(photo), return_tensors="pt"), language=["zh"])
     with pytest.raises(ValueError, match=r"`language` \('fr'\) must be one of 'en', 'zh', 'de'"):
         processor(images=str(photo), language="fr")
 
