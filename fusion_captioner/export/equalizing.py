@@ -80,8 +80,8 @@ def find_streams(model: Any) -> list[Stream]:
             makers[name], channels[name], group_of[name] = node, shapes[node.input[1]][0], len(group_of)
         elif (
             node.op_type == "Add"
-            and len({channels.get(each, each) for each in node.input}) == 1
-            and node.input[0] in channels
+            and all(each in channels for each in node.input)
+            and len({channels[each] for each in node.input}) == 1
         ):
             first, second = (group_of[each] for each in node.input)
             group_of = {each: first if group == second else group for each, group in group_of.items()}

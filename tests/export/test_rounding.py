@@ -87,12 +87,19 @@ def test_the_output_changes_less_than_with_the_nearest_multiples(
 
     axis = scales[0]["axis"]
     rest = tuple(place for place in range(weights.ndim) if place != axis)
-    scale = np.expand_dims(np.array([channel["scale"] for channel in scales]), rest)
+    scale = np.array([channel["scale"] for channel in scales])
+    largest = np.abs(weights).max(axis=rest)
+    of_inputs = np.moveaxis(weights, axis, 0).reshape(len(scales), -1)
+    pairs = np.abs(of_inputs[:, 1:] + of_inputs[:, :-1]).max(axis=1)
+    is_dense_kernel = op == "Conv" and shape[1] > 1
+    expected = largest / 64 if is_dense_kernel else np.maximum(largest, pairs) / 127
+    np.testing.assert_allclose(scale, expected, rtol=1e-6)
+    scale = np.expand_dims(scale, rest)
     multiples = changed / scale
     np.testing.assert_allclose(multiples, np.round(multiples), atol=1e-4)
     rows = np.round(np.moveaxis(multiples, axis, 0)).reshape(len(scales), -1)
     assert_bytes_add_up(rows)
-    if op == "Conv" and shape[1] > 1:  # any two of a kernel over several channels may be neighbours
+    if is_dense_kernel:  # any two of a kernel over several channels may be neighbours
         assert np.abs(rows).max() <= 64
 
     nearest = layer(op, (np.round(weights / scale) * scale).astype(np.float32), list(images[0].shape), **attributes)

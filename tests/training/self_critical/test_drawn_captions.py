@@ -1,4 +1,4 @@
-"""Captions drawn from the captioner's distribution, those that have ended computed no further."""
+"""Captions drawn from the captioner's distribution, those that have ended no longer computed."""
 
 import pytest
 import torch
