@@ -67,6 +67,7 @@ class TorchSystem:
         self.captioner = TorchCaptioner(task["path"], num_threads=task["threads"], dtype=task.get("dtype", "auto"))
         self.model = self.captioner.model
         self.model.get_image_hidden_states = watch.around(self.model.get_image_hidden_states)
+        self.model.model.score_concepts = watch.around(self.model.model.score_concepts)
         self.model.model.project_regions = watch.around(self.model.model.project_regions)
 
     def prepare(self, paths: Sequence[str]) -> Any:

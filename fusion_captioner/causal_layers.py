@@ -91,8 +91,8 @@ def packed_weights(modules: Iterable[nn.Module], kept: PackedWeights | None = No
 
     A step of generation multiplies one row per beam by every weight of the decoder. On CPUs the kernel behind
     `nn.Linear` is made for many rows; with a few it is faster on weights that are laid out for it
-    (`benchmarks/packed_linear.py` measures by how much). A copy is made at a weight's second use: what is used once,
-    as projections of an image are, is not worth it, and single rows are worth a copy only if it is kept. Under
+    (`benchmarks/packed_linear.py` measures by how much). A copy is made at a weight's second use: what is used once
+    in a call, as projections of an image are, and single rows are worth a copy only if it is kept. Under
     autocast the copy has its type, and so half the bytes to read at each step. None outlives the call, so that no
     change of a weight is missed, unless the caller keeps them.
 
@@ -151,18 +151,19 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
     """
     # first of all, so that a compiler sees nothing of the rest
     packing = None if torch.compiler.is_compiling() else _PACKED.get()
-    weights, is_kept = packing or (None, False)
+    if packing is None or torch.is_grad_enabled():
+        return nn.functional.linear(inputs, weight, bias)
+    weights, is_kept = packing
+    packed = weights.get(weight, False)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+    width = inputs.shape[-1]
     if (
-        weights is None
-        or weight not in weights
-        or torch.is_grad_enabled()
+        packed is False
         or (dtype != weight.dtype and not can_be_multiplied(dtype))
         or (inputs.dtype != weight.dtype and inputs.dtype != dtype)
-        or not (0 if is_kept else inputs.shape[-1]) < inputs.numel() <= MAX_ROWS * inputs.shape[-1]
+        or not (0 if is_kept else width) < inputs.numel() <= MAX_ROWS * width
     ):
         return nn.functional.linear(inputs, weight, bias)
-    packed = weights[weight]
     if packed is None:
         weights[weight] = weight
         return nn.functional.linear(inputs, weight, bias)
@@ -170,7 +171,7 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
         return nn.functional.linear(inputs, weight, bias)
     if not isinstance(packed, PackedWeight) or packed.dtype != dtype:
         packed = weights[weight] = PackedWeight(weight, bias, dtype, is_kept)
-    outputs = packed.multiply(inputs.reshape(-1, inputs.shape[-1]).to(dtype))
+    outputs = packed.multiply(inputs.reshape(-1, width).to(dtype))
     return outputs.view(*inputs.shape[:-1], -1)
 
 
@@ -304,15 +305,14 @@ class CausalRecurrent(GradientCheckpointingLayer):
         if state is None:
             zeros = inputs.new_zeros(inputs.shape[0], recurrent.num_layers, recurrent.hidden_size)
             state = (zeros,) * (2 if self.recurrent_class is nn.LSTM else 1)
+        layers = [tuple(tensor[:, layer] for tensor in state) for layer in range(recurrent.num_layers)]
         outputs = []
         for token in inputs.unbind(dim=1):
-            layers = []
             for layer, weights in enumerate(recurrent.all_weights):
-                layers.append(self.cell(token, tuple(tensor[:, layer] for tensor in state), *weights))
-                token = layers[-1][0]
+                layers[layer] = self.cell(token, layers[layer], *weights)
+                token = layers[layer][0]
             outputs.append(token)
-            state = tuple(torch.stack(tensors, dim=1) for tensors in zip(*layers))
-        return torch.stack(outputs, dim=1), state
+        return torch.stack(outputs, dim=1), tuple(torch.stack(tensors, dim=1) for tensors in zip(*layers))
 
     @staticmethod
     def _keep_unseen(

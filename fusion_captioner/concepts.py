@@ -189,6 +189,9 @@ class ConceptRegions(nn.Module):
             regions `(B, N, D)`, the likeliest concept first.
         """
         best, places = logits.topk(self.count, dim=1)  # (B, N)
-        # of all concepts first, so that an export holds their words and not the whole vocabulary's
-        words = self.norm(embedding(token_ids))[places]
+        if torch.compiler.is_exporting():
+            # of all concepts first, so that an export holds their words and not the whole vocabulary's
+            words = self.norm(embedding(token_ids))[places]
+        else:
+            words = self.norm(embedding(token_ids[places]))
         return best.sigmoid().unsqueeze(-1).to(words.dtype) * words + self.type_embedding

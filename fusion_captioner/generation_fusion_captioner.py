@@ -10,7 +10,7 @@ from inspect import unwrap
 from typing import Any
 
 import torch
-from transformers import Cache, GenerationMixin, LogitsProcessor
+from transformers import Cache, GenerationMixin, LogitsProcessor, NoRepeatNGramLogitsProcessor
 from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.generation.utils import ALL_CACHE_NAMES
 
@@ -122,6 +122,23 @@ class HiddenImageGuidance(LogitsProcessor):
         return tensor.to(input_ids.device).repeat_interleave(len(input_ids) // len(tensor), dim=0)
 
 
+class NoRepeatedNGrams(NoRepeatNGramLogitsProcessor):
+    """transformers' processor, word for word, for all texts at once: at each step that one makes a dictionary of every
+    text, which takes longer than a step of a small decoder."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores `(T, V)` of the words behind texts `(T, L)`; those of words that would repeat something are -inf."""
+        size, length = self.ngram_size, input_ids.shape[1]
+        if length < size:
+            return scores
+        ngrams = input_ids.unfold(1, size, 1)  # (T, n-grams, size)
+        is_begun = (ngrams[:, :, :-1] == input_ids[:, None, length + 1 - size :]).all(dim=2)
+        texts, places = is_begun.nonzero(as_tuple=True)
+        if len(texts) == 0:
+            return scores
+        return scores.index_put((texts, ngrams[texts, places, -1]), scores.new_tensor(-torch.inf))
+
+
 class FusionCaptionerGenerationMixin(GenerationMixin):
     """
     Generation from an image, and a prompt where one is given.
@@ -163,9 +180,11 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
 
     def packed_weights(self) -> AbstractContextManager[None]:
         """Inside, what each step multiplies by is packed; see [`~fusion_captioner.causal_layers.packed_weights`]."""
-        return packed_weights(
-            (self.model.text_encoder, self.model.fusion, self.decoder, self.lm_head), self.kept_weights
-        )
+        base = self.model
+        modules = [base.region_projection, base.text_encoder, base.fusion, self.decoder, self.lm_head]
+        if base.concept_head is not None:
+            modules.append(base.concept_head)
+        return packed_weights(modules, self.kept_weights)
 
     def _beginnings(self, inputs, language_token_id):
         """BOS and the token of the language for each image, `(B, 2)`."""
@@ -238,6 +257,8 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
             generation_config, input_ids_seq_length, *args, model_kwargs=model_kwargs, **kwargs
         )
         for index, processor in enumerate(processors):
+            if type(processor) is NoRepeatNGramLogitsProcessor:
+                processors[index] = NoRepeatedNGrams(processor.ngram_size)
             if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
                 processors[index] = HiddenImageGuidance(
                     generation_config.guidance_scale,

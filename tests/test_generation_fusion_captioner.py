@@ -6,8 +6,10 @@ from functools import wraps
 import pytest
 import torch
 from tiny_models import FUSION_TYPES, VOCAB_SIZE, pixels, tiny_model, tiny_tokenizer, tokens
-from transformers import DynamicCache, TextIteratorStreamer
+from transformers import DynamicCache, NoRepeatNGramLogitsProcessor, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
+
+from fusion_captioner.generation_fusion_captioner import NoRepeatedNGrams
 
 BOS, EOS, PAD = 1, 2, 0
 MODELS = [*itertools.product(FUSION_TYPES, ["lstm", "transformer"]), ("co_attention", "gru")]
@@ -352,3 +354,30 @@ def test_a_text_that_outgrows_the_positions_is_refused() -> None:
     assert model.generate(pixel_values=pixels(), max_new_tokens=4, min_new_tokens=4).shape == (2, 5)
     with pytest.raises(ValueError, match=r"5 tokens .*`max_position_embeddings` \(4\)"):
         model.generate(pixel_values=pixels(), max_new_tokens=5, min_new_tokens=5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 12])
+def test_words_that_would_repeat_something_are_those_of_transformers(size: int, length: int) -> None:
+    torch.manual_seed(0)
+    texts, scores = torch.randint(0, 4, (8, length)), torch.randn(8, 6)
+    before = scores.clone()
+    found, expected = (each(size)(texts, scores) for each in (NoRepeatedNGrams, NoRepeatNGramLogitsProcessor))
+    assert torch.equal(found, expected)
+    assert torch.equal(scores, before)
+
+
+def test_generation_takes_them_in_the_place_of_transformers_own() -> None:
+    model, own = tiny_model(), NoRepeatNGramLogitsProcessor(2)
+    settings = {"pixel_values": pixels(2), "max_new_tokens": 6, "min_new_tokens": 6, "no_repeat_ngram_size": 1}
+    for beams in (1, 3):
+        for row in model.generate(num_beams=beams, **settings).tolist():
+            assert len(set(row)) == len(row)
+    processors = model._get_logits_processor(model.generation_config, logits_processor=[own])
+    assert [type(each) for each in processors] == [NoRepeatedNGrams]
+
+    class Other(NoRepeatNGramLogitsProcessor):
+        """A processor of the caller's own make."""
+
+    processors = model._get_logits_processor(model.generation_config, logits_processor=[Other(2)])
+    assert [type(each) for each in processors] == [Other]

@@ -61,7 +61,7 @@ class DecoderStates:
         """B."""
         return len(self.mask)
 
-    def advance(self, columns: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+    def read(self, columns: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
         """
         Reads a token of each text.
 
@@ -70,7 +70,7 @@ class DecoderStates:
             seen: int64 (T,), 0 where the token is padding, which leaves the states as they are.
 
         Returns:
-            float32 (T, C): logits of the next token.
+            what the step gives for the output layer.
 
         Raises:
             ValueError: if Transformer layers have no position for a further token.
@@ -95,13 +95,22 @@ class DecoderStates:
                 )
             self.mask = mask
             hidden_states, *self.states = self.step((tokens, mask, *self.regions, *before))
-        logits = self.output.logits(hidden_states)
         if self.bias is not None:
-            bias = self.bias.reshape(logits.shape)
+            bias = self.bias.reshape(len(columns), -1)
             known = columns < self.output.width
             bias[known, columns[known]] = 0
-            logits += bias
+        return hidden_states
+
+    def score(self, hidden_states: np.ndarray) -> np.ndarray:
+        """Logits of the next token, float32 (T, C), from what [`read`] gave."""
+        logits = self.output.logits(hidden_states)
+        if self.bias is not None:
+            logits += self.bias.reshape(logits.shape)
         return logits
+
+    def advance(self, columns: np.ndarray) -> np.ndarray:
+        """Reads a token of each text and scores the next: int64 (T,) → float32 (T, C)."""
+        return self.score(self.read(columns))
 
     def repeat(self, times: int) -> None:
         """Repeat each text `times` times; the copies are adjacent."""

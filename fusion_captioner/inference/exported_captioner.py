@@ -304,7 +304,8 @@ class ExportedCaptioner:
             bias,
         )
         for position in range(input_ids.shape[1]):
-            logits = states.advance(prompts[:, position], attention_mask[:, position])
+            hidden_states = states.read(prompts[:, position], attention_mask[:, position])
+        logits = states.score(hidden_states)
         states.repeat(search.rows_per_text)
         logits, prompts, mask = (
             each.repeat(search.rows_per_text, axis=0) for each in (logits, prompts, attention_mask)

@@ -53,7 +53,8 @@ class FusedConvolution(nn.Module):
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1))
         else:
             self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.settings)
-        self.bias = folded.bias.detach().to(dtype)
+        # a parameter, by which a model finds its device: else each look goes through all its layers
+        self.bias = nn.Parameter(folded.bias.detach().to(dtype), requires_grad=False)
         name, numbers = ("none", []) if activation is None else ACTIVATIONS[type(activation)]
         self.activation = (name, numbers, "")
 
@@ -62,7 +63,9 @@ class FusedConvolution(nn.Module):
         images = images.to(self.dtype)
         if self.is_product:
             down, across = self.settings[1]
-            pixels = images[:, :, ::down, ::across].permute(0, 2, 3, 1)
+            pixels = images.permute(0, 2, 3, 1)
+            if (down, across) != (1, 1):
+                pixels = pixels[:, ::down, ::across]
             products = torch.ops.mkldnn._linear_pointwise(pixels, self.weight, self.bias, *self.activation)
             return products.permute(0, 3, 1, 2)
         return torch.ops.mkldnn._convolution_pointwise(
@@ -72,31 +75,38 @@ class FusedConvolution(nn.Module):
 
 def quicken_encoder(model: Any, dtype: str = "auto") -> torch.dtype:
     """
-    Make a model's image encoder fast on this machine, for inference alone.
+    Make all that a model computes once per image fast on this machine, for inference alone: the image encoder, the
+    concepts, and what the fusion needs of the regions.
 
     Args:
-        model: a model of the package; its encoder is changed in place.
-        dtype: of the image encoder: `"float32"`, `"bfloat16"`, or `"auto"`, which is what [`faster_dtype`] finds. The
-            regions that it returns, and the rest of the model, stay in float32: the decoder would gain little, and
-            rounding errors would add up in its states.
+        model: a model of the package; it is changed in place.
+        dtype: of what is computed once per image: `"float32"`, `"bfloat16"`, or `"auto"`, which is what
+            [`faster_dtype`] finds. What it returns, and the rest of the model, stay in float32: the decoder would gain
+            little, and rounding errors would add up in its states.
 
     Returns:
-        the type that the encoder computes in.
+        the type that is computed in.
     """
-    encoder = model.model.image_encoder
+    base, encoder = model.model, model.model.image_encoder
     device = next(encoder.parameters()).device.type  # a machine with a GPU may caption on its processor
     found: torch.dtype = faster_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     is_fused = fuse_convolutions(encoder, found)
     if found != torch.float32:
         if not is_fused:
             encoder.to(found)
-        encoder.forward = partial(_encode, encoder.forward)
+        encoder.forward = partial(_in_float32, encoder.forward)
+        for name in ("score_concepts", "project_regions"):
+            compute = torch.autocast(device, found)(getattr(base, name))
+            setattr(base, name, partial(_in_float32, compute))
     return found
 
 
-def _encode(forward: Callable[[torch.Tensor], torch.Tensor], pixel_values: torch.Tensor) -> torch.Tensor:
-    """Regions in float32."""
-    return forward(pixel_values).float()
+def _in_float32(compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The tensor, the tensors or the `None` that `compute` gives, in float32."""
+    given = compute(*args, **kwargs)
+    if isinstance(given, tuple):
+        return tuple(each.float() for each in given)
+    return None if given is None else given.float()
 
 
 @torch.no_grad()

@@ -12,6 +12,9 @@ import numpy as np
 
 # Its kernel of a sum with its normalisation is slower than the two kernels one after the other.
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
+# Microseconds for which its threads wait awake for the next operator: to wake one takes longer than most operators do.
+# Longer, they would keep other threads of a busy machine from a core.
+AWAKE = "10"
 # One part of a captioner: arrays in, arrays out, in the order that it was exported with.
 Part = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
@@ -21,8 +24,7 @@ def load_onnx(folder: Path, name: str, num_threads: int | None) -> Part:
     onnxruntime = import_runtime("onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads or 0
-    # Waiting threads would keep a core busy for a while after each run, and the other part's threads from it.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", AWAKE)
     options.log_severity_level = 3  # errors only: its warnings are about graphs, which nobody here can act on
     path = folder / f"{name}.onnx"
     with reading_export(path):

@@ -85,7 +85,7 @@ def test_words_that_are_none(word: str, words: str) -> None:
 def test_both_runtimes_leave_words_out_alike(export: Export, tmp_path, settings: dict) -> None:
     tiny_model().save_pretrained(tmp_path)
     tiny_processor().save_pretrained(tmp_path)
-    captioners = TorchCaptioner(str(tmp_path)), ExportedCaptioner(export("onnx"), num_threads=1)
+    captioners = TorchCaptioner(str(tmp_path), dtype="float32"), ExportedCaptioner(export("onnx"), num_threads=1)
     images = [np.uint8(each.permute(1, 2, 0).clamp(0, 1) * 255) for each in pixels(3)]
     words: list[str] = []
     for _ in range(4):

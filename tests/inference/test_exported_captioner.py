@@ -118,6 +118,12 @@ def test_words_of_some_captions_alone(tmp_path: Path, runtime: str, fields: dict
     assert_same_tokens(model, exported, images[:2], **prompts())
     assert_same_tokens(model, exported, images[:2], input_ids=tokens(6, 3))
     assert_same_tokens(model, exported, images[:2], input_ids=torch.tensor([[BOS, 12, 8, 12], [BOS, 8, 8, 5]]))
+    # and none of the prompt's own words is scored
+    layer, scored = exported._output_layer(""), []
+    part = layer.part
+    layer.part = lambda arrays: scored.append(1) or part(arrays)
+    exported.generate(images[:1].numpy(), np.array([[BOS, 5, 6, 7]]), max_new_tokens=3, min_new_tokens=3)
+    assert len(scored) == 3
 
 
 @pytest.mark.parametrize("captions", [{}, {"en": ["w5"]}, {"": ["w5"], "de": ["w6"]}])

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from tiny_exports import Export, tiny_processor
-from tiny_models import pixels, tiny_model
+from tiny_models import CONCEPTS, pixels, tiny_model
 
+from fusion_captioner import causal_layers
 from fusion_captioner.cli import main
 from fusion_captioner.inference import fused_convolutions
 from fusion_captioner.inference.torch_captioner import TorchCaptioner
@@ -22,14 +24,44 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_image_encoder_alone_is_bfloat16(checkpoint: Path) -> None:
-    whole, half = (TorchCaptioner(str(checkpoint), dtype=dtype) for dtype in ("float32", "bfloat16"))
+@pytest.mark.parametrize("fields", [{}, {"fusion_type": "gated"}, CONCEPTS], ids=["plain", "pooled", "concepts"])
+@torch.no_grad()
+def test_what_is_computed_once_per_image_alone_is_bfloat16(tmp_path: Path, fields: dict[str, Any]) -> None:
+    tiny_model(**fields).save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    whole, half = (TorchCaptioner(str(tmp_path), dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert (whole.dtype, half.dtype) == (torch.float32, torch.bfloat16)
     assert half.model.lm_head.weight.dtype == torch.float32
-    with torch.no_grad():
-        expected, found = (each.model.get_image_hidden_states(pixels(2)) for each in (whole, half))
-    assert found.dtype == torch.float32
-    assert 0 < (found - expected).norm() / expected.norm() < 0.05
+    regions = whole.model.get_image_hidden_states(pixels(2))
+    pairs = [(regions, half.model.get_image_hidden_states(pixels(2)))]
+    scores = [each.model.model.score_concepts(regions) for each in (whole, half)]
+    if fields is CONCEPTS:
+        pairs.append((scores[0], scores[1]))
+    else:
+        assert scores == [None, None]
+    projected = [each.model.model.project_regions(regions, concept_logits=scores[0]) for each in (whole, half)]
+    for expected, found in (*pairs, *zip(*projected, strict=True)):
+        assert found.dtype == torch.float32
+        assert 0 < (found - expected).norm() / expected.norm() < 0.05
+
+
+def test_a_model_is_found_where_its_convolutions_are(checkpoint: Path) -> None:
+    """`model.device` reads the first parameter, and `generate` asks for it: it must not be behind all layers."""
+    model = TorchCaptioner(str(checkpoint)).model
+    assert model.device == torch.device("cpu")
+    assert next(model.named_parameters())[0].startswith("model.image_encoder.")
+
+
+@pytest.mark.skipif(not causal_layers.CAN_PACK, reason="this build of torch has no packed products")
+def test_what_projects_an_image_is_packed_for_further_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causal_layers, "MIN_WEIGHTS", 1)
+    tiny_model(**CONCEPTS).save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    model = TorchCaptioner(str(tmp_path), dtype="float32").model
+    for _ in range(2):
+        model.generate(pixel_values=pixels(1), max_new_tokens=2)
+    for layer in (model.model.region_projection, model.model.concept_head.classifier, model.model.fusion.key_value):
+        assert isinstance(model.kept_weights[layer.weight], causal_layers.PackedWeight)
 
 
 def test_the_flag(
