@@ -13,7 +13,7 @@ peak, measured in the same run, that the matrix products of a step reach.
 With `--types` each step is taken in float32 and in bfloat16, in turn, and the ratio is that of neighbours: cached
 features (the captioner above, in batches of the recipe `flickr8k_cpu`), fine-tuning of the image encoder (the bundled
 captioner, 224 px, two captions per image, BatchNorm fixed), and self-critical training (as in
-`self_critical_speed.py`). Next to the ratio of the wall clock stands that of the processor's time, which other
+`self_critical_speed.py`; both types draw the same random numbers, and so captions of nearly the same length). Next to the ratio of the wall clock stands that of the processor's time, which other
 programs disturb less.
 """
 
@@ -138,6 +138,7 @@ def self_critical_step(images: int, bf16: bool, folder: str) -> Callable[[], Non
     from self_critical_speed import build_trainer  # which imports this file
 
     options = argparse.Namespace(rewards=["CIDEr"], samples=5, images=images, steps=1, bf16=bf16)
+    torch.manual_seed(0)
     trainer = build_trainer(options, folder)
     rows = [trainer.train_dataset[row] for row in range(images)]
     model, optimizer = trainer.accelerator.prepare(trainer.model.train(), trainer.create_optimizer())
@@ -182,6 +183,7 @@ def compare_types(rounds: int, images: int) -> None:
             for name, pair in steps.items():
                 # each type goes first in every other round
                 for kind in (0, 1) if round_number % 2 else (1, 0):
+                    torch.manual_seed(round_number)
                     starts = [clock() for clock in clocks]
                     pair[kind]()
                     if round_number:  # the first is warm-up

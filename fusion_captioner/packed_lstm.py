@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
+
 
 class LSTMLayer(torch.autograd.Function):
     """
@@ -43,21 +45,22 @@ class LSTMLayer(torch.autograd.Function):
         # copies, since a product's last bit depends on where weights lie, and loaded ones lie anywhere
         input_weight, hidden_weight = (each.to(dtype, copy=True) for each in (input_weight, hidden_weight))
         of_inputs = torch.addmm((input_bias + hidden_bias).to(dtype), rows, input_weight.t())
-        size = hidden_weight.shape[1]
-        gates = rows.new_empty(len(rows), 4, size, dtype=torch.promote_types(dtype, torch.float32))
+        size, exact = hidden_weight.shape[1], torch.promote_types(dtype, torch.float32)
+        gates = of_inputs if dtype == exact else torch.empty_like(of_inputs, dtype=exact)
         memory, shown_memory = (gates.new_empty(len(rows), size) for _ in range(2))
         outputs = rows.new_empty(len(rows), size)
         before = 0  # where the step before begins
         for start, end in pairwise(accumulate(sizes, initial=0)):
             earlier = slice(before, before + end - start)
-            of_gates = of_inputs[start:end]
+            gate, of_gate = gates[start:end], of_inputs[start:end]
             if start:
-                of_gates = of_gates.addmm(outputs[earlier], hidden_weight.t())
-            gate = gates[start:end].copy_(of_gates.view(-1, 4, size))
-            gate[:, :2].sigmoid_()
-            gate[:, 2].tanh_()
-            gate[:, 3].sigmoid_()
-            entered, kept, candidate, shown = gate.unbind(dim=1)
+                of_gate = of_gate.addmm_(outputs[earlier], hidden_weight.t())
+            if gates is not of_inputs:
+                gate.copy_(of_gate)
+            gate[:, : 2 * size].sigmoid_()
+            gate[:, 2 * size : 3 * size].tanh_()
+            gate[:, 3 * size :].sigmoid_()
+            entered, kept, candidate, shown = gate.chunk(4, dim=1)
             torch.mul(entered, candidate, out=memory[start:end])
             if start:
                 memory[start:end].addcmul_(kept, memory[earlier])
@@ -72,42 +75,37 @@ class LSTMLayer(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, input_weight, hidden_weight, gates, memory, shown_memory, outputs = ctx.saved_tensors
-        sizes, first = ctx.sizes, ctx.sizes[0]
-        spans = list(pairwise(accumulate(sizes, initial=0)))
-        # for each token but the first ones of the texts the token before it
-        before = torch.cat([torch.arange(0), *(torch.arange(n) + start for (start, _), n in zip(spans, sizes[1:]))])
-        entered, kept, candidate, shown = gates.unbind(dim=1)
-        # the derivatives: of the memory by what the gates are sums of, of the output by its gate's sum, by the memory
-        slopes = torch.empty_like(gates)
-        torch.mul(entered, 1 - entered, out=slopes[:, 0]).mul_(candidate)
-        torch.mul(kept[first:], 1 - kept[first:], out=slopes[first:, 1]).mul_(memory[before])
-        slopes[:first, 1] = 0
-        torch.mul(entered, 1 - candidate.square(), out=slopes[:, 2])
-        torch.mul(shown, 1 - shown, out=slopes[:, 3]).mul_(shown_memory)
-        of_memory = shown * (1 - shown_memory.square())
+        spans = list(pairwise(accumulate(ctx.sizes, initial=0)))
         of_gates = rows.new_empty(gates.shape)
-        later = None  # the step after, and the gradient of its memory
-        for start, end in reversed(spans):
-            of_output = gradient[start:end].to(gates.dtype)
-            if later is None:
-                by_memory = of_output * of_memory[start:end]
+        later = None  # the step after, and what it adds to the gradient of this one's memory
+        for index in reversed(range(len(spans))):  # all of a step while the processor's cache holds it
+            start, end = spans[index]
+            entered, kept, candidate, shown = gates[start:end].chunk(4, dim=1)
+            of_entered, of_kept, of_candidate, of_shown = of_gates[start:end].chunk(4, dim=1)
+            of_output = gradient[start:end].to(gates.dtype, copy=True)
+            if later is not None:
+                step, of_memory = later
+                of_output[: len(of_memory)] += of_gates[step] @ hidden_weight
+            of_shown.copy_(sigmoid_backward(of_output * shown_memory[start:end], shown))
+            by_memory = tanh_backward(of_output * shown, shown_memory[start:end])
+            if later is not None:
+                by_memory[: len(of_memory)] += of_memory
+            of_entered.copy_(sigmoid_backward(by_memory * candidate, entered))
+            of_candidate.copy_(tanh_backward(by_memory * entered, candidate))
+            if index:
+                before = spans[index - 1][0]
+                of_kept.copy_(sigmoid_backward(by_memory * memory[before : before + end - start], kept))
+                later = slice(start, end), by_memory * kept
             else:
-                step, by_later_memory = later
-                of_output = of_output.clone()
-                count = len(by_later_memory)
-                of_output[:count] += of_gates[step].flatten(1) @ hidden_weight
-                by_memory = of_output * of_memory[start:end]
-                by_memory[:count].addcmul_(by_later_memory, kept[step])
-            of_gates[start:end, :3] = by_memory.unsqueeze(1) * slopes[start:end, :3]
-            of_gates[start:end, 3] = of_output * slopes[start:end, 3]
-            later = slice(start, end), by_memory
-        of_gates = of_gates.flatten(1)
+                of_kept.zero_()  # there was nothing to keep
+        # for each token but the first ones of the texts the token before it
+        places = torch.cat([torch.arange(e - s) + b for (b, _), (s, e) in pairwise(spans)] or [torch.arange(0)])
         of_bias = of_gates.sum(dim=0, dtype=gates.dtype) if any(ctx.needs_input_grad[4:]) else None
         return (
             of_gates @ input_weight if ctx.needs_input_grad[0] else None,
             None,
             of_gates.t() @ rows if ctx.needs_input_grad[2] else None,
-            of_gates[first:].t() @ outputs[before] if ctx.needs_input_grad[3] else None,
+            of_gates[ctx.sizes[0] :].t() @ outputs[places] if ctx.needs_input_grad[3] else None,
             of_bias,
             of_bias,
         )
