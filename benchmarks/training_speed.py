@@ -13,8 +13,8 @@ peak, measured in the same run, that the matrix products of a step reach.
 With `--types` each step is taken in float32 and in bfloat16, in turn, and the ratio is that of neighbours: cached
 features (the captioner above, in batches of the recipe `flickr8k_cpu`), fine-tuning of the image encoder (the bundled
 captioner, 224 px, two captions per image, BatchNorm fixed), and self-critical training (as in
-`self_critical_speed.py`; both types draw the same random numbers, and so captions of nearly the same length). Next to the ratio of the wall clock stands that of the processor's time, which other
-programs disturb less.
+`self_critical_speed.py`; both types draw the same random numbers, and so captions of nearly the same length). Next to
+the ratio of the wall clock stands that of the processor's time, which other programs disturb less.
 """
 
 import argparse

@@ -309,11 +309,13 @@ class FusionCaptionerProcessor(ProcessorMixin):
             return [[]] * rows
         if not known:
             return [[self.bos_token_id]] * rows
-        wanted = list(language) if isinstance(language, list | tuple) else [language or next(iter(known))] * rows
+        if language is None:
+            language = next(iter(known))
+        wanted = list(language) if isinstance(language, list | tuple) else [language] * rows
         if len(wanted) != rows:
             raise ValueError(f"`language` holds {len(wanted)} languages for {rows} texts; give one for each, or one.")
         for each in wanted:
-            if each not in known:
+            if not isinstance(each, str) or each not in known:
                 raise ValueError(f"`language` ({each!r}) must be one of {', '.join(map(repr, known))}.")
         return [[self.bos_token_id, known[each]] for each in wanted]
 

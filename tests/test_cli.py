@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from tiny_models import tiny_model, tiny_tokenizer
 
-from fusion_captioner import FusionCaptionerImageProcessor, FusionCaptionerProcessor, __version__
-from fusion_captioner.cli import COMMANDS, main
+from fusion_captioner import DEFAULT_CHECKPOINT, FusionCaptionerImageProcessor, FusionCaptionerProcessor, __version__
+from fusion_captioner.cli import COMMANDS, build_parser, main
 from fusion_captioner.commands import caption, train
 from fusion_captioner.training.arguments import DEFAULT_TASK, ModelArguments, TokenizerArguments
 from fusion_captioner.training.tasks import TASKS
@@ -53,6 +53,27 @@ def test_help_explains_and_imports_nothing_heavy() -> None:
         assert text.startswith(f"usage: fusion-captioner {command}")
     assert "--training.num_train_epochs" in dict(zip(COMMANDS, helps))["train"][1]
     assert version[1].strip() == __version__
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["caption", "photo.jpg", "--model", "bundled"],
+        ["serve", "--model", "bundled"],
+        ["demo-page", "--model", "bundled"],
+        ["answer", "photo.jpg", "--question", "what?", "--model", "bundled"],
+        ["index", "photos/", "--out", "photos.index", "--model", "bundled"],
+        ["evaluate", "bundled", "--source", "flickr8k"],
+        ["export", "bundled", "--to", "onnx", "--out", "exported"],
+        ["shrink", "bundled", "--out", "shrunk"],
+        ["average", "bundled", "runs/captioner", "--out", "mean"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_the_captioner_in_the_package_has_a_name(command: list[str]) -> None:
+    options = build_parser(command[0]).parse_args(command)
+    models = options.models if command[0] == "average" else [options.model, "runs/captioner"]
+    assert models == [DEFAULT_CHECKPOINT, "runs/captioner"]
 
 
 def test_importing_the_package_takes_a_fifth_of_a_second_at_most() -> None:

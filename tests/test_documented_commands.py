@@ -176,8 +176,8 @@ def test_commands_run(guide: Path, reader_folder: Path, tmp_path: Path, monkeypa
     MORE_FILES.get(guide.stem, lambda folder: None)(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    # what `bundled` stands for in a recipe; training the real one for a step takes long
-    monkeypatch.setattr("fusion_captioner.training.arguments.DEFAULT_CHECKPOINT", "runs/captioner")
+    # what `bundled` stands for; training the real one for a step takes long
+    monkeypatch.setattr("fusion_captioner.checkpoints.bundled.DEFAULT_CHECKPOINT", "runs/captioner")
     waiting = list(CHOSEN[guide])
     while waiting:
         command = waiting.pop(0)

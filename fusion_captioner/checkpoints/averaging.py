@@ -6,7 +6,20 @@ from pathlib import Path
 import torch
 
 from fusion_captioner.checkpoints.loading import load_captioner
+from fusion_captioner.configuration_fusion_captioner import (
+    PROBABILITY_FIELDS,
+    WEIGHT_FIELDS,
+    FusionCaptionerConfig,
+    own_fields,
+)
 from fusion_captioner.files import atomic_folder
+
+# Fields of the config that may differ: training alone reads them, or other shapes of weights show that they differ.
+_FREE_FIELDS = {
+    *(name for name in (*PROBABILITY_FIELDS, *WEIGHT_FIELDS) if name != "concept_bias"),
+    *("class_weights", "contrastive_loss_type", "contrastive_margin", "matching_negatives"),
+    *("initializer_range", "logit_scale_init_value", "vision_config", "audio_config"),
+}
 
 
 def average_captioners(names: Sequence[str], out: str, trust_remote_code: bool = False) -> Path:
@@ -27,8 +40,8 @@ def average_captioners(names: Sequence[str], out: str, trust_remote_code: bool =
         the folder.
 
     Raises:
-        ValueError: if there are fewer than two, or one has other weights or another vocabulary than the first; and
-            what `load_captioner` and `atomic_folder` raise.
+        ValueError: if there are fewer than two, or one has other weights, another vocabulary or another config than
+            the first, fields that only training reads excepted; and what `load_captioner` and `atomic_folder` raise.
     """
     if len(names) < 2:
         raise ValueError(f"one captioner ({', '.join(names)}) has no mean; name two or more.")
@@ -41,6 +54,13 @@ def average_captioners(names: Sequence[str], out: str, trust_remote_code: bool =
         weights = other.state_dict()
         if {key: tensor.shape for key, tensor in weights.items()} != shapes:
             raise ValueError(f"{name} has other weights than {names[0]}; average captioners of one architecture.")
+        for field in sorted(own_fields(FusionCaptionerConfig) - _FREE_FIELDS):
+            its_value, value = getattr(other.config, field), getattr(model.config, field)
+            if its_value != value:
+                raise ValueError(
+                    f"{name}: `{field}` is {its_value!r:.60}, and {value!r:.60} in {names[0]}; average captioners "
+                    "that compute alike."
+                )
         if its_processor.tokenizer.get_vocab() != vocabulary:
             raise ValueError(f"{name} has another vocabulary than {names[0]}; average captioners that came from one.")
         for key, tensor in weights.items():

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from fusion_captioner.checkpoints.bundled import checkpoint_name
 from fusion_captioner.commands.shared_flags import add_trust_flag
 from fusion_captioner.printing import print_line
 
@@ -11,7 +12,9 @@ HELP = "write the mean of several captioners (model soup)"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Write the mean of the weights of captioners that were trained on from the same one."
-    parser.add_argument("models", metavar="CHECKPOINT", nargs="+", help="folder or Hub name; two or more")
+    parser.add_argument(
+        "models", metavar="CHECKPOINT", nargs="+", type=checkpoint_name, help="folder or Hub name; two or more"
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
     add_trust_flag(parser)
 

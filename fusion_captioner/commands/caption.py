@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fusion_captioner import DEFAULT_CHECKPOINT
+from fusion_captioner.checkpoints.bundled import checkpoint_name
 from fusion_captioner.commands.shared_flags import (
     RUNTIMES,
     add_dtype,
@@ -69,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default=DEFAULT_CHECKPOINT,
-        help="folder or Hub name of the captioner, or folder of an export (default: the captioner in the package)",
+        type=checkpoint_name,
+        help="folder or Hub name of the captioner, or folder of an export (default: bundled, the one in the package)",
     )
     parser.add_argument(
         "--runtime",

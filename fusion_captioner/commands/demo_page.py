@@ -5,6 +5,7 @@ import socket
 from importlib.util import find_spec
 
 from fusion_captioner import DEFAULT_CHECKPOINT
+from fusion_captioner.checkpoints.bundled import checkpoint_name
 from fusion_captioner.commands.shared_flags import add_hub_flags
 from fusion_captioner.files import expanded
 
@@ -17,9 +18,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "captions to correct and save, questions, and a search. Needs the extra `demo`."
     )
     parser.add_argument("folder", nargs="?", metavar="FOLDER", help="photos to caption, correct and save in there")
-    parser.add_argument("--model", default=DEFAULT_CHECKPOINT, help="folder or Hub name (default: the package's own)")
     parser.add_argument(
-        "--answer-model", help="model that answers questions (default: --model, if it was trained to answer)"
+        "--model",
+        default=DEFAULT_CHECKPOINT,
+        type=checkpoint_name,
+        help="folder or Hub name (default: bundled, the one in the package)",
+    )
+    parser.add_argument(
+        "--answer-model",
+        type=checkpoint_name,
+        help="model that answers questions (default: --model, if it was trained to answer)",
     )
     parser.add_argument("--index", metavar="INDEX", help="folder that `index` wrote, to search")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")

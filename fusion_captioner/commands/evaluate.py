@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fusion_captioner import __version__
+from fusion_captioner.checkpoints.bundled import checkpoint_name
 from fusion_captioner.commands.shared_flags import (
     add_data_flags,
     add_dtype,
@@ -59,7 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "another task gets the scores of its task, on all inputs and on each modality alone. Prints JSON on stdout.\n"
         "With --predictions, the captions of a file are scored, and no model is needed."
     )
-    parser.add_argument("model", nargs="?", help="folder or Hub name of the model")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        type=checkpoint_name,
+        help="folder or Hub name of the model; bundled: the captioner in the package",
+    )
     parser.add_argument(
         "--predictions",
         metavar="FILE",

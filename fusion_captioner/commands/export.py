@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from fusion_captioner.checkpoints.bundled import checkpoint_name
 from fusion_captioner.commands.shared_flags import RUNTIMES, add_hub_flags
 from fusion_captioner.files import expanded
 from fusion_captioner.printing import print_line
@@ -17,7 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "openvino+onnx runs the image encoder on the one and the decoder on the other.\n"
         "--to onnx and openvino+onnx, and --int8 for all, need pip install 'fusion-captioner[onnx]'."
     )
-    parser.add_argument("model", metavar="CHECKPOINT", help="folder or Hub name of the captioner")
+    parser.add_argument(
+        "model",
+        metavar="CHECKPOINT",
+        type=checkpoint_name,
+        help="folder or Hub name of the captioner; bundled: the one in the package",
+    )
     parser.add_argument("--to", required=True, choices=RUNTIMES[1:], help="runtime to export for")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--int8", action="store_true", help="write int8, a quarter of the bytes; needs --calibration")

@@ -3,6 +3,7 @@
 import argparse
 import logging
 
+from fusion_captioner.checkpoints.bundled import checkpoint_name
 from fusion_captioner.commands.shared_flags import add_column_flags, add_hub_flags, check_at_least_one, data_options
 from fusion_captioner.files import expanded
 
@@ -22,7 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Embed the images of a folder, or those of a data set and their captions, to search them."
     parser.epilog = EPILOG
     parser.add_argument("source", metavar="FOLDER|DATASET", help="folder of images; data as for train; or a Hub name")
-    parser.add_argument("--model", required=True, metavar="CHECKPOINT", help="folder or Hub name of a retrieval model")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="CHECKPOINT",
+        type=checkpoint_name,
+        help="folder or Hub name of a retrieval model",
+    )
     parser.add_argument("--out", required=True, metavar="INDEX", help="folder of the index, new or to be updated")
     parser.add_argument(
         "--layout",

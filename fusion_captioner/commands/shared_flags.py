@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from fusion_captioner import DEFAULT_CHECKPOINT
+from fusion_captioner.checkpoints.bundled import checkpoint_name
 from fusion_captioner.given_values import check_length_penalty, check_new_tokens, check_text
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def add_trust_flag(parser: argparse.ArgumentParser) -> None:
 def add_image_flags(parser: argparse.ArgumentParser, model: str) -> None:
     """Flags of a command that looks at images one by one; `model` describes what it runs."""
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="file, folder or URL")
-    parser.add_argument("--model", required=True, help=f"folder or Hub name of {model}")
+    parser.add_argument("--model", required=True, type=checkpoint_name, help=f"folder or Hub name of {model}")
     parser.add_argument("--batch-size", type=int, default=8, help="images per batch (default: 8)")
     add_hub_flags(parser)
 
@@ -153,7 +154,8 @@ def add_serving_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default=DEFAULT_CHECKPOINT,
-        help="folder or Hub name of the captioner, or folder of an export (default: the captioner in the package)",
+        type=checkpoint_name,
+        help="folder or Hub name of the captioner, or folder of an export (default: bundled, the one in the package)",
     )
     parser.add_argument("--runtime", choices=RUNTIMES, help="runtime of the model (default: the one it is for)")
     parser.add_argument(

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from fusion_captioner.checkpoints.bundled import checkpoint_name
 from fusion_captioner.commands.shared_flags import add_hub_flags
 from fusion_captioner.printing import print_line
 
@@ -11,7 +12,12 @@ HELP = "write a captioner in half the bytes"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Write a captioner with its weights rounded to float16, to share it; it is loaded as float32."
-    parser.add_argument("model", metavar="CHECKPOINT", help="folder or Hub name of the captioner")
+    parser.add_argument(
+        "model",
+        metavar="CHECKPOINT",
+        type=checkpoint_name,
+        help="folder or Hub name of the captioner; bundled: the one in the package",
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument(
         "--without-code", action="store_true", help="omit the code, for machines where the package is installed"

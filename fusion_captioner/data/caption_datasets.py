@@ -144,7 +144,10 @@ def detect_layout(source: CaptionSource) -> str:
         raise FileNotFoundError(f"{name}: no such file or folder, and no name of a Hub repository.")
     layouts = find_layouts(source)
     if len(layouts) > 1:
-        raise ValueError(f"{name}: the folder holds more than one layout; give `layout`, one of {', '.join(layouts)}.")
+        raise ValueError(
+            f"{name}: the folder holds more than one layout; give `layout`, one of {', '.join(layouts)} (--layout for "
+            "a command)."
+        )
     if layouts:
         (layout,) = layouts
         logger.info("%s: read as the layout %r%s; `layout` changes that", name, layout, _about(source, layout))

@@ -116,10 +116,10 @@ class ExportedCaptioner:
             ValueError: the captioner does not know the language.
         """
         bos_id, known = self.description["tokenizer"]["bos_token_id"], self.languages
-        if language is not None and language not in known:
+        if language is not None and (not isinstance(language, str) or language not in known):
             names = ", ".join(map(repr, known)) or "none: this captioner has one language"
             raise ValueError(f"`language` ({language!r}) must be one of {names}.")
-        return [bos_id, known[language or next(iter(known))]] if known else [bos_id]
+        return [bos_id, known[next(iter(known)) if language is None else language]] if known else [bos_id]
 
     def encode(self, prompts: Sequence[str], language: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """

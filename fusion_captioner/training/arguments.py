@@ -17,14 +17,12 @@ from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
-from fusion_captioner import DEFAULT_CHECKPOINT
+from fusion_captioner.checkpoints.bundled import checkpoint_name
 from fusion_captioner.training.recipes import find_recipe
 from fusion_captioner.training.tasks import TASKS
 
 SECTIONS = ("model", "data", "tokenizer", "training")
 DEFAULT_TASK = next(iter(TASKS))
-# `model.from_checkpoint`: recipes cannot know where the package is installed.
-BUNDLED = "bundled"
 # Characters of a name, or of what a reader says, in messages.
 MAX_SHOWN = 200
 
@@ -57,8 +55,8 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if self.preset not in (None, "plain"):
             raise ValueError(f"`model.preset` ({self.preset!r}) must be 'plain' or unset.")
-        if self.from_checkpoint == BUNDLED:
-            self.from_checkpoint = DEFAULT_CHECKPOINT
+        if self.from_checkpoint is not None:
+            self.from_checkpoint = checkpoint_name(self.from_checkpoint)
 
 
 @dataclass

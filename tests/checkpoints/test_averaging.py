@@ -28,7 +28,8 @@ def save(folder: Path, seed: int, **config) -> Path:
 
 
 def test_every_weight_is_the_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folders = [save(tmp_path / str(seed), seed) for seed in range(3)]
+    # trained on with other settings
+    folders = [save(tmp_path / str(seed), seed, dropout=0.1 * seed, label_smoothing=0.1 * seed) for seed in range(3)]
     out = tmp_path / "mean"
     assert main(["average", *map(str, folders), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
@@ -47,12 +48,18 @@ def test_captioners_that_do_not_belong_together_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, wider = save(tmp_path / "first", 0), save(tmp_path / "wider", 1, hidden_size=24)
+    biased, more_biased = (
+        save(tmp_path / f"bias{bias}", 3, concept_token_ids=[5, 7], concept_bias=bias) for bias in (1.0, 2.0)
+    )
+    pooled = save(tmp_path / "pooled", 4, text_pooling="mean")
     other_words = save(tmp_path / "words", 2)
     path = other_words / "tokenizer.json"
     path.write_text(path.read_text().replace('"w49"', '"elsewhere"'))
     for given, message in [
         ([first], "has no mean; name two or more"),
         ([first, wider], f"{wider} has other weights than {first}"),
+        ([biased, more_biased], f"{more_biased}: `concept_bias` is 2.0, and 1.0 in {biased}"),
+        ([first, pooled], f"{pooled}: `text_pooling` is 'mean', and 'last' in {first}"),
         ([first, other_words], f"{other_words} has another vocabulary than {first}"),
         ([first, tmp_path / "none"], f"{tmp_path / 'none'}"),
     ]:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -166,8 +167,9 @@ def test_a_captioner_of_three_languages_is_trained_scored_and_asked(
         model.generate(**processor(images=str(photo), return_tensors="pt"), language="fr")
     with pytest.raises(ValueError, match=r"`language` \(\['zh'\]\) must be one of 'en', 'zh', 'de'"):
         model.generate(**processor(images=str(photo), return_tensors="pt"), language=["zh"])
-    with pytest.raises(ValueError, match=r"`language` \('fr'\) must be one of 'en', 'zh', 'de'"):
-        processor(images=str(photo), language="fr")
+    for wrong, shown in (("fr", "'fr'"), ("", "''"), ([["zh"]], r"\['zh'\]")):
+        with pytest.raises(ValueError, match=rf"`language` \({shown}\) must be one of 'en', 'zh', 'de'"):
+            processor(images=str(photo), language=wrong)
 
     assert main(["export", str(out), "--to", "onnx", "--out", str(tmp_path / "onnx")]) == 0
     capsys.readouterr()
@@ -178,7 +180,13 @@ def test_a_captioner_of_three_languages_is_trained_scored_and_asked(
             captions.append(json.loads(capsys.readouterr().out)["caption"])
         assert captions[0] == captions[1] and captions[0].startswith(beginning)
     pixels = processor(images=str(photo), return_tensors="np")["pixel_values"]
-    assert ExportedCaptioner(tmp_path / "onnx").generate(pixels)[0].tolist() == default[0].tolist()
+    exported = ExportedCaptioner(tmp_path / "onnx")
+    assert exported.generate(pixels)[0].tolist() == default[0].tolist()
+    for wrong in ("fr", "", ["zh"]):
+        with pytest.raises(
+            ValueError, match=rf"`language` \({re.escape(repr(wrong))}\) must be one of 'en', 'zh', 'de'"
+        ):
+            exported.caption([str(photo)], language=wrong)
     # an output layer for each language, and texts of several in one batch
     sources = [f"{language}={root / name}" for language, name in NAMES.items()]
     assert main(["export", str(out), "--to", "onnx", "--out", str(tmp_path / "short"), "--captions", *sources]) == 0
