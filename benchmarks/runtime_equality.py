@@ -44,9 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="captioner of this package, for torch")
     parser.add_argument("--export", action="append", default=[], metavar="FOLDER", help="export; may be repeated")
-    parser.add_argument(
-        "--dtype", action="append", default=[], help="type of the image encoder on torch, as of `caption`; repeatable"
-    )
+    parser.add_argument("--dtype", action="append", default=[], help="on torch, as of `caption`; may be repeated")
     parser.add_argument("--source", required=True, help="data, as for `evaluate`")
     parser.add_argument("--split", default="val", help="default: val")
     parser.add_argument("--language", metavar="CODE", help="of the captions (default: the captioner's first)")

@@ -91,8 +91,9 @@ def packed_weights(modules: Iterable[nn.Module], kept: PackedWeights | None = No
 
     A step of generation multiplies one row per beam by every weight of the decoder. On CPUs the kernel behind
     `nn.Linear` is made for many rows; with a few it is faster on weights that are laid out for it
-    (`benchmarks/packed_linear.py` measures by how much). A copy is made at a weight's second use: what is used once
-    in a call, as projections of an image are, and single rows are worth a copy only if it is kept. Under
+    (`benchmarks/packed_linear.py` measures by how much). A copy is made at a weight's second use. Two things
+    are worth a copy only if it is kept: weights that a call uses once, as those that project an image, and single
+    rows. Under
     autocast the copy has its type, and so half the bytes to read at each step. None outlives the call, so that no
     change of a weight is missed, unless the caller keeps them.
 

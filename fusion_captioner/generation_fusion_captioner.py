@@ -123,11 +123,11 @@ class HiddenImageGuidance(LogitsProcessor):
 
 
 class NoRepeatedNGrams(NoRepeatNGramLogitsProcessor):
-    """transformers' processor, word for word, for all texts at once: at each step that one makes a dictionary of every
-    text, which takes longer than a step of a small decoder."""
+    """Gives the scores that transformers' processor gives, for all texts at once. transformers makes a dictionary of
+    each text at every step, which takes longer than a step of a small decoder."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores `(T, V)` of the words behind texts `(T, L)`; those of words that would repeat something are -inf."""
+        """Scores `(T, V)` of the words behind texts `(T, L)`; those of words that would repeat an n-gram are -inf."""
         size, length = self.ngram_size, input_ids.shape[1]
         if length < size:
             return scores

@@ -78,7 +78,8 @@ class LSTMLayer(torch.autograd.Function):
         spans = list(pairwise(accumulate(ctx.sizes, initial=0)))
         of_gates = rows.new_empty(gates.shape)
         later = None  # the step after, and what it adds to the gradient of this one's memory
-        for index in reversed(range(len(spans))):  # all of a step while the processor's cache holds it
+        # one step after the other, so that the processor's cache holds what a step needs
+        for index in reversed(range(len(spans))):
             start, end = spans[index]
             entered, kept, candidate, shown = gates[start:end].chunk(4, dim=1)
             of_entered, of_kept, of_candidate, of_shown = of_gates[start:end].chunk(4, dim=1)
@@ -99,7 +100,8 @@ class LSTMLayer(torch.autograd.Function):
             else:
                 of_kept.zero_()  # there was nothing to keep
         # for each token but the first ones of the texts the token before it
-        places = torch.cat([torch.arange(e - s) + b for (b, _), (s, e) in pairwise(spans)] or [torch.arange(0)])
+        earlier = [torch.arange(before, before + end - start) for (before, _), (start, end) in pairwise(spans)]
+        places = torch.cat([torch.arange(0), *earlier])
         of_bias = of_gates.sum(dim=0, dtype=gates.dtype) if any(ctx.needs_input_grad[4:]) else None
         return (
             of_gates @ input_weight if ctx.needs_input_grad[0] else None,

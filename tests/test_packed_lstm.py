@@ -5,6 +5,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fusion_captioner.causal_layers import CausalLSTM
+from fusion_captioner.packed_lstm import LSTMLayer
 
 SIZE = 12
 
@@ -32,6 +33,27 @@ def test_outputs_and_gradients_are_those_of_pytorch(lengths: list[int], layers: 
     torch.testing.assert_close(
         trained(True, torch.float64, lengths, layers), trained(False, torch.float64, lengths, layers)
     )
+
+
+def test_a_gradient_that_others_read_too_stays_what_it_is() -> None:
+    torch.manual_seed(0)
+    weights = CausalLSTM(SIZE, SIZE, 1, 0.0).double().recurrent.all_weights[0]
+    rows, wanted = (torch.randn(7, SIZE, dtype=torch.float64) for _ in range(2))
+    gradients = []
+    for residual in (0, 1):
+        inputs = rows.clone().requires_grad_()
+        outputs = LSTMLayer.apply(inputs, [3, 2, 2], *weights)
+        (outputs + inputs if residual else outputs).backward(wanted.clone())
+        gradients.append(inputs.grad)
+    torch.testing.assert_close(gradients[1], gradients[0] + wanted)
+
+
+def test_texts_of_one_token_have_nothing_to_keep() -> None:
+    module = CausalLSTM(SIZE, SIZE, 1, 0.0)
+    texts = torch.randn(2, 3, SIZE, requires_grad=True)
+    module(texts, torch.tensor([[1, 0, 0], [1, 0, 0]]))[0].sum().backward()
+    assert (texts.grad.abs().amax(dim=-1) > 0).tolist() == [[True, False, False]] * 2
+    assert not module.recurrent.weight_hh_l0.grad.any()
 
 
 def test_bfloat16_learns_what_float32_learns() -> None:

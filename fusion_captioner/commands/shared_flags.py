@@ -100,7 +100,8 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16"],
-        help="type of the image encoder on torch; auto takes the one that is faster on this machine (default: auto)",
+        help="on torch, the type of what is computed once per image; auto takes the one that is faster here (default: "
+        "auto)",
     )
 
 

@@ -54,7 +54,8 @@ def load_on_runtime(
         revision: branch, tag or commit of a Hub model.
         runtime: `"torch"`, `"onnx"`, `"openvino"` or `"openvino+onnx"`; by default the one that `model` is for.
         num_threads: threads of the runtime; by default it chooses.
-        dtype: type of the image encoder on torch, by default the one that is faster here; see [`quicken_encoder`].
+        dtype: on torch, the type of what is computed once per image, by default the one that is faster here; see
+            [`quicken_encoder`].
         trust_remote_code: run the code of a checkpoint's tokenizer.
 
     Raises:

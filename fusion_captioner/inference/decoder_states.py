@@ -102,7 +102,7 @@ class DecoderStates:
         return hidden_states
 
     def score(self, hidden_states: np.ndarray) -> np.ndarray:
-        """Logits of the next token, float32 (T, C), from what [`read`] gave."""
+        """Logits of the next token, float32 (T, C), from what the last [`read`] gave."""
         logits = self.output.logits(hidden_states)
         if self.bias is not None:
             logits += self.bias.reshape(logits.shape)

@@ -1,5 +1,6 @@
 """
-An image encoder for inference alone: convolution, batch normalisation and activation in one call of oneDNN.
+What a model computes once per image, made fast for inference alone: convolution, batch normalisation and activation in
+one call of oneDNN, and the type that is faster on this machine.
 
 B: images, C: channels, H, W: pixels
 """
@@ -53,10 +54,14 @@ class FusedConvolution(nn.Module):
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1))
         else:
             self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.settings)
-        # a parameter, by which a model finds its device: else each look goes through all its layers
+        # A parameter, since `model.device` reads the first one; without any here it would walk through all layers.
         self.bias = nn.Parameter(folded.bias.detach().to(dtype), requires_grad=False)
         name, numbers = ("none", []) if activation is None else ACTIVATIONS[type(activation)]
         self.activation = (name, numbers, "")
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "FusedConvolution":
+        """Packed weights keep their type and place, and so does the bias."""
+        return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """`(B, C, H, W)` → `(B, C', H', W')`"""
@@ -81,11 +86,12 @@ def quicken_encoder(model: Any, dtype: str = "auto") -> torch.dtype:
     Args:
         model: a model of the package; it is changed in place.
         dtype: of what is computed once per image: `"float32"`, `"bfloat16"`, or `"auto"`, which is what
-            [`faster_dtype`] finds. What it returns, and the rest of the model, stay in float32: the decoder would gain
-            little, and rounding errors would add up in its states.
+            [`faster_dtype`] finds. Results are float32 again, and the rest of the model stays in float32: the decoder
+            would gain little, and rounding errors would add up in its states. A checkpoint that has another type keeps
+            it, except in the image encoder.
 
     Returns:
-        the type that is computed in.
+        the type, `"auto"` resolved.
     """
     base, encoder = model.model, model.model.image_encoder
     device = next(encoder.parameters()).device.type  # a machine with a GPU may caption on its processor
@@ -94,19 +100,30 @@ def quicken_encoder(model: Any, dtype: str = "auto") -> torch.dtype:
     if found != torch.float32:
         if not is_fused:
             encoder.to(found)
-        encoder.forward = partial(_in_float32, encoder.forward)
+        encoder.forward = partial(_encode, encoder.forward)
         for name in ("score_concepts", "project_regions"):
-            compute = torch.autocast(device, found)(getattr(base, name))
-            setattr(base, name, partial(_in_float32, compute))
+            setattr(base, name, partial(_compute_in, found, base, name))
     return found
 
 
-def _in_float32(compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The tensor, the tensors or the `None` that `compute` gives, in float32."""
-    given = compute(*args, **kwargs)
-    if isinstance(given, tuple):
-        return tuple(each.float() for each in given)
-    return None if given is None else given.float()
+def _encode(forward: Callable[[torch.Tensor], torch.Tensor], pixel_values: torch.Tensor) -> torch.Tensor:
+    """Regions in float32."""
+    return forward(pixel_values).float()
+
+
+def _compute_in(dtype: torch.dtype, base: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    """
+    What the method `name` of a base model returns, its products computed in `dtype`, as float32. A model of another
+    type than float32 computes in its own, and so does an export.
+    """
+    method = getattr(type(base), name)
+    if base.fusion_dtype != torch.float32 or torch.compiler.is_exporting():
+        return method(base, *args, **kwargs)
+    with torch.autocast(base.device.type, dtype):
+        found = method(base, *args, **kwargs)
+    if isinstance(found, tuple):
+        return tuple(each.float() for each in found)
+    return None if found is None else found.float()
 
 
 @torch.no_grad()

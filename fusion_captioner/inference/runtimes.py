@@ -12,8 +12,8 @@ import numpy as np
 
 # Its kernel of a sum with its normalisation is slower than the two kernels one after the other.
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
-# Microseconds for which its threads wait awake for the next operator: to wake one takes longer than most operators do.
-# Longer, they would keep other threads of a busy machine from a core.
+# Microseconds for which ONNX Runtime's threads wait awake for the next operator: to wake one takes as long as many
+# operators do. If they waited longer, they would keep other threads of a busy machine from a core.
 AWAKE = "10"
 # One part of a captioner: arrays in, arrays out, in the order that it was exported with.
 Part = Callable[[Sequence[np.ndarray]], list[np.ndarray]]

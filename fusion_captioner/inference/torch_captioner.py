@@ -20,7 +20,7 @@ class TorchCaptioner:
     Args:
         name, revision, trust_remote_code: see `load_captioner`.
         num_threads: of torch, in the whole program; by default they stay as they are.
-        dtype: of the image encoder; see [`quicken_encoder`].
+        dtype: of what is computed once per image; see [`quicken_encoder`].
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class TorchCaptioner:
         self.model: Any  # GenerationMixin's types are narrower than what it takes
         self.model, self.processor = load_captioner(name, revision, trust_remote_code=trust_remote_code)
         self.model.kept_weights = {}  # nothing is trained here
-        self.dtype = quicken_encoder(self.model, dtype)  # that of the image encoder
+        self.dtype = quicken_encoder(self.model, dtype)
 
     @property
     def image_settings(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -124,6 +125,13 @@ def test_words_of_some_captions_alone(tmp_path: Path, runtime: str, fields: dict
     layer.part = lambda arrays: scored.append(1) or part(arrays)
     exported.generate(images[:1].numpy(), np.array([[BOS, 5, 6, 7]]), max_new_tokens=3, min_new_tokens=3)
     assert len(scored) == 3
+
+
+def test_the_image_part_holds_the_words_of_concepts_alone(export: Export) -> None:
+    graph, config = onnx.load(export("onnx", **WORDS_FOUND) / "image_part.onnx").graph, exported_model().config
+    shapes = [tuple(each.dims) for each in graph.initializer]
+    assert (len(WORDS_FOUND["concept_token_ids"]), config.hidden_size) in shapes
+    assert not [shape for shape in shapes if config.vocab_size in shape]
 
 
 @pytest.mark.parametrize("captions", [{}, {"en": ["w5"]}, {"": ["w5"], "de": ["w6"]}])

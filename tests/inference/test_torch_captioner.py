@@ -1,6 +1,8 @@
 """Types of the image encoder on torch."""
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_exports import Export, tiny_processor
-from tiny_models import CONCEPTS, pixels, tiny_model
+from tiny_models import CONCEPTS, VISION_CONFIGS, pixels, tiny_model
 
 from fusion_captioner import causal_layers
 from fusion_captioner.cli import main
@@ -43,6 +45,46 @@ def test_what_is_computed_once_per_image_alone_is_bfloat16(tmp_path: Path, field
     for expected, found in (*pairs, *zip(*projected, strict=True)):
         assert found.dtype == torch.float32
         assert 0 < (found - expected).norm() / expected.norm() < 0.05
+
+
+@pytest.mark.parametrize("saved", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fields", [{}, {"fusion_type": "concat"}, CONCEPTS], ids=["plain", "pooled", "concepts"])
+def test_a_checkpoint_of_half_precision_keeps_its_type(
+    tmp_path: Path, saved, dtype: str, fields: dict[str, Any]
+) -> None:
+    tiny_model(**fields).to(saved).save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    captioner = TorchCaptioner(str(tmp_path), dtype=dtype)
+    photo = Image.linear_gradient("L").convert("RGB")
+    assert captioner.caption([photo, photo], num_beams=2, max_new_tokens=3) != [[""], [""]]
+    assert captioner.model.lm_head.weight.dtype == saved
+
+
+@pytest.mark.parametrize("moved", [torch.bfloat16, torch.float64])
+def test_a_quickened_model_can_be_given_another_type(checkpoint: Path, moved: torch.dtype) -> None:
+    for dtype in ("float32", "bfloat16"):
+        model = TorchCaptioner(str(checkpoint), dtype=dtype).model
+        expected = model.get_image_hidden_states(pixels(1))
+        assert model.to(moved).generate(pixel_values=pixels(1), max_new_tokens=3).shape[0] == 1
+        assert torch.equal(model.get_image_hidden_states(pixels(1)), expected)
+
+
+def test_copies_of_a_quickened_model_are_models_of_their_own(tmp_path: Path) -> None:
+    vision_config = {
+        "model_type": "vit",
+        **VISION_CONFIGS["vit"],
+    }  # without convolutions to pack, which have no copies
+    tiny_model(vision_config=vision_config, **CONCEPTS).save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    model = TorchCaptioner(str(tmp_path), dtype="bfloat16").model
+    regions = model.get_image_hidden_states(pixels(1))
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        before = copied.model.score_concepts(regions)
+        assert torch.equal(before, model.model.score_concepts(regions))
+        torch.nn.init.zeros_(copied.model.concept_head.classifier.weight)
+        assert not torch.equal(copied.model.score_concepts(regions), before)
+        assert torch.equal(model.model.score_concepts(regions), before)
 
 
 def test_a_model_is_found_where_its_convolutions_are(checkpoint: Path) -> None:
