@@ -352,6 +352,20 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
             streamer.end()
         return input_ids
 
+    def step(self, token_ids: torch.Tensor, mask: torch.Tensor | None, cache: CaptionCache) -> torch.Tensor:
+        """
+        Logits `(T, V)` behind one more token `(T, 1)` of each text: by the layers alone, if a call of the model does
+        nothing else.
+
+        Args:
+            mask (`torch.LongTensor` of shape `(T, L)`, *optional*): 1 at tokens, 0 at padding, this token included.
+        """
+        if self._is_called_as_defined():
+            return self.next_logits(token_ids, mask, cache)
+        inputs = {"input_ids": token_ids, "attention_mask": mask, CACHE: cache}
+        model: Any = self  # GenerationMixin is no module yet
+        return model(**inputs, use_cache=True, return_dict=True).logits[:, -1]
+
     def _is_called_as_defined(self) -> bool:
         """Whether [`next_logits`] does what a call of the model does: subclasses and offloading bring a `forward` of
         their own, tools and users hang hooks on the models."""

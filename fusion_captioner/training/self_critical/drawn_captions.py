@@ -57,10 +57,10 @@ def draw_captions(
             logits_to_keep=1,
             return_dict=True,
         )
-        cache = getattr(outputs, CACHE)
+        cache, logits = getattr(outputs, CACHE), outputs.logits[:, -1]
         can_drop = regions.shape[:-1].numel() // len(regions) <= _MOST_REGIONS
         for step in range(max_new_tokens):
-            tokens = draw_tokens(outputs.logits[:, -1], temperature)
+            tokens = draw_tokens(logits, temperature)
             tokens = tokens.where((captions[rows, :step] != eos_token_id).all(dim=1), eos_token_id)
             captions[rows, step] = tokens
             going_on = (tokens != eos_token_id).nonzero().squeeze(1)
@@ -72,9 +72,7 @@ def draw_captions(
                 cache.batch_select_indices(going_on)
             if mask is not None:
                 mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
-            outputs = captioner(
-                input_ids=tokens[:, None], attention_mask=mask, use_cache=True, return_dict=True, **{CACHE: cache}
-            )
+            logits = captioner.step(tokens[:, None], mask, cache)
     return torch.cat((texts["input_ids"], captions[:, : step + 1]), dim=1)
 
 
@@ -90,7 +88,9 @@ def draw_tokens(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     Returns:
         tokens `(N,)`, each as often as it is likely.
     """
-    cumulative = (logits.float() / temperature).softmax(dim=-1).cumsum(dim=-1)
+    if temperature != 1:
+        logits = logits.float() / temperature
+    cumulative = logits.softmax(dim=-1, dtype=torch.float32).cumsum_(dim=-1)
     # the sum may miss 1 by rounding
     place = torch.rand_like(cumulative[:, :1]) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, place, right=True).clamp(max=logits.shape[-1] - 1).squeeze(1)
