@@ -78,17 +78,25 @@ def _input_gradient(grad_output, inputs, weight, stride, padding):
         # the convolution with the kernels turned round
         around = (height - 1 - padding[0], width - 1 - padding[1])
         return nn.functional.conv2d(grad_output, weight.flip(2, 3), None, 1, around, groups=len(weight))
-    # only the shape and the layout of the inputs are read
-    like = torch.empty_like(inputs, dtype=torch.float32)
-    gradient, _ = _gradients(grad_output.float(), like, weight.float(), stride, padding, (True, False))
-    return gradient.to(inputs.dtype)
+    # With a stride of two, inputs in even rows meet other rows of the kernel than those in odd rows, and likewise for
+    # columns: each kind has a kernel of its own, without stride.
+    (rows, columns), (top, left) = inputs.shape[2:], padding
+    shape = (*inputs.shape[:2], rows + 2 * top, columns + 2 * left)
+    gradient = torch.empty(shape, dtype=grad_output.dtype, memory_format=torch.channels_last).zero_()
+    for row in range(min(stride[0], height)):
+        for column in range(min(stride[1], width)):
+            kernel = weight[:, :, row :: stride[0], column :: stride[1]].flip(2, 3)
+            around = (kernel.shape[2] - 1, kernel.shape[3] - 1)
+            part = nn.functional.conv2d(grad_output, kernel, None, 1, around, groups=len(weight))
+            gradient[:, :, row :: stride[0], column :: stride[1]][:, :, : part.shape[2], : part.shape[3]] = part
+    return gradient[:, :, top : top + rows, left : left + columns]
 
 
 def _weight_gradient(grad_output, inputs, weight, stride, padding):
     """Block by block of the kernel: each is the gradient of a small kernel over inputs that are shifted."""
     height, width = weight.shape[2:]
     if max(height, width) <= WIDTH:
-        return _gradients(grad_output, inputs, weight, stride, padding, (False, True))[1]
+        return _torchs_weight_gradient(grad_output, inputs, weight, stride, padding)
     inputs = nn.functional.pad(inputs, (padding[1], padding[1], padding[0], padding[0]))
     rows, columns = (
         step * (size - 1) + WIDTH for step, size in zip(stride, grad_output.shape[2:], strict=True)
@@ -98,9 +106,8 @@ def _weight_gradient(grad_output, inputs, weight, stride, padding):
     for top in _block_starts(height):
         for left in _block_starts(width):
             met = inputs[:, :, top : top + rows, left : left + columns].contiguous(memory_format=torch.channels_last)
-            gradient[:, :, top : top + WIDTH, left : left + WIDTH] = _gradients(
-                grad_output, met, block, stride, (0, 0), (False, True)
-            )[1]
+            of_block = _torchs_weight_gradient(grad_output, met, block, stride, (0, 0))
+            gradient[:, :, top : top + WIDTH, left : left + WIDTH] = of_block
     return gradient
 
 
@@ -109,8 +116,8 @@ def _block_starts(side: int) -> list[int]:
     return [*range(0, side - WIDTH, WIDTH), side - WIDTH]
 
 
-def _gradients(grad_output, inputs, weight, stride, padding, wanted: tuple[bool, bool]):
-    """torch's own gradients of inputs and weight."""
+def _torchs_weight_gradient(grad_output, inputs, weight, stride, padding):
+    """As torch computes it."""
     return torch.ops.aten.convolution_backward(
-        grad_output, inputs, weight, None, stride, padding, (1, 1), False, (0, 0), len(weight), (*wanted, False)
-    )[:2]
+        grad_output, inputs, weight, None, stride, padding, (1, 1), False, (0, 0), len(weight), (False, True, False)
+    )[1]

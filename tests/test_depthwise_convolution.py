@@ -46,6 +46,8 @@ def gradients(layer: nn.Module, bf16: bool, inputs: torch.Tensor, reentrant: boo
         (4, {"padding": 2}),
         ((3, 6), {"stride": (1, 2), "padding": (0, 1)}),
         (3, {"padding": 4}),
+        (3, {"stride": (4, 2), "padding": (0, 4)}),  # rows that no kernel meets
+        (5, {"stride": 3, "padding": 2}),
     ],
 )
 def test_gradients_are_those_of_single_precision(calls: list[int], kernel, fields: dict) -> None:
