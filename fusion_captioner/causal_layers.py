@@ -91,9 +91,8 @@ def packed_weights(modules: Iterable[nn.Module], kept: PackedWeights | None = No
 
     A step of generation multiplies one row per beam by every weight of the decoder. On CPUs the kernel behind
     `nn.Linear` is made for many rows; with a few it is faster on weights that are laid out for it
-    (`benchmarks/packed_linear.py` measures by how much). A copy is made at a weight's second use. Two things
-    are worth a copy only if it is kept: weights that a call uses once, as those that project an image, and single
-    rows. Under
+    (`benchmarks/packed_linear.py` measures by how much). A copy is made at a weight's second use. Two things are worth
+    a copy only if it is kept: weights that a call uses once, as those that project an image, and single rows. Under
     autocast the copy has its type, and so half the bytes to read at each step. None outlives the call, so that no
     change of a weight is missed, unless the caller keeps them.
 
@@ -155,7 +154,7 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
     if packing is None or torch.is_grad_enabled():
         return nn.functional.linear(inputs, weight, bias)
     weights, is_kept = packing
-    packed = weights.get(weight, False)
+    packed = weights.get(weight, False)  # False: of another layer, or not to be packed
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
     width = inputs.shape[-1]
     if (

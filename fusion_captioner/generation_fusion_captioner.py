@@ -124,7 +124,7 @@ class HiddenImageGuidance(LogitsProcessor):
 
 class NoRepeatedNGrams(NoRepeatNGramLogitsProcessor):
     """Gives the scores that transformers' processor gives, for all texts at once. transformers makes a dictionary of
-    each text at every step, which takes longer than a step of a small decoder."""
+    each text in Python, anew at every step."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores `(T, V)` of the words behind texts `(T, L)`; those of words that would repeat an n-gram are -inf."""

@@ -14,11 +14,11 @@ from fusion_captioner.configuration_fusion_captioner import (
 )
 from fusion_captioner.files import atomic_folder
 
-# Fields of the config that may differ: training alone reads them, or other shapes of weights show that they differ.
+# Fields of the config that may differ: they change no logits, or other shapes of weights show that they differ.
 _FREE_FIELDS = {
     *(name for name in (*PROBABILITY_FIELDS, *WEIGHT_FIELDS) if name != "concept_bias"),
     *("class_weights", "contrastive_loss_type", "contrastive_margin", "matching_negatives"),
-    *("initializer_range", "logit_scale_init_value", "vision_config", "audio_config"),
+    *("initializer_range", "logit_scale_init_value", "use_cache", "vision_config", "audio_config"),
 }
 
 
@@ -41,7 +41,7 @@ def average_captioners(names: Sequence[str], out: str, trust_remote_code: bool =
 
     Raises:
         ValueError: if there are fewer than two, or one has other weights, another vocabulary or another config than
-            the first, fields that only training reads excepted; and what `load_captioner` and `atomic_folder` raise.
+            the first, except in fields that change no logits; and what `load_captioner` and `atomic_folder` raise.
     """
     if len(names) < 2:
         raise ValueError(f"one captioner ({', '.join(names)}) has no mean; name two or more.")

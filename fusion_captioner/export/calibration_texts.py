@@ -71,5 +71,5 @@ class CalibrationTexts:
                     break
                 reader.keep(goes_on)
                 tokens = tokens[goes_on]
-                found.setdefault(language, []).append(reader.advance(tokens[:, position]))
+                found.setdefault(language, []).append(reader.read(tokens[:, position]))
         return {language: np.concatenate(rows) for language, rows in found.items()}

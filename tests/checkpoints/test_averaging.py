@@ -29,7 +29,10 @@ def save(folder: Path, seed: int, **config) -> Path:
 
 def test_every_weight_is_the_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # trained on with other settings
-    folders = [save(tmp_path / str(seed), seed, dropout=0.1 * seed, label_smoothing=0.1 * seed) for seed in range(3)]
+    folders = [
+        save(tmp_path / str(seed), seed, dropout=0.1 * seed, label_smoothing=0.1 * seed, use_cache=seed != 1)
+        for seed in range(3)
+    ]
     out = tmp_path / "mean"
     assert main(["average", *map(str, folders), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"

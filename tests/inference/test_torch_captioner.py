@@ -1,4 +1,4 @@
-"""Types of the image encoder on torch."""
+"""Types of what is computed once per image on torch."""
 
 import copy
 import json
@@ -55,10 +55,12 @@ def test_a_checkpoint_of_half_precision_keeps_its_type(
 ) -> None:
     tiny_model(**fields).to(saved).save_pretrained(tmp_path)
     tiny_processor().save_pretrained(tmp_path)
-    captioner = TorchCaptioner(str(tmp_path), dtype=dtype)
-    photo = Image.linear_gradient("L").convert("RGB")
-    assert captioner.caption([photo, photo], num_beams=2, max_new_tokens=3) != [[""], [""]]
-    assert captioner.model.lm_head.weight.dtype == saved
+    model = TorchCaptioner(str(tmp_path), dtype=dtype).model
+    assert model.generate(pixel_values=pixels(2), num_beams=2, max_new_tokens=3, min_new_tokens=3).shape == (2, 4)
+    regions = model.get_image_hidden_states(pixels(2))
+    concepts = model.model.score_concepts(regions)
+    projected = model.model.project_regions(regions, concept_logits=concepts)
+    assert {each.dtype for each in (*projected, model.lm_head.weight)} == {saved}
 
 
 @pytest.mark.parametrize("moved", [torch.bfloat16, torch.float64])
@@ -71,10 +73,8 @@ def test_a_quickened_model_can_be_given_another_type(checkpoint: Path, moved: to
 
 
 def test_copies_of_a_quickened_model_are_models_of_their_own(tmp_path: Path) -> None:
-    vision_config = {
-        "model_type": "vit",
-        **VISION_CONFIGS["vit"],
-    }  # without convolutions to pack, which have no copies
+    # without convolutions to pack, which have no copies
+    vision_config = {"model_type": "vit", **VISION_CONFIGS["vit"]}
     tiny_model(vision_config=vision_config, **CONCEPTS).save_pretrained(tmp_path)
     tiny_processor().save_pretrained(tmp_path)
     model = TorchCaptioner(str(tmp_path), dtype="bfloat16").model
