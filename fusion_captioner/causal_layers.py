@@ -7,7 +7,7 @@ B: batch, L: tokens of this call, S: tokens so far, past ones included, D: hidde
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -312,7 +312,7 @@ class CausalRecurrent(GradientCheckpointingLayer):
                 layers[layer] = self.cell(token, layers[layer], *weights)
                 token = layers[layer][0]
             outputs.append(token)
-        return torch.stack(outputs, dim=1), tuple(torch.stack(tensors, dim=1) for tensors in zip(*layers))
+        return _stacked(outputs), tuple(_stacked(tensors) for tensors in zip(*layers))
 
     @staticmethod
     def _keep_unseen(
@@ -344,6 +344,11 @@ class CausalRecurrent(GradientCheckpointingLayer):
     def _from_recurrent(self, hidden) -> State:
         tensors = hidden if isinstance(hidden, tuple) else (hidden,)
         return tuple(tensor.transpose(0, 1) for tensor in tensors)  # (B, N, D) each
+
+
+def _stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors `(B, D)` as one, `(B, number, D)`; a single one is not copied."""
+    return tensors[0].unsqueeze(1) if len(tensors) == 1 else torch.stack(tuple(tensors), dim=1)
 
 
 def initialize_recurrent(layers: nn.LSTM | nn.GRU) -> None:

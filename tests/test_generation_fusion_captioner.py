@@ -6,10 +6,16 @@ from functools import wraps
 import pytest
 import torch
 from tiny_models import FUSION_TYPES, VOCAB_SIZE, pixels, tiny_model, tiny_tokenizer, tokens
-from transformers import DynamicCache, NoRepeatNGramLogitsProcessor, TextIteratorStreamer
+from transformers import (
+    DynamicCache,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    TextIteratorStreamer,
+)
 from transformers.generation.streamers import BaseStreamer
 
-from fusion_captioner.generation_fusion_captioner import NoRepeatedNGrams
+from fusion_captioner.generation_fusion_captioner import MinLength, MinNewTokens, NoRepeatedNGrams
 
 BOS, EOS, PAD = 1, 2, 0
 MODELS = [*itertools.product(FUSION_TYPES, ["lstm", "transformer"]), ("co_attention", "gru")]
@@ -367,6 +373,20 @@ def test_words_that_would_repeat_something_are_those_of_transformers(size: int, 
     assert torch.equal(scores, before)
 
 
+@pytest.mark.parametrize("ends", [2, [2, 5], [-1, 6, 3]])
+@pytest.mark.parametrize("shortest", [1, 4, 5])
+def test_texts_that_may_not_end_are_those_of_transformers(ends: int | list[int], shortest: int) -> None:
+    torch.manual_seed(0)
+    texts, scores = torch.randint(0, 6, (8, 4)), torch.randn(8, 6)
+    before = scores.clone()
+    for ours, theirs, fields in (
+        (MinLength, MinLengthLogitsProcessor, (shortest,)),
+        (MinNewTokens, MinNewTokensLengthLogitsProcessor, (1, shortest - 1)),
+    ):
+        assert torch.equal(ours(*fields, ends)(texts, scores), theirs(*fields, ends)(texts, scores))
+    assert torch.equal(scores, before)
+
+
 def test_generation_takes_them_in_the_place_of_transformers_own() -> None:
     model, own = tiny_model(), NoRepeatNGramLogitsProcessor(2)
     settings = {"pixel_values": pixels(2), "max_new_tokens": 6, "min_new_tokens": 6, "no_repeat_ngram_size": 1}
@@ -375,6 +395,10 @@ def test_generation_takes_them_in_the_place_of_transformers_own() -> None:
             assert len(set(row)) == len(row)
     processors = model._get_logits_processor(model.generation_config, logits_processor=[own])
     assert [type(each) for each in processors] == [NoRepeatedNGrams]
+    assert type(own) is NoRepeatNGramLogitsProcessor  # the caller's stays what it is
+    given = [MinLengthLogitsProcessor(3, 2), MinNewTokensLengthLogitsProcessor(1, 2, 2)]
+    processors = model._get_logits_processor(model.generation_config, logits_processor=given)
+    assert [type(each) for each in processors] == [MinLength, MinNewTokens]
 
     class Other(NoRepeatNGramLogitsProcessor):
         """A processor of the caller's own make."""
