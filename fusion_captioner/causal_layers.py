@@ -67,7 +67,7 @@ class PackedWeight:
             self.packed_bias = None if bias is None else bias.detach().to(dtype)
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        """`(rows, input_size)` → `(rows, output_size)`"""
+        """`(..., input_size)` → `(..., output_size)`"""
         if self.half is not None:
             return torch.ops.quantized.linear_dynamic_fp16(rows, self.half)
         return torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.packed_bias, "none", [], "")
@@ -162,6 +162,7 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
         or (dtype != weight.dtype and not can_be_multiplied(dtype))
         or (inputs.dtype != weight.dtype and inputs.dtype != dtype)
         or not (0 if is_kept else width) < inputs.numel() <= MAX_ROWS * width
+        or inputs.dim() == 1
     ):
         return nn.functional.linear(inputs, weight, bias)
     if packed is None:
@@ -171,8 +172,7 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
         return nn.functional.linear(inputs, weight, bias)
     if not isinstance(packed, PackedWeight) or packed.dtype != dtype:
         packed = weights[weight] = PackedWeight(weight, bias, dtype, is_kept)
-    outputs = packed.multiply(inputs.reshape(-1, width).to(dtype))
-    return outputs.view(*inputs.shape[:-1], -1)
+    return packed.multiply(inputs if inputs.dtype == dtype else inputs.to(dtype))
 
 
 class PackedLinear(nn.Linear):

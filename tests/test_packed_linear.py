@@ -53,6 +53,15 @@ def test_few_rows_give_what_linear_gives(packed: list, shape: tuple[int, ...], b
 
 
 @torch.no_grad()
+def test_a_vector_is_left_to_torch(packed: list) -> None:
+    module, inputs, kept = layer(), torch.randn(256), {}
+    for _ in range(3):
+        with packed_weights([module], kept):
+            torch.testing.assert_close(module(inputs), nn.functional.linear(inputs, module.weight, module.bias))
+    assert packed == []
+
+
+@torch.no_grad()
 def test_kept_copies_serve_further_calls(packed: list) -> None:
     module, inputs, kept = layer(), torch.randn(4, 256), {}
     for _ in range(3):
@@ -65,11 +74,13 @@ def test_kept_copies_serve_further_calls(packed: list) -> None:
 
 
 @pytest.mark.skipif(not causal_layers.CAN_PACK_HALF, reason="this build of torch multiplies by no float16 weights")
-@pytest.mark.parametrize("rows", [1, 3, 24])
+@pytest.mark.parametrize("shape", [(1, 256), (3, 256), (2, 12, 256), (4, 1, 256)])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
-def test_kept_copies_of_what_float16_holds_are_float16_and_lose_nothing(packed: list, rows: int, bias: bool) -> None:
-    module, inputs, kept = layer(bias).half().float(), torch.randn(rows, 256), {}
+def test_kept_copies_of_what_float16_holds_are_float16_and_lose_nothing(
+    packed: list, shape: tuple[int, ...], bias: bool
+) -> None:
+    module, inputs, kept = layer(bias).half().float(), torch.randn(shape), {}
     expected = module(inputs)
     for _ in range(3):
         with packed_weights([module], kept):
