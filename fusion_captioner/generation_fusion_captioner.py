@@ -364,10 +364,13 @@ class FusionCaptionerGenerationMixin(GenerationMixin):
         ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         pad_id = generation_config._pad_token_tensor
         running = torch.ones(len(input_ids), dtype=torch.long)
-        logits = self._prefill(input_ids, generation_config, model_kwargs).logits[:, -1]
         mask = model_kwargs.get("attention_mask")
         if mask is not None and mask.all():
             mask = None
+        if cache.is_initialized or generation_config.prefill_chunk_size is not None:
+            logits = self._prefill(input_ids, generation_config, model_kwargs).logits[:, -1]
+        else:
+            logits = self.next_logits(input_ids, mask, cache)
         while True:
             scores = logits.to(copy=True, dtype=torch.float32)
             for processor in logits_processor:

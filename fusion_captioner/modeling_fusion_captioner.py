@@ -674,12 +674,17 @@ class FusionCaptionerForConditionalGeneration(FusionCaptionerPreTrainedModel, Fu
         )
 
     def next_logits(self, token_ids: torch.Tensor, mask: torch.Tensor | None, cache: CaptionCache) -> torch.Tensor:
-        """What `forward` gives, and does to the cache, for one more token of each text: `(T, 1)` → `(T, V)`."""
+        """What `forward` gives behind the last token, and does to the cache, for texts that begin, or go on by one
+        token: `(T, L)` → `(T, V)`."""
+        if not cache.is_initialized:
+            self.model.check_input_ids(token_ids)
+            count_texts(len(token_ids), len(cache.projected_regions[0]))
+            cache.word_bias = self.model.word_bias(cache.concept_logits, token_ids)
         text_states, embeddings, cache.text_state = self.model.text_encoder(token_ids, mask, cache.text_state, True)
         fused, _, cache.fusion_state = self.model.fusion(
             text_states, *cache.projected_regions, attention_mask=mask, state=cache.fusion_state
         )
-        cache.seen_tokens += 1
+        cache.seen_tokens += token_ids.shape[1]
         hidden_states, cache.decoder_state = self.decoder(fused, embeddings, mask, cache.decoder_state, True)
         if cache.word_bias is not None:
             cache.word_bias.scatter_(1, token_ids, 0.0)

@@ -26,8 +26,17 @@ MODES = {
 }
 
 
+# words that are likely at once, among them two of the prompts
+CONCEPTS = {"num_concepts": 3, "concept_token_ids": [5, 7, 11, 12, 13, 14], "concept_bias": 500.0}
+
+
+def fields_of(model: tuple[str, str]) -> dict[str, str]:
+    fusion_type, layer_type = model
+    return {"fusion_type": fusion_type, "text_encoder_type": layer_type, "decoder_type": layer_type}
+
+
 def model_of(fusion_type: str, layer_type: str):
-    return tiny_model(fusion_type=fusion_type, text_encoder_type=layer_type, decoder_type=layer_type)
+    return tiny_model(**fields_of((fusion_type, layer_type)))
 
 
 def prompts() -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,11 +88,13 @@ def test_with_and_without_the_cache_the_words_are_the_same(fusion_type: str, lay
             torch.testing.assert_close(torch.stack(cached.logits), torch.stack(uncached.logits))
 
 
-@pytest.mark.parametrize(("fusion_type", "layer_type"), MODELS)
+@pytest.mark.parametrize(
+    "fields", [*map(fields_of, MODELS), CONCEPTS], ids=lambda fields: "-".join(map(str, fields.values()))
+)
 @pytest.mark.parametrize("mode", ["greedy", "samples"])
-def test_tokens_alone_are_those_of_transformers_own_loop(fusion_type: str, layer_type: str, mode: str) -> None:
+def test_tokens_alone_are_those_of_transformers_own_loop(fields: dict, mode: str) -> None:
     """A caller who asks for logits as well gets transformers' loop around the model, others the short one."""
-    model = model_of(fusion_type, layer_type)
+    model = tiny_model(**fields)
     ids, mask = prompts()
     options = MODES[mode] | {"pixel_values": pixels(), "min_new_tokens": 2, "repetition_penalty": 1.3}
     for prompt in ({}, {"input_ids": ids, "attention_mask": mask}):
