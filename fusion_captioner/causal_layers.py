@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from operator import is_
 
 import torch
 from torch import nn
@@ -43,31 +44,47 @@ CAN_PACK_HALF = torch.backends.quantized.engine in ("fbgemm", "x86") and hasattr
 
 class PackedWeight:
     """
-    A linear layer's weight and bias, copied in the layout that few rows are multiplied by.
+    Weights and biases of linear layers that are added up, of one at least, copied as one weight in the layout that few
+    rows are multiplied by.
 
     A copy that is kept may take its time: a weight of float32 that float16 holds exactly, as those of a checkpoint
     that was saved in float16, is packed in float16 then, which halves the bytes to read. Products are float32 all the
     same.
 
     Args:
-        weight (`torch.Tensor` of shape `(output_size, input_size)`).
-        bias (`torch.Tensor` of shape `(output_size,)`, *optional*).
+        weights (`torch.Tensor` of shape `(output_size, part of input_size)` each): side by side.
+        biases (`torch.Tensor` of shape `(output_size,)`, *optional*, each): added up; all are given or none.
         dtype: of the rows that will be multiplied.
         is_kept: whether the copy serves many calls of `generate`.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, is_kept: bool) -> None:
-        weight = weight.detach().to(dtype)
-        self.dtype, self.bias = dtype, bias
+    def __init__(
+        self,
+        weights: tuple[torch.Tensor, ...],
+        biases: tuple[torch.Tensor | None, ...],
+        dtype: torch.dtype,
+        is_kept: bool,
+    ) -> None:
+        weight = torch.cat([each.detach() for each in weights], dim=1).to(dtype)
+        given = [each.detach() for each in biases if each is not None]
+        bias = torch.stack(given).sum(dim=0) if given else None
+        self.dtype = dtype
+        self.sources = (*weights, *biases)
         self.half = None
         if CAN_PACK_HALF and is_kept and dtype == torch.float32 and _is_exact_in_half(weight):
             self.half = torch.ops.quantized.linear_prepack_fp16(weight, bias)
         else:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-            self.packed_bias = None if bias is None else bias.detach().to(dtype)
+            self.packed_bias = None if bias is None else bias.to(dtype)
+
+    def is_of(self, weights: tuple[torch.Tensor, ...], biases: tuple[torch.Tensor | None, ...]) -> bool:
+        """Whether it is a copy of these very tensors."""
+        return all(map(is_, self.sources, (*weights, *biases)))
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """`(..., input_size)` → `(..., output_size)`"""
+        if rows.dtype != self.dtype:
+            rows = rows.to(self.dtype)
         if self.half is not None:
             return torch.ops.quantized.linear_dynamic_fp16(rows, self.half)
         return torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.packed_bias, "none", [], "")
@@ -149,12 +166,29 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
         weight (`torch.FloatTensor` of shape `(output_size, input_size)`).
         bias (`torch.FloatTensor` of shape `(output_size,)`, *optional*).
     """
+    packed = _packed_copy(inputs, (weight,), (bias,))
+    return nn.functional.linear(inputs, weight, bias) if packed is None else packed.multiply(inputs)
+
+
+def _packed_copy(
+    inputs: torch.Tensor, weights: tuple[torch.Tensor, ...], biases: tuple[torch.Tensor | None, ...]
+) -> PackedWeight | None:
+    """
+    What a few rows are multiplied by in the place of weights that stand side by side, or `None` where torch's own
+    product is to be taken.
+
+    Args:
+        inputs (`torch.FloatTensor` of shape `(..., input_size)`).
+        weights (`torch.FloatTensor` of shape `(output_size, part of input_size)` each): the first stands for all.
+        biases (`torch.FloatTensor` of shape `(output_size,)`, *optional*, each): of the weights.
+    """
     # first of all, so that a compiler sees nothing of the rest
     packing = None if torch.compiler.is_compiling() else _PACKED.get()
     if packing is None or torch.is_grad_enabled():
-        return nn.functional.linear(inputs, weight, bias)
-    weights, is_kept = packing
-    packed = weights.get(weight, False)  # False: of another layer, or not to be packed
+        return None
+    known, is_kept = packing
+    weight = weights[0]
+    packed = known.get(weight, False)  # False: of another layer, or not to be packed
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
     width = inputs.shape[-1]
     if (
@@ -164,15 +198,13 @@ def few_row_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
         or not (0 if is_kept else width) < inputs.numel() <= MAX_ROWS * width
         or inputs.dim() == 1
     ):
-        return nn.functional.linear(inputs, weight, bias)
+        return None
     if packed is None:
-        weights[weight] = weight
-        return nn.functional.linear(inputs, weight, bias)
-    if isinstance(packed, PackedWeight) and packed.bias is not bias:  # of another layer with the same weight
-        return nn.functional.linear(inputs, weight, bias)
+        known[weight] = weight
+        return None
     if not isinstance(packed, PackedWeight) or packed.dtype != dtype:
-        packed = weights[weight] = PackedWeight(weight, bias, dtype, is_kept)
-    return packed.multiply(inputs if inputs.dtype == dtype else inputs.to(dtype))
+        packed = known[weight] = PackedWeight(weights, biases, dtype, is_kept)
+    return packed if packed.is_of(weights, biases) else None  # another layer may have the same weight
 
 
 class PackedLinear(nn.Linear):
@@ -386,12 +418,16 @@ class CausalLSTM(CausalRecurrent):
     def cell(self, inputs, state, *weights):
         input_weight, hidden_weight, input_bias, hidden_bias = weights
         hidden, memory = state
-        if torch.compiler.is_exporting():
-            both = torch.cat((inputs, hidden), dim=1), torch.cat((input_weight, hidden_weight), dim=1)
-            gates = nn.functional.linear(*both, input_bias + hidden_bias)
+        both = torch.cat((inputs, hidden), dim=1)
+        packed = _packed_copy(both, (input_weight, hidden_weight), (input_bias, hidden_bias))
+        if packed is not None:
+            gates = packed.multiply(both)
+        elif torch.compiler.is_exporting():
+            joined = torch.cat((input_weight, hidden_weight), dim=1)
+            gates = nn.functional.linear(both, joined, input_bias + hidden_bias)
         else:
-            gates = few_row_linear(inputs, input_weight, input_bias)
-            gates += few_row_linear(hidden, hidden_weight, hidden_bias)
+            gates = nn.functional.linear(inputs, input_weight, input_bias)
+            gates += nn.functional.linear(hidden, hidden_weight, hidden_bias)
         entered, kept, candidate, shown = gates.chunk(4, dim=-1)
         memory = kept.sigmoid() * memory + entered.sigmoid() * candidate.tanh()
         return shown.sigmoid() * memory.tanh(), memory

@@ -11,7 +11,7 @@ from tiny_models import pixels, tiny_model
 from torch import nn
 
 from fusion_captioner import causal_layers
-from fusion_captioner.causal_layers import MAX_ROWS, PackedLinear, few_row_linear, packed_weights
+from fusion_captioner.causal_layers import MAX_ROWS, CausalLSTM, PackedLinear, few_row_linear, packed_weights
 
 pytestmark = pytest.mark.skipif(not causal_layers.CAN_PACK, reason="this build of torch has no packed products")
 
@@ -108,6 +108,20 @@ def test_layers_that_share_a_weight_keep_their_own_bias(packed: list) -> None:
     for _ in range(3):
         with packed_weights([first, second], kept):
             torch.testing.assert_close(second(inputs) - first(inputs), (second.bias - first.bias).expand(4, -1))
+
+
+@torch.no_grad()
+def test_an_lstm_multiplies_input_and_state_at_once_and_by_its_own_weights(packed: list) -> None:
+    torch.manual_seed(0)
+    first, second = (CausalLSTM(256, 128, 1, 0.0).eval() for _ in range(2))
+    second.recurrent.weight_ih_l0 = first.recurrent.weight_ih_l0
+    token, state, kept = torch.randn(4, 1, 256), (torch.randn(4, 1, 128), torch.randn(4, 1, 128)), {}
+    expected = [module(token, None, state, True) for module in (first, second)]
+    for _ in range(3):
+        with packed_weights([first, second], kept):
+            found = [module(token, None, state, True) for module in (first, second)]
+        torch.testing.assert_close(found, expected)
+    assert packed == [(4, 256 + 128)] * 3  # of the second, which came at the weight's second use
 
 
 @torch.no_grad()
