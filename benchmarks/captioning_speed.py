@@ -5,9 +5,11 @@ only.
     python benchmarks/captioning_speed.py --checkpoint runs/captioner --export exported [--export ...] [--json FILE]
 
 Every system runs in a process of its own, on the same cores, reads the same synthetic photos and writes exactly 15 new
-tokens, greedily and with beams, in batches of several sizes; each time is the median of repeats, after one that does
-not count. The peers have random weights of the published sizes and run in the faster of fp32 and bf16, which is tried
-first. This package runs as its command does.
+tokens, greedily and with beams, in batches of several sizes. The systems take turns, since a machine that others share
+is slower in one minute than in the next: in each turn a system captions the batch four times, the first of which does
+not count. Times are medians; "times faster" is the median of the ratios within a turn. The peers have random weights
+of the published sizes and run in the faster of fp32 and bf16, which is tried first. This package runs as its command
+does.
 
 A time is split into decoding and resizing, the image encoder (with what is projected once an image), and generation,
 to text. FLOPs are those of an image with 15 tokens, counted by torch.utils.flop_counter; an export has those of the
@@ -36,6 +38,8 @@ from typing import Any
 # Everything heavy is imported where it is used: the processes that are measured run this file, too.
 
 Run = dict[str, Any]
+
+REPEATS = 3  # that count, in a turn
 
 
 class Stopwatch:
@@ -154,42 +158,70 @@ def forced(beams: int, tokens: int) -> dict[str, Any]:
 # what happens in the processes that are measured
 
 
+class TimedSystem:
+    """A system, and the seconds that it takes to load and for the first caption."""
+
+    def __init__(self, task: Run) -> None:
+        self.task = task
+        self.watch = Stopwatch()
+        start = time.perf_counter()
+        self.system = SYSTEMS[task["kind"]](task, self.watch)
+        loaded = time.perf_counter()
+        self.system.generate(self.system.prepare(task["photos"][:1]), 1, task["tokens"])
+        self.found: Run = {
+            "load_seconds": loaded - start,
+            "first_caption_seconds": time.perf_counter() - loaded,
+        }
+
+    def turn(self, beams: int, batch: int, repeats: int) -> Run:
+        """Seconds by stage of each repeat, after one that does not count, and the peak of memory."""
+        photos, tokens = self.task["photos"], self.task["tokens"]
+        paths = [photos[index % len(photos)] for index in range(batch)]
+        repeated: list[list[float]] = []
+        for _ in range(repeats + 1):
+            self.watch.seconds, start = 0.0, time.perf_counter()
+            inputs = self.system.prepare(paths)
+            prepared = time.perf_counter()
+            texts = self.system.generate(inputs, beams, tokens)
+            end = time.perf_counter()
+            repeated.append([prepared - start, self.watch.seconds, end - prepared - self.watch.seconds])
+        if len(texts) != batch:
+            raise RuntimeError(f"{self.task['name']}: {len(texts)} captions of {batch} photos.")
+        return {"stages": repeated[1:], "peak_bytes": peak_resident()}
+
+
+def figures_of(beams: int, batch: int, turns: list[Run]) -> Run:
+    """Of a setting: seconds an image, by stage; those of each turn; and peak memory."""
+    stages = [stages for turn in turns for stages in turn["stages"]]
+    parts = [statistics.median(column) / batch for column in zip(*stages)]
+    return {
+        "beams": beams,
+        "batch": batch,
+        "images_per_second": batch / statistics.median(map(sum, stages)),
+        "seconds_an_image": dict(zip(("input", "encoder", "generation"), parts)),
+        "seconds_of_turns": [statistics.median(map(sum, turn["stages"])) / batch for turn in turns],
+        "peak_bytes": turns[-1]["peak_bytes"],
+    }
+
+
 def time_system(task: Run) -> Run:
-    """All settings of a system: seconds an image, by stage, and peak memory of each."""
-    watch = Stopwatch()
-    start = time.perf_counter()
-    system = SYSTEMS[task["kind"]](task, watch)
-    found: Run = {"load_seconds": time.perf_counter() - start, "settings": []}
-    start = time.perf_counter()
-    system.generate(system.prepare(task["photos"][:1]), 1, task["tokens"])
-    found["first_caption_seconds"] = time.perf_counter() - start
-    for beams in task["beams"]:
-        for batch in task["batches"]:
-            paths = [task["photos"][index % len(task["photos"])] for index in range(batch)]
-            stages: list[tuple[float, float, float]] = []
-            for _ in range(task["repeats"] + 1):
-                watch.seconds, start = 0.0, time.perf_counter()
-                inputs = system.prepare(paths)
-                prepared = time.perf_counter()
-                texts = system.generate(inputs, beams, task["tokens"])
-                end = time.perf_counter()
-                stages.append((prepared - start, watch.seconds, end - prepared - watch.seconds))
-            if len(texts) != batch:
-                raise RuntimeError(f"{task['name']}: {len(texts)} captions of {batch} photos.")
-            total = statistics.median(sum(each) for each in stages[1:])
-            parts = [statistics.median(column) for column in zip(*stages[1:])]
-            found["settings"].append(
-                {
-                    "beams": beams,
-                    "batch": batch,
-                    "images_per_second": batch / total,
-                    "seconds_an_image": dict(
-                        zip(("input", "encoder", "generation"), (part / batch for part in parts))
-                    ),
-                    "peak_bytes": peak_resident(),
-                }
-            )
-    return found
+    """All settings of a system, one after the other."""
+    timed = TimedSystem(task)
+    settings = [(beams, batch) for beams in task["beams"] for batch in task["batches"]]
+    return timed.found | {
+        "settings": [figures_of(*setting, [timed.turn(*setting, task["repeats"])]) for setting in settings]
+    }
+
+
+def take_turns(task: Run) -> Run:
+    """Say what loading took; then, for each line of standard input, take the turn that it describes and say what it
+    took."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
+    timed = TimedSystem(task)
+    print(json.dumps(timed.found), file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(timed.turn(**json.loads(line))), file=answers, flush=True)
+    return {}
 
 
 def examine(task: Run) -> Run:
@@ -241,7 +273,12 @@ def caption_one(task: Run) -> Run:
     return {"caption": system.generate(system.prepare(task["photos"][:1]), 1, task["tokens"])[0]}
 
 
-JOBS: dict[str, Callable[[Run], Run]] = {"time": time_system, "examine": examine, "caption_one": caption_one}
+JOBS: dict[str, Callable[[Run], Run]] = {
+    "time": time_system,
+    "take_turns": take_turns,
+    "examine": examine,
+    "caption_one": caption_one,
+}
 
 
 def peak_resident() -> int:
@@ -263,6 +300,52 @@ def in_its_own_process(job: str, task: Run, script: str = __file__) -> tuple[Run
     if finished.returncode:
         raise RuntimeError(f"{job} of {task['name']} failed:\n{finished.stderr}")
     return json.loads(finished.stdout.splitlines()[-1]), seconds
+
+
+class LiveSystem:
+    """A system in a process of its own, which waits for its turns. What it says first is what loading took."""
+
+    def __init__(self, task: Run, folder: Path) -> None:
+        self.name = task["name"]
+        self.errors = folder / f"{self.name}.errors"
+        command = [sys.executable, __file__, "--job", "take_turns", json.dumps(task)]
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        self.found = self._answer()
+
+    def turn(self, **settings: int) -> Run:
+        assert self.process.stdin is not None
+        print(json.dumps(settings), file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def end(self) -> None:
+        self.process.communicate()
+
+    def _answer(self) -> Run:
+        assert self.process.stdout is not None
+        if line := self.process.stdout.readline():
+            return json.loads(line)
+        raise RuntimeError(f"{self.name} failed:\n{self.errors.read_text()}")
+
+
+def time_in_turns(tasks: list[Run], turns: int, folder: Path) -> list[Run]:
+    """What [`time_system`] finds of each task, measured in turns."""
+    live = []
+    for task in tasks:
+        print(f"{task['name']}: loading", file=sys.stderr)
+        live.append(LiveSystem(task, folder))
+    settings: list[list[Run]] = [[] for _ in tasks]
+    for beams in tasks[0]["beams"]:
+        for batch in tasks[0]["batches"]:
+            print(f"{beams} beams, batch {batch}", file=sys.stderr)
+            rounds = [[each.turn(beams=beams, batch=batch, repeats=REPEATS) for each in live] for _ in range(turns)]
+            for own, of_system in zip(settings, zip(*rounds)):
+                own.append(figures_of(beams, batch, list(of_system)))
+    for each in live:
+        each.end()
+    return [each.found | {"settings": own} for each, own in zip(live, settings)]
 
 
 def run_command(
@@ -303,7 +386,6 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Run]:
         "batches": options.batches,
         "beams": options.beams,
         "tokens": options.tokens,
-        "repeats": options.repeats,
         "threads": options.threads,
         "tiny": options.tiny,
     }
@@ -317,8 +399,8 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Run]:
 
     systems: list[Run] = []
     for task in tasks:
-        print(task["name"], file=sys.stderr)
-        task = shared | task
+        print(f"{task['name']}: type and operations", file=sys.stderr)
+        task |= shared
         system: Run = {"name": task["name"], "kind": task["kind"]}
         if task["kind"] == "export":
             description = json.loads((Path(task["path"]) / "exported_captioner.json").read_text())
@@ -326,11 +408,16 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Run]:
             flop = same[0]["flop"] if same else None
             system |= {"dtype": description["dtype"], "runtime": description["runtime"], "flop": flop}
         else:
-            saved = str(folder / "peer")
-            system |= in_its_own_process("examine", task | {"save": saved})[0]
-        system |= in_its_own_process("time", task | {"dtype": system["dtype"]})[0]
+            saved = {"save": str(folder / task["name"])} if task["kind"] == "peer" else {}
+            system |= in_its_own_process("examine", task | saved)[0]
+        task["dtype"] = system["dtype"]
+        systems.append(system)
+    for system, found in zip(systems, time_in_turns(tasks, options.turns, folder)):
+        system |= found
+    for system, task in zip(systems, tasks):
+        print(f"{task['name']}: cold start", file=sys.stderr)
         if task["kind"] == "peer":
-            task |= {"dtype": system["dtype"], "path": saved}
+            task["path"] = str(folder / task["name"])
             starts = [in_its_own_process("caption_one", task)[1] for _ in range(options.starts)]
         else:
             out = str(folder / "captions.jsonl")
@@ -341,13 +428,12 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Run]:
             seconds, most = run_command(*model, [str(folder / "photos")], 1, options.tokens, out)
             system |= {"command_folder_seconds": seconds, "command_folder_peak_pss": most}
         system["cold_start_seconds"] = statistics.median(starts)
-        systems.append(system)
     return systems
 
 
 def ratios(systems: list[Run]) -> None:
-    """Adds to each setting how many times faster it is than the fastest peer, and how many times fewer FLOPs it
-    takes."""
+    """Adds to each setting how many times faster it is than the fastest peer, in the median of turns, and how many
+    times fewer FLOPs it takes."""
     for place, setting in enumerate(systems[0]["settings"]):
         peers = [system for system in systems if system["kind"] == "peer"]
         if not peers:
@@ -357,7 +443,8 @@ def ratios(systems: list[Run]) -> None:
         for system in systems:
             own = system["settings"][place]
             own["fastest_peer"] = fastest["name"]
-            own["speed_ratio"] = own["images_per_second"] / fastest["settings"][place]["images_per_second"]
+            turns = zip(fastest["settings"][place]["seconds_of_turns"], own["seconds_of_turns"])
+            own["speed_ratio"] = statistics.median(of_peer / of_system for of_peer, of_system in turns)
             own["flop_ratio"] = fastest["flop"][beams] / system["flop"][beams] if system["flop"] else None
 
 
@@ -413,7 +500,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="default: 1 8 32")
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 3], help="1 is greedy (default: 1 3)")
     parser.add_argument("--tokens", type=int, default=15, help="new tokens of every caption (default: 15)")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of each setting (default: 5)")
+    parser.add_argument("--turns", type=int, default=5, help="of each system in each setting (default: 5)")
     parser.add_argument("--starts", type=int, default=3, help="cold starts of each system (default: 3)")
     parser.add_argument("--photos", type=int, default=64, help="photos to caption (default: 64)")
     parser.add_argument(
@@ -439,6 +526,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "processor": processor[0].split(": ")[1] if processor else platform.machine(),
         "threads": options.threads,
+        "turns": options.turns,
         "photos": options.photos,
         "photo_size": "×".join(map(str, options.photo_size)),
         "new_tokens": options.tokens,
