@@ -191,7 +191,7 @@ class TimedSystem:
 
 
 def figures_of(beams: int, batch: int, turns: list[Run]) -> Run:
-    """Of a setting: seconds an image, by stage; those of each turn; and peak memory."""
+    """Of a setting: seconds per image, by stage; those of each turn; and peak memory."""
     stages = [stages for turn in turns for stages in turn["stages"]]
     parts = [statistics.median(column) / batch for column in zip(*stages)]
     return {
@@ -468,7 +468,7 @@ def print_tables(about: Run, systems: list[Run]) -> None:
                 f"| {f'{flop:.1f}' if flop else '–'} | {own['peak_bytes'] / 1e6:.0f} |"
             )
     searches = ", ".join("greedy" if beams == "1" else f"beam {beams}" for beams in about["beams"].split())
-    print(f"\n| | dtype | parameters, M | GFLOP an image: {searches} | load, s | first caption, ms | cold start, s |")
+    print(f"\n| | dtype | parameters, M | GFLOP per image: {searches} | load, s | first caption, ms | cold start, s |")
     print("|---|---|---|---|---|---|---|")
     for system in systems:
         parameters = f"{system['parameters'] / 1e6:.1f}" if "parameters" in system else "–"

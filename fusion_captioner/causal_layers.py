@@ -7,7 +7,7 @@ B: batch, L: tokens of this call, S: tokens so far, past ones included, D: hidde
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from operator import is_
@@ -378,9 +378,9 @@ class CausalRecurrent(GradientCheckpointingLayer):
         return tuple(tensor.transpose(0, 1) for tensor in tensors)  # (B, N, D) each
 
 
-def _stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def _stacked(tensors: list[torch.Tensor] | tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Tensors `(B, D)` as one, `(B, number, D)`; a single one is not copied."""
-    return tensors[0].unsqueeze(1) if len(tensors) == 1 else torch.stack(tuple(tensors), dim=1)
+    return tensors[0].unsqueeze(1) if len(tensors) == 1 else torch.stack(tensors, dim=1)
 
 
 def initialize_recurrent(layers: nn.LSTM | nn.GRU) -> None:
